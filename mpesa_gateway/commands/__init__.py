@@ -1,1 +1,1 @@
-"""What the host types: one command group or command a file, put together in ``mpesa_gateway.cli``."""
+"""Commands of ``mpesa_gateway.cli``: one file for each group."""

@@ -1,4 +1,4 @@
-"""``mpesa-gateway apikeys``: keys for merchants' programs, shown once."""
+"""``mpesa-gateway apikeys``: merchants' API keys."""
 
 from datetime import timedelta
 
@@ -20,22 +20,22 @@ def apikeys() -> None:
 
 @apikeys.command()
 @click.argument("merchant_id")
-@click.option("--name", default="key", show_default=True, help="What to call the key, 1 to 100 characters.")
+@click.option("--name", default="key", show_default=True, help="Name of the key, 1 to 100 characters.")
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     metavar="SCOPE",
-    help="A right that the key carries, such as payments:read; repeat for more. Without it: everything but admin.",
+    help="A scope of the key, such as payments:read; repeat for more. Default: every scope but admin.",
 )
 @click.option("--live", is_flag=True, help="A key for real money (sk_live_…) instead of the sandbox (sk_test_…).")
-@click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires; without it, never.")
+@click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires; default: never.")
 @JSON
 @pass_session
 def create(
     session: Session, merchant_id: str, name: str, scopes: tuple[str, ...], live: bool, days: int | None, as_json: bool
 ) -> None:
-    """Create a key for MERCHANT_ID and print it: now or never, only its digest is kept."""
+    """Create a key for MERCHANT_ID and print it. Only its digest is stored."""
     if not 1 <= len(name) <= 100:
         raise click.BadParameter("give a name of 1 to 100 characters", param_hint="--name")
 
@@ -71,7 +71,7 @@ def create(
 @JSON
 @pass_session
 def list_(session: Session, merchant_id: str, *, as_json: bool) -> None:
-    """List MERCHANT_ID's keys, newest first, without what is secret in them."""
+    """List MERCHANT_ID's keys, newest first, without their secrets."""
 
     async def work(gateway: Gateway) -> list[ApiKey]:
         await gateway.merchants.require(merchant_id)
@@ -106,8 +106,8 @@ def _state(key: ApiKey) -> str:
 @YES
 @pass_session
 def revoke(session: Session, merchant_id: str, key_id: str, *, yes: bool) -> None:
-    """Refuse MERCHANT_ID's key KEY_ID from now on."""
-    confirm(f"Whoever uses {key_id} will be refused.", yes=yes)
+    """Revoke MERCHANT_ID's key KEY_ID."""
+    confirm(f"Calls with {key_id} will be refused.", yes=yes)
 
     async def work(gateway: Gateway) -> ApiKey:
         return await gateway.api_keys.revoke(merchant_id, key_id, actor=actor())

@@ -1,4 +1,4 @@
-"""``mpesa-gateway audit``: proves that nobody changed the record of who did what."""
+"""``mpesa-gateway audit``: verifies the audit log."""
 
 import rich_click as click
 
@@ -13,16 +13,14 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option(
-    "--noted", metavar="HEAD", help="The head that an earlier look printed: finds a log that was cut off since."
-)
+@click.option("--noted", metavar="HEAD", help="The head that an earlier run printed: detects a log truncated since.")
 @JSON
 @pass_session
 def verify(session: Session, noted: str | None, *, as_json: bool) -> None:
     """Check the digest chain of every entry; exit with 1, naming the entry, if one was changed or removed."""
 
     async def work(gateway: Gateway) -> tuple[str, int]:
-        # The head first: what is added meanwhile must not be said to have been looked at.
+        # The head first: entries added afterwards are not verified.
         return await gateway.audit.head(), await gateway.audit.verify(noted)
 
     try:

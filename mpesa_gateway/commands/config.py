@@ -1,4 +1,4 @@
-"""``mpesa-gateway config``: whether the settings can be used, and what they are."""
+"""``mpesa-gateway config``: checks and prints the settings."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ def config() -> None:
 @JSON
 @pass_session
 def check(session: Session, *, as_json: bool) -> None:
-    """Read the settings and assemble the plugins, as starting would; connect to nothing."""
+    """Read the settings and load the plugins as at start; connect to nothing."""
     settings = session.config()
     embedded = [name for name in ("database", "valkey") if getattr(settings, name).url is None]
     if embedded:
-        _refuse(settings)
+        _check_plugins(settings)
     else:
         _ = Gateway(settings).asgi.litestar
     if as_json:
@@ -36,16 +36,16 @@ def check(session: Session, *, as_json: bool) -> None:
         return
     click.echo(f"The configuration can be used ({session.config_path or 'no file, only the environment'}).")
     for name in embedded:
-        click.echo(f"`{name}.url` is not set: `mpesa-gateway up` brings its own, everything else will refuse to start.")
+        click.echo(f"`{name}.url` is not set: `mpesa-gateway up` brings its own, every other command refuses to start.")
 
 
 @config.command()
 @JSON
 @pass_session
 def show(session: Session, *, as_json: bool) -> None:
-    """Print every setting with its present value as TOML, those of the enabled plugins too; secrets masked."""
+    """Print every setting of the kernel and the enabled plugins as TOML; secrets are masked."""
     settings = session.config()
-    plugins = _refuse(settings)
+    plugins = _check_plugins(settings)
     values: dict[str, Any] = masked_setting(settings)
     del values["sections"]
     values |= {
@@ -59,8 +59,8 @@ def show(session: Session, *, as_json: bool) -> None:
     click.echo(toml.dumps(values), nl=False)
 
 
-def _refuse(settings: GatewayConfig) -> tuple[Plugin, ...]:
-    """The enabled plugins. Raises what a Gateway would raise, but for a database that is still to be embedded."""
+def _check_plugins(settings: GatewayConfig) -> tuple[Plugin, ...]:
+    """Raises what a Gateway raises, but needs no database."""
     plugins = load(settings.plugins)
     settings.refuse_sections_except([plugin.name for plugin in plugins])
     for plugin in plugins:

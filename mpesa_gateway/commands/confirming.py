@@ -1,4 +1,4 @@
-"""Asks before what cannot be undone is done."""
+"""Confirmation of irreversible commands."""
 
 import sys
 
@@ -10,9 +10,9 @@ YES = click.option("--yes", is_flag=True, help="Do it without asking.")
 
 
 def confirm(sentence: str, *, yes: bool) -> None:
-    """Go on with ``yes``, or when the terminal's owner agrees. Raises click.Abort, or Failed without a terminal."""
+    """Return with ``yes`` or after agreement. Raises click.Abort, or CommandFailed without a terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandFailed(f"{sentence} This cannot be undone, and nobody is there to ask: add --yes")
+        raise CommandFailed(f"{sentence} This cannot be undone, and there is no terminal to ask: add --yes")
     click.confirm(f"{sentence} This cannot be undone. Go on?", abort=True, err=True)

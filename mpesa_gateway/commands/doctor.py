@@ -1,4 +1,4 @@
-"""``mpesa-gateway doctor``: whether everything is as going live needs it, and whether the books agree."""
+"""``mpesa-gateway doctor``: checks readiness for live, and the ledger."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ from mpesa_gateway.plugin import PluginError
 
 
 @click.command()
-@click.option("--live", is_flag=True, help="Examine as going live needs it, even if no merchant is live yet.")
+@click.option("--live", is_flag=True, help="Apply the requirements of live, even if no merchant is live yet.")
 @click.option("--merchant", "merchants", multiple=True, metavar="MER_…", help="Only this merchant; repeat for more.")
-@click.option("--quiet", is_flag=True, help="Show only what is not as it should be.")
-@click.option("--ledger", is_flag=True, help="Ask the books instead: does everything agree that must agree?")
+@click.option("--quiet", is_flag=True, help="Hide results that are ok.")
+@click.option("--ledger", is_flag=True, help="Check the ledger's invariants instead.")
 @click.option(
     "--statement-timeout",
     type=click.FloatRange(0.1, 86_400),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="With --ledger: how long one question may take.",
+    help="With --ledger: timeout of one query.",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(0, 10_080),
     metavar="MINUTES",
-    help="With --ledger: after how long what waits counts as stuck; without it 10, and 30 for reconciliations.",
+    help="With --ledger: age at which a waiting row counts as stuck; default: 10, and 30 for reconciliations.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines for people.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @pass_session
 @click.pass_context
 def doctor(
@@ -55,16 +55,16 @@ def doctor(
     grace: float | None,
     as_json: bool,
 ) -> None:
-    """Look for whatever stands in the way of money, or of news of it.
+    """Check everything that payments and webhooks depend on.
 
-    Says in plain words what is as it should be and what is not, each with its fix, and exits with 1 when there is a
-    problem. It changes nothing; run it before going live, after every change, and whenever something is odd.
+    Prints each result with its fix, and exits with 1 if there is a problem. It changes nothing. Run it before going
+    live and after every change.
     """
     logs.configure(LogsConfig(format="console", level="error"))
     printer = Printer(Console(quiet=as_json), quiet=quiet)
     if ledger:
         if live or merchants:
-            raise click.UsageError("--ledger asks about all books: leave --live and --merchant out")
+            raise click.UsageError("--ledger checks all merchants: omit --live and --merchant")
         minutes = None if grace is None else timedelta(minutes=grace)
         proofs = run(_read_ledger(Gateway(session.attached()), printer, statement_timeout, minutes))
         _finish(context, {"holds": all(proof.holds for proof in proofs), "invariants": proofs}, as_json, "holds")
@@ -87,7 +87,7 @@ def _finish(context: click.Context, report: dict[str, Any], as_json: bool, good:
 
 
 def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is_live: bool) -> list[DoctorReport]:
-    """Everything that is seen, printed as it is. Settings that cannot be used are seen too, and nothing else then."""
+    """Return all reports, printed as they arrive. Unusable settings are the only report."""
     try:
         config = alone(session.attached())
         gateway = Gateway(config)

@@ -1,4 +1,4 @@
-"""``mpesa-gateway keys``: the master keys that seal secrets at rest."""
+"""``mpesa-gateway keys``: master keys, which seal stored secrets."""
 
 import os
 import tempfile
@@ -17,25 +17,25 @@ from mpesa_gateway.security.sealing import read_ring_file
 
 @click.group()
 def keys() -> None:
-    """Make master keys, and seal everything again with a new one."""
+    """Generate master keys, and reseal stored secrets."""
 
 
 @keys.command()
 def generate() -> None:
-    """Print a new master key: 32 random bytes in base64. Keep a copy where it cannot be lost."""
+    """Print a new master key: 32 random bytes in base64. Keep a copy in a safe place."""
     click.echo(new_key())
 
 
 @keys.command()
 @click.option(
-    "--generate", "make_one", is_flag=True, help="First put a new key at the head of security.master_key_file."
+    "--generate", "make_one", is_flag=True, help="First add a new key at the head of security.master_key_file."
 )
 @JSON
 @pass_session
 def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
-    """Seal every stored secret again with the first master key, while the gateway runs.
+    """Reseal every stored secret with the first master key, while the gateway runs.
 
-    The old keys must still be there (further lines of security.master_key_file, or security.old_master_keys).
+    The old keys must still be listed (further lines of security.master_key_file, or security.old_master_keys).
     """
     file = session.attached().security.master_key_file
     if make_one:
@@ -73,8 +73,8 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
 
 
 def prepend_key(path: Path, key: str) -> None:
-    """Put a master key at the head of a ring file, whole or not at all. Raises ConfigError for an unusable file."""
-    # A mounted secret is often a link: the file behind it is what must change.
+    """Add a master key at the head of a ring file, atomically. Raises ConfigError for an unusable file."""
+    # A mounted secret is often a link: its target is replaced.
     path = path.resolve()
     read_ring_file(path)
     owner = path.stat()
@@ -84,7 +84,7 @@ def prepend_key(path: Path, key: str) -> None:
             file.write(f"{key}\n{read_text_file(path)}")
             file.flush()
             if os.geteuid() == 0:
-                # The processes that read it need not run as whoever rotates.
+                # The gateway may run as another account.
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             os.fsync(file.fileno())
         Path(temporary).replace(path)

@@ -1,4 +1,4 @@
-"""What a command shows: a table for people, tab-separated lines for a pipe, and JSON for programs."""
+"""Output of commands: a table on a terminal, tab-separated lines for a pipe, or JSON."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -11,16 +11,15 @@ from rich.table import Table
 
 from mpesa_gateway.clock import rfc3339
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text for people.")
-"""The option of every command that shows something."""
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 def show(
     headings: Sequence[str], rows: Iterable[Sequence[Any]], *, as_json: bool = False, absent: str = "never"
 ) -> None:
-    """Print rows under headings; to a pipe or a file as one tab-separated line each, headings first.
+    """Print rows as a table on a terminal, as tab-separated lines elsewhere, or as a JSON list of objects.
 
-    With ``as_json`` one list of objects. Values are text, numbers, truths, times, lists, and None: ``absent`` in text.
+    ``absent`` is the text for None.
     """
     if as_json:
         print_json([dict(zip(headings, row, strict=True)) for row in rows])
@@ -40,12 +39,10 @@ def show(
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON, in lines that can be read too."""
     click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
 
 
 def print_json_line(value: Any) -> None:
-    """Print a value as JSON on one line, for those who read one thing after the other."""
     click.echo(msgspec.json.encode(value, enc_hook=str).decode())
 
 

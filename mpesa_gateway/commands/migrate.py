@@ -1,4 +1,4 @@
-"""``mpesa-gateway migrate``: brings the database to this release, or says whether it is."""
+"""``mpesa-gateway migrate``: applies migrations, or lists pending ones."""
 
 import rich_click as click
 
@@ -10,7 +10,7 @@ from mpesa_gateway.owner import make_running_role, update_schema
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Apply nothing: list what is missing and exit with 1 if something is.")
+@click.option("--check", is_flag=True, help="Apply nothing: list pending migrations and exit with 1 if there are any.")
 @JSON
 @pass_session
 @click.pass_context

@@ -1,4 +1,4 @@
-"""``mpesa-gateway plugins``: what is installed, what is enabled, and what each plugin provides and needs."""
+"""``mpesa-gateway plugins``: installed plugins, and what each provides and requires."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from mpesa_gateway.plugin import InstalledPlugin, NoSettings, Plugin, Subscriber
 
 
 class PluginView(msgspec.Struct, frozen=True):
-    """One installed plugin. ``problem`` says why it cannot be read; then nothing else is known of it."""
+    """One installed plugin. ``problem`` says why it cannot be loaded."""
 
     name: str
     summary: str
@@ -44,16 +44,16 @@ _HEADINGS = {
     "metrics": "metric",
     "invariants": "invariant",
 }
-"""What a plugin may provide, and what stands before each line of it."""
+"""Heading of each line, by what a plugin provides."""
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines for people.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @pass_session
 def plugins(session: Session, *, as_json: bool) -> None:
-    """Print what is installed and what of it is enabled: what each plugin provides, and which others it needs.
+    """Print the installed plugins: which are enabled, what each provides, and which others it requires.
 
-    The enabled ones come first, in the order of `plugins`.
+    Enabled plugins come first, in the order of `plugins`.
     """
     found = installed()
     enabled = load(session.config().plugins)
@@ -69,25 +69,25 @@ def plugins(session: Session, *, as_json: bool) -> None:
 def _lines(view: PluginView) -> list[str]:
     lines = [f"{view.name}: {view.problem or view.summary}"]
 
-    def say(heading: str, text: str) -> None:
+    def add(heading: str, text: str) -> None:
         lines.append(f"  {heading:<10} {text}")
 
-    say("enabled", "yes" if view.is_enabled else f"no: add `{view.name}` to `plugins`")
-    say("package", f"{view.distribution} {view.version}")
+    add("enabled", "yes" if view.is_enabled else f"no: add `{view.name}` to `plugins`")
+    add("package", f"{view.distribution} {view.version}")
     for needed in view.needs:
-        say("requires", needed)
+        add("requires", needed)
     for what, texts in view.provides.items():
         for text in texts:
-            say(_HEADINGS[what], text)
+            add(_HEADINGS[what], text)
     return lines
 
 
 def _not_enabled(found: InstalledPlugin) -> PluginView:
     try:
         plugin = found.load()
-    except Exception as problem:  # noqa: BLE001 - somebody else's module, and nobody has enabled it
-        said = f"cannot be read ({type(problem).__name__}: {problem})"
-        return PluginView(found.name, "", found.distribution, found.version, is_enabled=False, problem=said)
+    except Exception as problem:  # noqa: BLE001 - third-party code that is not enabled
+        reason = f"cannot be read ({type(problem).__name__}: {problem})"
+        return PluginView(found.name, "", found.distribution, found.version, is_enabled=False, problem=reason)
     return _view(plugin, found, is_enabled=False)
 
 

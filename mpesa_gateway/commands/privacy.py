@@ -1,4 +1,4 @@
-"""``mpesa-gateway privacy``: what a payer may ask of whoever keeps their phone number."""
+"""``mpesa-gateway privacy``: erasure of payers' phone numbers."""
 
 import sys
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ def privacy() -> None:
 @click.option(
     "--before",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="Leave what changed on this day (UTC) or later; 48 hours ago without it.",
+    help="Keep records changed on this day (UTC) or later; default: 48 hours ago.",
 )
 @click.option("--dry-run", is_flag=True, help="Only count what would be erased, and name what would be left.")
 @YES
@@ -40,10 +40,10 @@ def erase(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Erase the number PHONE from old, settled records, everywhere it stands. What was paid stays.
+    """Erase the number PHONE from old, settled records. Payments stay.
 
-    Without PHONE it is asked for, and with - it is the first line of standard input: so it stands neither in a shell's
-    history nor in the list of processes.
+    Without PHONE it is prompted for; with - it is read from the first line of standard input. Both keep it out of the
+    shell's history and the list of processes.
     """
     if phone is None:
         phone = click.prompt("Phone number", err=True) if sys.stdin.isatty() else "-"
@@ -77,7 +77,6 @@ def _read(text: str) -> Msisdn:
 
 
 def show(done: ErasureReport, number: Msisdn, *, is_rehearsal: bool) -> None:
-    """Say what was erased, and name what was left."""
     verb = "would be erased" if is_rehearsal else "erased"
     for what, count in sorted(done.erased.items()):
         if count:
@@ -85,6 +84,6 @@ def show(done: ErasureReport, number: Msisdn, *, is_rehearsal: bool) -> None:
     for left in done.left:
         click.echo(f"   left {left.subject_id}: {left.why}")
     if not done.erased.total() and not done.left:
-        click.echo(f"{number.masked} stands in no record.")
+        click.echo(f"{number.masked} is in no record.")
     elif done.left:
         click.echo("Run this again once what was left has settled.", err=True)

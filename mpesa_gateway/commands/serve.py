@@ -1,4 +1,4 @@
-"""``mpesa-gateway serve``: the HTTP API in this process, or in several that share one address."""
+"""``mpesa-gateway serve``: the HTTP API in one process, or in several on one socket."""
 
 import asyncio
 import math
@@ -27,16 +27,16 @@ from mpesa_gateway.http.protocol import ServerConfig
 log = structlog.get_logger(__name__)
 
 _OTHER_FILES = 400
-"""Open files of a process besides its clients' connections: Postgres, Valkey, Daraja, webhooks, the log."""
+"""Open files other than clients' connections: Postgres, Valkey, Daraja, webhooks, the log."""
 
 _GRACE = 5
-"""Seconds that running requests get to finish, besides the time that a call to Daraja may take."""
+"""Seconds for running requests, added to Daraja's timeout."""
 
 
 @click.command()
 @click.option("--host", help="Address to listen on (http.host).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (http.port); 0 takes a free one.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that serve.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
 @click.option("--with-worker", is_flag=True, help="Run the queue's worker in the same process too (a small shop).")
 @pass_session
 def serve(session: Session, host: str | None, port: int | None, workers: int, with_worker: bool) -> None:
@@ -51,7 +51,7 @@ def serve(session: Session, host: str | None, port: int | None, workers: int, wi
     config = msgspec.structs.replace(config, http=http)
     if with_worker:
         config = msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=True))
-    Gateway(config)  # refuses here, before anything listens
+    Gateway(config)  # raises before anything listens
     with listening(http.host, http.port) as listener:
         config = _at_its_port(config, listener.getsockname()[1])
         if workers == 1:
@@ -62,21 +62,21 @@ def serve(session: Session, host: str | None, port: int | None, workers: int, wi
 
 @contextmanager
 def listening(host: str, port: int) -> Generator[socket.socket]:
-    """A socket that listens there for the length of the block. Raises Failed when it cannot."""
+    """Yield a listening socket. Raises CommandFailed."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as problem:
         reason = problem.strerror or type(problem).__name__
         raise CommandFailed(
-            f"cannot listen on {host} port {port} ({reason}): stop what does, or give another --port"
+            f"cannot listen on {host} port {port} ({reason}): stop the program that does, or choose another --port"
         ) from None
     with listener:
         yield listener
 
 
 def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
-    """Where nobody said what our public address is, it is where we listen: else callbacks would go elsewhere."""
+    """Set an unset public address to the listening one, so that callbacks arrive here."""
     http = msgspec.structs.replace(config.http, port=port)
     public_url = config.public_url
     if public_url == GatewayConfig().public_url:
@@ -85,9 +85,9 @@ def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
 
 
 def connections_within_open_files(wanted: int) -> int:
-    """How many of ``wanted`` connections the process can open, after raising its limit of open files.
+    """Return how many of ``wanted`` connections the process can open, after raising its limit of open files.
 
-    A connection that the operating system refuses is a client that waits: the bound has to be reached before.
+    A connection that the system refuses is a waiting client.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted * 5 // 4 + _OTHER_FILES
@@ -106,8 +106,8 @@ def connections_within_open_files(wanted: int) -> int:
 
 
 _IMPORTS = 60
-"""Seconds that a worker process may take until it answers its parent. One that still imports answers nothing: after
-uvicorn's 5 seconds a slow or busy machine would kill and replace its processes for ever."""
+"""Seconds until a worker process must answer its parent. Imports block it, and after uvicorn's 5 seconds a slow machine
+would replace its processes endlessly."""
 
 
 def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfig:
@@ -115,7 +115,7 @@ def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfi
         app,
         config.http,
         loop="uvloop",
-        # X-Forwarded-For is read by ourselves, so that security.trusted_proxies is the only list of whom to believe.
+        # The gateway reads X-Forwarded-For itself: security.trusted_proxies is the only list.
         proxy_headers=False,
         limit_concurrency=connections_within_open_files(config.http.connections),
         timeout_keep_alive=75,
@@ -126,8 +126,6 @@ def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfi
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says where it serves and leaves the signals to us."""
-
     def __init__(self, config: uvicorn.Config, where: str) -> None:
         super().__init__(config)
         self._where = where
@@ -144,7 +142,7 @@ class _Server(uvicorn.Server):
 
 async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
     gateway = Gateway(config)
-    # The gateway is started by us and not by uvicorn, which would turn a clear refusal into a traceback.
+    # uvicorn would turn a refusal at start into a traceback.
     gateway.asgi.build()
     server = _Server(_uvicorn_config(gateway.asgi, config, lifespan="off"), _where(config))
     loop = asyncio.get_running_loop()
@@ -180,8 +178,6 @@ def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket
 
 
 class _Processes(Multiprocess):
-    """uvicorn's processes, which say where they serve once all do, and that they are about to stop before they do."""
-
     drain = 0.0
     where = ""
 
@@ -201,7 +197,7 @@ class _Processes(Multiprocess):
 
 
 async def _start_once(config: GatewayConfig) -> None:
-    """Migrate, and meet every refusal, before there are several processes to meet it."""
+    """Migrate, and raise every refusal once instead of in each process."""
     worker = msgspec.structs.replace(config.worker, in_process=False)
     async with started(Gateway(msgspec.structs.replace(config, worker=worker))):
         pass

@@ -1,4 +1,4 @@
-"""What every command works with: the configuration that was named, and a gateway started from it."""
+"""Shared parts of commands: the configuration and a started gateway."""
 
 import asyncio
 import getpass
@@ -29,31 +29,27 @@ CONFIG_VARIABLE = "MPESA_GATEWAY_CONFIG"
 DATA_VARIABLE = "MPESA_GATEWAY_DATA"
 
 MERCHANT = click.option(
-    "--merchant", "merchant_id", metavar="MER_…", help="Whose; not needed where there is one active merchant only."
+    "--merchant", "merchant_id", metavar="MER_…", help="The merchant; optional if only one is active."
 )
-"""The option of commands that work for one merchant."""
 
-LIVE = click.option(
-    "--live", "is_live", is_flag=True, help="Of live, where real money moves; without it, of the sandbox."
-)
-"""The option of commands that work in one env: never live unless it is said."""
+LIVE = click.option("--live", "is_live", is_flag=True, help="Use live (real money) instead of the sandbox.")
 
 DEFAULT_CONFIG = Path("config/gateway.toml")
-"""Read when it exists and no other file is named."""
+"""Read if it exists and no other file is named."""
 
 DEFAULT_DATA = Path("data")
-"""Where ``up`` keeps its data unless it is told otherwise."""
+"""Default data folder of ``up``."""
 
 RUNNING_CONFIG = Path("run/gateway.toml")
-"""Below the data folder: the configuration that the running ``up`` gave its processes (mode 0600)."""
+"""In the data folder: the configuration of the running ``up`` (mode 0600)."""
 
 
 class CommandFailed(Exception):
-    """A command cannot do its work. The text says why, and what to do."""
+    """A command failed. The text has the reason and a fix."""
 
 
 class Session:
-    """One run of one command: where the configuration is, and where ``up`` keeps its data."""
+    """One run of one command."""
 
     def __init__(self, config_path: str | None = None, data: str | None = None) -> None:
         self._config_path = config_path
@@ -61,7 +57,7 @@ class Session:
 
     @property
     def config_path(self) -> Path | None:
-        """The file of settings: ``--config``, else MPESA_GATEWAY_CONFIG (empty: none), else config/gateway.toml."""
+        """``--config``, else MPESA_GATEWAY_CONFIG (empty: none), else config/gateway.toml."""
         if self._config_path is not None:
             return Path(self._config_path)
         named = os.environ.get(CONFIG_VARIABLE)
@@ -71,22 +67,18 @@ class Session:
 
     @property
     def data(self) -> Path:
-        """The data folder of ``up``: ``--data``, else MPESA_GATEWAY_DATA, else ``./data``."""
+        """``--data``, else MPESA_GATEWAY_DATA, else ``./data``."""
         return Path(self._data or os.environ.get(DATA_VARIABLE) or DEFAULT_DATA).absolute()
 
     def keep_data_in(self, folder: str | None) -> None:
-        """Take a command's own ``--data``, if one was given."""
         self._data = folder or self._data
 
     def config(self) -> GatewayConfig:
-        """The configuration that was named. Raises ConfigError."""
+        """Raises ConfigError."""
         return GatewayConfig.load(self.config_path)
 
     def attached(self) -> GatewayConfig:
-        """The configuration that was named; where it names no database, that of the ``up`` that runs here.
-
-        Raises ConfigError.
-        """
+        """Return the configuration; if it names no database, that of the running ``up``. Raises ConfigError."""
         config = self.config()
         if config.database.url is None:
             running = self.running()
@@ -99,12 +91,11 @@ class Session:
         return config
 
     def running(self) -> GatewayConfig | None:
-        """The configuration that the ``up`` in the data folder gave its processes, None where none runs."""
+        """Return the configuration of the running ``up``, None if none runs."""
         file = self.data / RUNNING_CONFIG
         return GatewayConfig.load(file, {}) if file.is_file() else None
 
     def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
-        """Start a gateway as `attached` says, do one thing with it, stop it."""
         logs.configure(LogsConfig(format="console", level="warning"))
         gateway = Gateway(alone(self.attached()))
 
@@ -116,7 +107,7 @@ class Session:
 
 
 def alone(config: GatewayConfig) -> GatewayConfig:
-    """The configuration without a worker of our own: a command that ends at once must not take jobs up."""
+    """Return the configuration without an in-process worker: a short command must not claim jobs."""
     return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))
 
 
@@ -124,14 +115,13 @@ pass_session = click.make_pass_decorator(Session)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a loop of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 
 @asynccontextmanager
 async def started(gateway: Gateway) -> AsyncGenerator[Gateway]:
-    """The gateway, started for the length of the block. Raises Failed when Postgres does not let us in."""
+    """Raises CommandFailed if Postgres is unreachable or refuses."""
     async with reaching(gateway.config.database.url):
         await gateway.start()
     try:
@@ -142,7 +132,7 @@ async def started(gateway: Gateway) -> AsyncGenerator[Gateway]:
 
 @asynccontextmanager
 async def reaching(url: Secret | None) -> AsyncGenerator[None]:
-    """Raises Failed, naming the address and never the password, for a Postgres that is away or refuses us."""
+    """Raise CommandFailed, with the address but no password, if Postgres is unreachable or refuses us."""
     try:
         yield
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as problem:
@@ -157,7 +147,7 @@ _PAGE = 1000
 
 
 async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
-    """The merchant that was named, or the only active one. Raises NotFound, and Failed where it has to be named."""
+    """Return the named merchant, or the only active one. Raises NotFound, or CommandFailed if it must be named."""
     if merchant_id is not None:
         return await gateway.merchants.require(merchant_id)
     active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
@@ -168,12 +158,11 @@ async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
 
 
 def env_of(*, is_live: bool) -> Env:
-    """The env that ``--live`` stands for."""
     return "live" if is_live else "sandbox"
 
 
 def read_time(text: str, option: str) -> datetime:
-    """A time as it is typed; without a zone it is UTC. Raises BadParameter."""
+    """Parse a time; UTC without a zone. Raises BadParameter."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -182,7 +171,7 @@ def read_time(text: str, option: str) -> datetime:
 
 
 def actor() -> str:
-    """How the audit log names whoever types: ``cli:`` and the name of the account on this machine."""
+    """Return the audit log's name for this account."""
     try:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):

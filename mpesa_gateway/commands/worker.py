@@ -1,4 +1,4 @@
-"""``mpesa-gateway worker``: does what the queues and Postgres say is owed, and hands back what it cannot finish."""
+"""``mpesa-gateway worker``: runs jobs and crons."""
 
 import asyncio
 import os
@@ -36,8 +36,8 @@ from mpesa_gateway.worker import run_worker
 def worker(session: Session, where: str | None, queues: str | None) -> None:
     """Run the jobs and crons of the queues until stopped.
 
-    Ctrl-C or SIGTERM finishes the running jobs or hands them back to the queue; a second one stops at once, and
-    other workers take those jobs over when their heartbeat is missed.
+    Ctrl-C or SIGTERM finishes running jobs or returns them to the queue; a second one exits at once, and other workers
+    claim the jobs after a missed heartbeat.
     """
     gateway = Gateway(alone(session.config())) if where is None else _hosts(where)
     logs.configure(gateway.config.logs)
@@ -45,7 +45,6 @@ def worker(session: Session, where: str | None, queues: str | None) -> None:
 
 
 def _read_queues(text: str) -> tuple[QueueName, ...]:
-    """The queues that `--queues` names, each once. Raises Failed for none, and for one that there is not."""
     names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
     chosen: tuple[QueueName, ...] = tuple(queue for queue in QUEUES if queue in names)
     if not chosen or len(chosen) != len(names):
@@ -56,9 +55,8 @@ def _read_queues(text: str) -> tuple[QueueName, ...]:
 
 
 def _hosts(where: str) -> Gateway:
-    """The gateway that a host's module has made. Raises Failed for a name that leads to none."""
     module, _, name = where.partition(":")
-    # A script has its own folder on the path, `python -m` the current one: a host's modules are there.
+    # A host's modules are in the current folder, as with `python -m`.
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(import_module(module), name)
@@ -66,7 +64,7 @@ def _hosts(where: str) -> Gateway:
         raise CommandFailed(f"`--gateway {where}` leads to no gateway ({problem}): name it as module:name") from None
     if not isinstance(found, Gateway):
         raise CommandFailed(f"`--gateway {where}` leads to a {type(found).__name__}: name a Gateway")
-    # This process does the work itself: a second worker in it would only be in the way.
+    # This process is the worker: no second one is needed in it.
     found.config = alone(found.config)
     return found
 
@@ -86,12 +84,12 @@ async def _work(gateway: Gateway, queues: Sequence[QueueName]) -> None:
         for plugin in gateway.plugins:
             for run_beside in plugin.beside_worker:
                 await beside.enter_async_context(run_beside(gateway))
-        await _look_for_valkey(gateway)
-        work = asyncio.create_task(run_worker(gateway.worker(queues), _say))
-        told = asyncio.create_task(signalled.wait())
-        await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        # SAQ's worker takes the cancellation as the wish to stop: it waits for its jobs first.
+        await _check_valkey(gateway)
+        work = asyncio.create_task(run_worker(gateway.worker(queues), _report_ready))
+        stop_requested = asyncio.create_task(signalled.wait())
+        await asyncio.wait({work, stop_requested}, return_when=asyncio.FIRST_COMPLETED)
+        stop_requested.cancel()
+        # SAQ treats cancellation as a stop request: it waits for its jobs first.
         work.cancel()
         try:
             await work
@@ -99,8 +97,8 @@ async def _work(gateway: Gateway, queues: Sequence[QueueName]) -> None:
             return
 
 
-async def _look_for_valkey(gateway: Gateway) -> None:
-    """A Valkey that is away is waited for, as at any other time. Raises Failed for one that refuses us."""
+async def _check_valkey(gateway: Gateway) -> None:
+    """Report an unreachable Valkey and continue. Raises CommandFailed if it refuses us."""
     where = valkey_address(gateway.config.valkey)
     try:
         await gateway.valkey.ping()
@@ -112,5 +110,5 @@ async def _look_for_valkey(gateway: Gateway) -> None:
         )
 
 
-async def _say() -> None:
+async def _report_ready() -> None:
     click.echo("Working")

@@ -1,1 +1,1 @@
-"""Looks whether everything is as going live needs it, and whether the books agree. It changes nothing."""
+"""Checks whether a gateway is ready for live, and whether its ledger is consistent. Changes nothing."""

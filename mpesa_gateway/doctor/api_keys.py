@@ -1,4 +1,4 @@
-"""Looks whether a merchant has a key to call us with, and for how long."""
+"""A merchant's API keys: their number and expiry."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -17,8 +17,12 @@ FROM api_key WHERE merchant_id = $1 AND env = $2 AND revoked_at IS NULL AND (exp
 
 
 async def check_api_keys(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
+<<<<<<< HEAD
     """The merchant's keys for an env."""
     merchant, env = examination.require_merchant, examination.env
+=======
+    merchant, env = examination.one, examination.env
+>>>>>>> t5
     row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, env, examination.now)
     create = f"mpesa-gateway apikeys create {merchant.merchant_id}{' --live' if env == 'live' else ''}"
     if row is None or row["count"] == 0:
@@ -34,7 +38,7 @@ async def check_api_keys(gateway: Runtime, examination: CheckContext) -> AsyncIt
         yield warning(
             "merchant.api_keys",
             f"the last API key for {env} expires on {row['until']:%Y-%m-%d}: then its shop cannot call us",
-            f"make another one in time: {create}",
+            f"create another key before then: {create}",
         )
         return
     used = "never used" if row["last_used_at"] is None else f"last used {row['last_used_at']:%Y-%m-%d %H:%M} UTC"

@@ -1,4 +1,4 @@
-"""Asks the books, on a live system and without changing anything, whether everything agrees that must agree."""
+"""Runs the invariants on a live database, read-only."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -18,19 +18,24 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _SHOWN = 5
-"""Examples of what breaks an invariant that are shown."""
+"""Examples shown of each violation."""
 
 _COUNTED = 1000
-"""Of what breaks an invariant, so many are counted: with more, the number matters no more."""
+"""Violations counted at most for one invariant."""
 
+<<<<<<< HEAD
 _NO_ANSWER: tuple[type[BaseException], ...] = (*OVERLOADED, asyncpg.SyntaxOrAccessError)
 """What Postgres says to a question that it cannot answer now, as opposed to being away."""
+=======
+_NO_ANSWER: tuple[type[BaseException], ...] = (*OVERBURDENED, asyncpg.SyntaxOrAccessError)
+"""Errors of one query, as opposed to an unreachable Postgres."""
+>>>>>>> t5
 
 _CHAIN = "The audit log's chain is whole: no entry was changed or removed"
 
 
 class InvariantResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the books said about one invariant. Without an answer ``holds`` is None, and ``problem`` says why."""
+    """Result of one invariant. ``holds`` is None without an answer, and ``problem`` has the reason."""
 
     owner: str
     name: str
@@ -44,7 +49,7 @@ class InvariantResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def invariants_of(gateway: "Gateway") -> list[tuple[str, Invariant]]:
-    """Every invariant with whose it is: the kernel's, then those of the enabled plugins."""
+    """Return every invariant with its owner: the kernel's, then each enabled plugin's."""
     brought = [(plugin.name, invariant) for plugin in gateway.plugins for invariant in plugin.invariants]
     return [*(("kernel", invariant) for invariant in INVARIANTS), *brought]
 
@@ -52,15 +57,15 @@ def invariants_of(gateway: "Gateway") -> list[tuple[str, Invariant]]:
 async def read_ledger(
     gateway: "Gateway", db: Database, *, patience: float, grace: timedelta | None = None
 ) -> AsyncGenerator[InvariantResult]:
-    """Ask about one invariant after the other, each in a snapshot of its own that ends with the answer.
+    """Yield a result for each invariant, each read in a snapshot of its own.
 
-    ``patience`` is for one statement, in seconds; ``grace`` replaces that of every invariant which has one. Nothing is
-    locked but against changes of the tables themselves. Raises what asyncpg raises when Postgres cannot be reached.
+    ``patience`` is the statement timeout in seconds; ``grace`` replaces that of each invariant that has one. Locks no
+    rows. Raises what asyncpg raises if Postgres cannot be reached.
     """
     for owner, invariant in invariants_of(gateway):
         began = time.perf_counter()
         try:
-            found = await _ask(gateway, db, invariant, patience, grace)
+            found = await _query(gateway, db, invariant, patience, grace)
         except _NO_ANSWER as problem:
             yield _unanswered(owner, invariant.name, invariant.sentence, problem, began)
             continue
@@ -77,12 +82,12 @@ async def read_ledger(
     yield await _verify_audit(gateway, db, patience)
 
 
-async def _ask(
+async def _query(
     gateway: "Gateway", db: Database, invariant: Invariant, patience: float, grace: timedelta | None
 ) -> list[str]:
     arguments = [] if invariant.grace is None else [gateway.clock.now() - (grace or invariant.grace)]
     async with db.transaction():
-        await _be_gentle(db, patience)
+        await _limit_transaction(db, patience)
         # raw SQL: declared - an invariant of a plugin.
         # The query is the plugin's own.
         rows = await db.fetch(
@@ -98,7 +103,7 @@ async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> In
     db.bind((AuditRow, AuditCheckpointRow, AuditPolicyRow))
     try:
         async with db.transaction():
-            await _be_gentle(db, patience)
+            await _limit_transaction(db, patience)
             keep_days = gateway.config.retention.audit_days
             await Audit(db, gateway.clock, gateway.ids, keep_days=keep_days).verify()
     except BrokenChain as problem:
@@ -116,8 +121,7 @@ async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> In
     )
 
 
-async def _be_gentle(db: Database, patience: float) -> None:
-    """One snapshot, nothing written, one core at most, and no longer than that."""
+async def _limit_transaction(db: Database, patience: float) -> None:
     await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     await db.execute("SET LOCAL max_parallel_workers_per_gather = 0")
     await db.execute(f"SET LOCAL statement_timeout = {int(patience * 1000)}")
@@ -126,7 +130,9 @@ async def _be_gentle(db: Database, patience: float) -> None:
 def _unanswered(owner: str, name: str, sentence: str, problem: BaseException, began: float) -> InvariantResult:
     seconds = time.perf_counter() - began
     if isinstance(problem, asyncpg.QueryCanceledError):
-        why = f"no answer within {seconds:.0f} seconds: ask at a quieter hour, or with a longer --statement-timeout"
+        why = (
+            f"no answer within {seconds:.0f} seconds: run this at a quieter hour, or with a longer --statement-timeout"
+        )
     elif isinstance(problem, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
         why = "the database is not at this release: run `mpesa-gateway migrate`"
     else:

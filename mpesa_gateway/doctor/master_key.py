@@ -1,4 +1,4 @@
-"""Looks at the master key: where it comes from, who else could read it, and what is sealed with which key."""
+"""The master key: its source, its file mode, and the secrets sealed with each key."""
 
 import os
 import stat
@@ -13,9 +13,8 @@ from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, SealedColu
 
 
 async def check_master_key(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Where it is read from, what it has sealed, and a reminder of what no program can see."""
     yield _source(gateway, examination)
-    used = await _used(gateway)
+    used = await _count_by_key(gateway)
     present, *old = gateway.sealer.key_ids
     unknown = sorted(set(used) - {present, *old})
     if unknown:
@@ -23,7 +22,7 @@ async def check_master_key(gateway: Runtime, examination: CheckContext) -> Async
         yield problem(
             "master_key.sealed",
             f"{count} secrets are sealed with keys that are not listed ({', '.join(unknown)}): they cannot be read",
-            "put those keys behind the present one (security.old_master_keys, or further lines of the key file)",
+            "add those keys after the present one (security.old_master_keys, or further lines of the key file)",
         )
     elif left := sum(used[key_id] for key_id in old):
         yield note(
@@ -32,18 +31,18 @@ async def check_master_key(gateway: Runtime, examination: CheckContext) -> Async
             "run `mpesa-gateway keys rotate`",
         )
     else:
-        yield ok("master_key.sealed", f"it opens what is stored: {used.total()} secrets are sealed with it")
+        yield ok("master_key.sealed", f"all {used.total()} stored secrets are sealed with it")
     if idle := [key_id for key_id in old if not used[key_id]]:
         yield note(
             "master_key.old",
-            f"former keys are still listed, and nothing is sealed with them any more: {', '.join(idle)}",
-            "take them out of security.old_master_keys (or the key file), once no process runs that began with them",
+            f"former keys are listed although no secret is sealed with them: {', '.join(idle)}",
+            "remove them from security.old_master_keys (or the key file) once no process runs that started with them",
         )
     if examination.is_live:
         yield note(
             "master_key.backup",
-            "without this key the stored credentials are lost, and nobody but you can see whether a copy is kept",
-            "keep one apart from the database's backups, and try once that you can restore both",
+            "without this key the stored credentials are lost, and this check cannot see whether you keep a copy",
+            "keep a copy apart from the database's backups, and test once that both can be restored",
         )
 
 
@@ -58,7 +57,7 @@ def _source(gateway: Runtime, examination: CheckContext) -> CheckResult:
             )
         return warning(
             "master_key.source",
-            "the master key stands among the settings: whoever may read or copy those can open every credential",
+            "the master key is in the settings: every reader or copy of them can decrypt every credential",
             "keep it in a file of mode 0600, and name that in security.master_key_file",
         )
     mode = stat.S_IMODE(Path(file).stat().st_mode)
@@ -66,14 +65,16 @@ def _source(gateway: Runtime, examination: CheckContext) -> CheckResult:
         return CheckResult(
             name="master_key.source",
             level=Level.PROBLEM if examination.is_live else Level.WARNING,
-            text=f"the master key is read from {file}, which others on this machine may read too (mode {mode:04o})",
+            text=f"the master key is read from {file}, which other accounts of this machine can read (mode {mode:04o})",
             fix=f"chmod 600 {file}",
         )
-    return ok("master_key.source", f"the master key is read from {file}, which nobody else may read (mode {mode:04o})")
+    return ok(
+        "master_key.source", f"the master key is read from {file}, which no other account can read (mode {mode:04o})"
+    )
 
 
-async def _used(gateway: Runtime) -> Counter[str]:
-    """How many stored secrets each key has sealed, by the key's id."""
+async def _count_by_key(gateway: Runtime) -> Counter[str]:
+    """Return the number of stored secrets sealed with each key, by key id."""
     columns = [*KERNEL_SEALED, *gateway.contributed(SealedColumn)]
     used: Counter[str] = Counter()
     for column in columns:

@@ -1,4 +1,4 @@
-"""Looks at the pooler that may stand in front of Postgres, and whether all that we rely on holds behind it."""
+"""A pooler in front of Postgres: the direct address, and the timeouts behind it."""
 
 from collections.abc import AsyncIterator
 
@@ -11,29 +11,28 @@ from mpesa_gateway.server_address import address
 
 _TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
-_NO_WAY: tuple[type[BaseException], ...] = (
+_CONNECT_ERRORS: tuple[type[BaseException], ...] = (
     *UNREACHABLE,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-"""What is raised where Postgres itself is away, or does not let us in."""
+"""Errors of connecting to Postgres itself."""
 
-_FAREWELL = 5.0
+_CLOSE_TIMEOUT = 5.0
 """Seconds that closing a connection may take."""
 
 # raw SQL: catalog - the server and its settings.
-_HERE = "SELECT pg_postmaster_start_time() AS started, current_database() AS name, current_user AS role"
-"""What two connections to the same database of the same server agree on."""
+_IDENTITY = "SELECT pg_postmaster_start_time() AS started, current_database() AS name, current_user AS role"
+"""Identifies the server and the database of a connection."""
 
 
 def pooler_result(refusal: PoolerDetected | SearchPathLost) -> CheckResult:
-    """Why the pool was not opened."""
     text, _, fix = str(refusal).partition(": ")
     return problem("postgres.pooler", text, fix)
 
 
 async def check_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[CheckResult]:
-    """Nothing, where the settings name no way past a pooler; ``db`` is connected."""
+    """Yield nothing unless a pooler is configured. ``db`` is connected."""
     if not db.is_pooled:
         return
     where = address(config.direct_url)
@@ -42,31 +41,31 @@ async def check_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[Ch
     except PoolerDetected:
         yield problem(
             "postgres.pooler",
-            f"database.direct_url leads to a pooler too ({where}): migrations lose their lock, changes are not heard",
-            "let database.direct_url name Postgres itself",
+            f"database.direct_url leads to a pooler too ({where}): migrations lose their lock, notifications are lost",
+            "set database.direct_url to Postgres itself",
         )
         return
-    except _NO_WAY as fault:
+    except _CONNECT_ERRORS as fault:
         yield problem(
             "postgres.pooler",
-            f"Postgres itself cannot be reached at {where} ({type(fault).__name__}): nothing can be migrated, and "
-            "every call looks its API key up",
-            "start it, open the way to it, or correct database.direct_url",
+            f"Postgres itself cannot be reached at {where} ({type(fault).__name__}): migrations cannot run, and "
+            "every call reads its API key from the database",
+            "start it, allow connections to it, or correct database.direct_url",
         )
         return
     try:
-        theirs = await direct.fetchrow(_HERE)
+        theirs = await direct.fetchrow(_IDENTITY)
     finally:
-        await direct.close(timeout=_FAREWELL)
-    ours = await db.fetchrow(_HERE)
+        await direct.close(timeout=_CLOSE_TIMEOUT)
+    ours = await db.fetchrow(_IDENTITY)
     if ours is None or theirs is None:
         return
     if (ours["started"], ours["name"]) != (theirs["started"], theirs["name"]):
         yield problem(
             "postgres.pooler",
             f"database.url and database.direct_url lead to different databases ({ours['name']} and {theirs['name']}, "
-            f"at {where}): what is migrated is not what is used",
-            "let both lead to the same database of the same server",
+            f"at {where}): migrations do not reach the database in use",
+            "set both to the same database of the same server",
         )
         return
     without = [name for name in _TIMEOUTS if await db.fetchval("SELECT current_setting($1)", name) == "0"]
@@ -79,4 +78,4 @@ async def check_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[Ch
             f"{int(config.statement_timeout * 1000)}` for each in Postgres, and `RECONNECT` in PgBouncer",
         )
         return
-    yield ok("postgres.pooler", f"there is a pooler in between, all that we rely on holds, and {where} leads past it")
+    yield ok("postgres.pooler", f"a pooler is in use, sessions behind it have timeouts, and {where} leads past it")

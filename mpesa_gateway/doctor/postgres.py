@@ -1,4 +1,4 @@
-"""Looks at Postgres, the only truth: is it there, is it the right one, and does it keep what it has committed."""
+"""Postgres: reachable, supported, writable, durable, migrated, and its clock."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -15,10 +15,10 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import address
 
 _OLDEST = 150_000
-"""The oldest version that its makers still mend, as ``server_version_num``."""
+"""The oldest version that gets security fixes, as ``server_version_num``."""
 
 _SKEW, _FAR = 2.0, 15.0
-"""Seconds between this machine's clock and Postgres' that are normal, and that nearly are a job's heartbeat."""
+"""Seconds between this machine's clock and Postgres': normal, and close to a job's heartbeat."""
 
 # raw SQL: catalog - the server and its settings.
 # raw SQL: function - its clock.
@@ -35,10 +35,9 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 
 
 async def check_postgres(gateway: Runtime, db: Database, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Everything about Postgres, over a pool of its own that is opened here; the caller closes it.
+    """Open ``db`` and check Postgres over it; the caller closes it.
 
-    Where ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem, nothing can be asked of
-    the tables.
+    The tables cannot be read if ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem.
     """
     where = address(gateway.config.database.url)
     try:
@@ -54,7 +53,7 @@ async def check_postgres(gateway: Runtime, db: Database, examination: CheckConte
         yield problem(
             "postgres.reachable",
             f"Postgres at {where} cannot be reached ({type(fault).__name__}): every call is answered 503",
-            "start it, open the way to it, or correct database.url",
+            "start it, allow connections to it, or correct database.url",
         )
         return
     if row is None:
@@ -75,18 +74,16 @@ async def check_postgres(gateway: Runtime, db: Database, examination: CheckConte
 
 
 def version_result(row: asyncpg.Record) -> CheckResult:
-    """Whether its makers still mend it."""
     if row["number"] < _OLDEST:
         return warning(
             "postgres.version",
-            f"version {row['version']} is not mended any more",
+            f"version {row['version']} is end-of-life and gets no security fixes",
             f"upgrade Postgres to {_OLDEST // 10_000} or newer; the gateway is tested with 18",
         )
     return ok("postgres.version", "its version is still maintained")
 
 
 def role_result(row: asyncpg.Record) -> Sequence[CheckResult]:
-    """Whether it takes what is written."""
     if row["is_standby"] or row["read_only"] == "on":
         what = "a standby, which" if row["is_standby"] else "set to read only, and"
         return [
@@ -100,15 +97,14 @@ def role_result(row: asyncpg.Record) -> Sequence[CheckResult]:
 
 
 def privileges_result(row: asyncpg.Record | None) -> CheckResult:
-    """Whether the role that the gateway runs as could switch off what protects its records."""
     if row is None or not (row["is_superuser"] or row["is_owner"]):
         return ok("postgres.role", "the gateway runs as a role that changes rows, and owns no table")
     what = "is a superuser" if row["is_superuser"] else "owns the tables"
     return warning(
         "postgres.role",
-        f"the gateway runs as the role {row['role']}, which {what}: SQL that reaches it can switch triggers off, and "
-        "change or remove what was recorded",
-        "keep that role for `mpesa-gateway migrate`, as database.owner_url; make another one (CREATE ROLE mpesa_app "
+        f"the gateway runs as the role {row['role']}, which {what}: injected SQL can disable triggers, and "
+        "change or delete records",
+        "keep that role for `mpesa-gateway migrate`, as database.owner_url; create another one (CREATE ROLE mpesa_app "
         "LOGIN PASSWORD '…'), let database.url name it, and run `mpesa-gateway migrate` (docs/upgrading.md)",
     )
 
@@ -121,7 +117,7 @@ def _durability(row: asyncpg.Record, examination: CheckContext) -> Sequence[Chec
     }
     off = [name for name in weak if row[name] == "off"]
     if not off:
-        return [ok("postgres.durable", "what it has committed survives a crash")]
+        return [ok("postgres.durable", "committed transactions survive a crash")]
     return [
         CheckResult(
             name="postgres.durable",
@@ -134,7 +130,6 @@ def _durability(row: asyncpg.Record, examination: CheckContext) -> Sequence[Chec
 
 
 def connections_result(row: asyncpg.Record) -> Sequence[CheckResult]:
-    """Whether there is room for more of them, and who could listen in."""
     used, most = row["used"], row["connections"]
     text = f"{used} of {most} connections are in use"
     if used > most * 0.8:
@@ -175,18 +170,17 @@ async def _clock(gateway: Runtime, db: Database) -> CheckResult:
     before = machine.now()
     theirs: datetime = await db.fetchval("SELECT clock_timestamp()")
     after = machine.now()
-    # What the question itself took says nothing.
+    # The duration of the query is not skew.
     off = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
     ours_is = "ahead of" if before > theirs else "behind"
     if off <= _SKEW:
-        return ok("postgres.clock", "its clock, which all our processes go by, and this machine's agree")
-    text = f"this machine's clock is {off:.0f} seconds {ours_is} Postgres', which all our processes go by"
-    fix = "let all machines take their time from NTP (timedatectl set-ntp true)"
+        return ok("postgres.clock", "its clock, which all processes use, and this machine's agree")
+    text = f"this machine's clock is {off:.0f} seconds {ours_is} Postgres', which all processes use"
+    fix = "synchronise all machines with NTP (timedatectl set-ntp true)"
     if off <= _FAR:
         return warning("postgres.clock", f"{text}: the times in its logs are wrong", fix)
-    return problem("postgres.clock", f"{text}: a worker here takes the jobs of others for dead", fix)
+    return problem("postgres.clock", f"{text}: a worker here treats jobs of other workers as abandoned", fix)
 
 
 def skipped_result(why: str) -> CheckResult:
-    """What is said where the tables cannot be asked."""
-    return note("doctor.stopped", f"everything else needs the database, and was not looked at: {why}")
+    return note("doctor.stopped", f"all other checks need the database and were skipped: {why}")

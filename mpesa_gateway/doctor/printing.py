@@ -1,4 +1,4 @@
-"""The doctor's words on a terminal: what was seen, how bad it is and what to do, at 80 columns and in any colours."""
+"""Prints the doctor's results: level, text and fix."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from mpesa_gateway.doctor.ledger import InvariantResult
 from mpesa_gateway.doctor.run import DoctorReport
 
 _WIDEST = 100
-"""Columns beyond which lines become tiring."""
+"""Columns of the longest line."""
 
 _INDENT = 9
-"""Columns that the first word has."""
+"""Columns before the text."""
 
 _COLOURS = {
     "ok": "green",
@@ -29,26 +29,21 @@ _COLOURS = {
 
 
 class Printer:
-    """Prints things as they are found, first the word that says how bad it is: it reads the same without colours."""
+    """Prints each result as it is found. The first word is its level, so that colours are not needed."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        """``quiet`` leaves out what is as it should be."""
+        """``quiet`` leaves out results that are ok."""
         self._console = console
         self._quiet = quiet
         self._title = ""
 
-    # -- the examination ------------------------------------------------------------------------------------------
-
     def print_header(self, public_url: str, source: str) -> None:
-        """Whose examination this is."""
         self._line(f"Examining {public_url} (settings from {source})")
 
     def print_progress(self) -> AbstractContextManager[object]:
-        """Something moves while nothing is printed."""
-        return self._console.status("looking …")
+        return self._console.status("checking …")
 
     def print_result(self, seen: DoctorReport) -> None:
-        """One thing that was seen, below its title."""
         if self._quiet and seen.level is Level.OK:
             return
         if seen.title != self._title:
@@ -60,27 +55,24 @@ class Printer:
             self._row("", seen.fix, "fix: ")
 
     def print_summary(self, seen: Sequence[DoctorReport]) -> None:
-        """The sum of it, last, where the eye is: what has to be mended, once more and by itself."""
+        """Print the counts, then the problems once more."""
         count = Counter(one.level for one in seen)
         problems = [one for one in seen if one.level is Level.PROBLEM]
         self._line("")
-        told = f"{_many(count[Level.WARNING], 'warning')}, {_many(count[Level.NOTE], 'note')}, {count[Level.OK]} ok"
+        counts = f"{_many(count[Level.WARNING], 'warning')}, {_many(count[Level.NOTE], 'note')}, {count[Level.OK]} ok"
         if not problems:
-            self._line(f"No problem: {told}.", "bold green")
+            self._line(f"No problem: {counts}.", "bold green")
             return
-        self._line(f"{_many(len(problems), 'problem')} ({told}). Mend first:", "bold red")
+        self._line(f"{_many(len(problems), 'problem')} ({counts}). Fix first:", "bold red")
         for number, one in enumerate(problems, 1):
             where = "" if one.merchant_id is None else f"{one.title}: "
             self._row(f"{number}.", f"{where}{one.text}")
 
-    # -- the ledger -----------------------------------------------------------------------------------------------
-
     def print_ledger_header(self, count: int) -> None:
-        """How much is asked."""
-        self._line(f"The ledger: {count} things that must hold, each asked in one moment of the books")
+        self._line(f"The ledger: {count} invariants, each checked in one snapshot")
 
     def print_invariant(self, proof: InvariantResult) -> None:
-        """One invariant, and the ids of what breaks it."""
+        """Print one invariant and the ids that violate it."""
         level = {True: "ok", False: "broken", None: "unknown"}[proof.holds]
         if self._quiet and proof.holds:
             return
@@ -93,7 +85,6 @@ class Printer:
             self._row("", proof.problem)
 
     def print_ledger_summary(self, proofs: Sequence[InvariantResult]) -> None:
-        """The sum of it."""
         broken = [proof for proof in proofs if proof.holds is False]
         unanswered = [proof for proof in proofs if proof.holds is None]
         seconds = sum(proof.seconds for proof in proofs)
@@ -105,10 +96,8 @@ class Printer:
         if broken:
             parts.append(f"{len(broken)} of {len(proofs)} do not hold")
         if unanswered:
-            parts.append(f"{len(unanswered)} could not be asked")
+            parts.append(f"{len(unanswered)} could not be checked")
         self._line(f"{', '.join(parts)} ({seconds:.1f} s). What to do: docs/operating.md, The ledger.", "bold red")
-
-    # -- how a line looks -----------------------------------------------------------------------------------------
 
     def _row(self, word: str, text: str, before: str = "") -> None:
         width = self._width - _INDENT

@@ -1,4 +1,4 @@
-"""One GET as a stranger would send it: no redirect followed, no proxy used, the certificate looked at."""
+"""One GET as an outside caller sends it: no redirects, no proxy, the certificate verified."""
 
 import asyncio
 import http.client
@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 PATIENCE = 10.0
-"""Seconds that connecting, and each part of the answer, may take."""
+"""Seconds for connecting, and for each read."""
 
 _READ = 65_536
-"""Bytes of an answer that are read."""
+"""Bytes of the answer that are read."""
 
 
 class ProbeFailed(Exception):
-    """No answer came. ``reason`` is a stable word: dns, connect, tls, too_slow or broken; the text is for people."""
+    """No answer was received. ``reason`` is dns, connect, tls, too_slow or broken."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -26,7 +26,7 @@ class ProbeFailed(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back; header names are in lower case. ``valid_until`` is the certificate's end, None without TLS."""
+    """An answer; header names in lower case. ``valid_until`` is the certificate's expiry, None without TLS."""
 
     status: int
     headers: Mapping[str, str]
@@ -35,7 +35,7 @@ class Reply:
 
 
 async def get(url: str, *, headers: Mapping[str, str] | None = None) -> Reply:
-    """GET an address of the operator's own choice, wherever it leads. Raises ProbeFailed."""
+    """GET an address of the host's own choice, also a private one. Raises ProbeFailed."""
     try:
         async with asyncio.timeout(PATIENCE * 3):
             return await asyncio.to_thread(_get, url, dict(headers or {}))
@@ -70,7 +70,7 @@ def _get(url: str, headers: dict[str, str]) -> Reply:
     except OSError as problem:
         raise ProbeFailed("connect", problem.strerror or type(problem).__name__) from None
     except (http.client.HTTPException, ValueError) as problem:
-        raise ProbeFailed("broken", f"what came is no HTTP answer ({type(problem).__name__})") from None
+        raise ProbeFailed("broken", f"the answer is not HTTP ({type(problem).__name__})") from None
     finally:
         connection.close()
 

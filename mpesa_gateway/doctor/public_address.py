@@ -1,4 +1,4 @@
-"""Looks at the address that M-Pesa calls back: may it be called, does it lead here, who do callers appear to be."""
+"""The public address: its form, its DNS name, its certificate and the proxies in front."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
@@ -20,13 +20,12 @@ from mpesa_gateway.http.health import Live, Seen
 from mpesa_gateway.runtime import Runtime
 
 _SOON, _NOW = timedelta(days=21), timedelta(days=3)
-"""How long before its end a certificate should have been renewed by itself, and must be by hand."""
+"""Time before its expiry at which a certificate should have been renewed, and must be."""
 
 _OUTSIDE = "if only this machine cannot reach it (no hairpin NAT), try from outside: curl -i"
 
 
 async def check_public_address(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """``public_url``: its form, where its name leads, and what answers there."""
     url = gateway.config.public_url
     for observation in (*form_result(url, examination), *await resolution_result(url, examination)):
         yield observation
@@ -35,7 +34,6 @@ async def check_public_address(gateway: Runtime, examination: CheckContext) -> A
 
 
 def form_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
-    """Whether M-Pesa calls an address of this form."""
     seen: list[CheckResult] = []
     if urlsplit(url).scheme != "https":
         seen.append(
@@ -52,8 +50,8 @@ def form_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
         seen.append(
             warning(
                 "address.words",
-                f"public_url has {', '.join(words)} in it: M-Pesa filters such addresses, and callbacks may never come",
-                "take another host name or path; what we add ourselves has none of those words",
+                f"public_url has {', '.join(words)} in it: M-Pesa filters such addresses, and callbacks may not arrive",
+                "choose another host name or path; the gateway's own paths have none of these words",
             )
         )
     else:
@@ -64,14 +62,13 @@ def form_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
                 name="address.tunnel",
                 level=examination.if_live,
                 text=f"public_url leads through a public tunnel ({through}), which Safaricom forbids for live",
-                fix="take a host name of your own",
+                fix="use a host name of your own",
             )
         )
     return seen
 
 
 async def resolution_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
-    """Where its name leads."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:
@@ -103,7 +100,7 @@ async def resolution_result(url: str, examination: CheckContext) -> Sequence[Che
             warning(
                 "address.public",
                 f"seen from here {host} is {', '.join(dict.fromkeys(private))}, which the Internet cannot reach",
-                f"see what it is outside (dig +short {host} @1.1.1.1): M-Pesa has to reach it",
+                f"check it from outside (dig +short {host} @1.1.1.1): M-Pesa has to reach it",
             )
         ]
     return [ok("address.public", f"{host} resolves to {', '.join(dict.fromkeys(addresses))}")]
@@ -123,7 +120,7 @@ async def _reach(gateway: Runtime, examination: CheckContext) -> AsyncIterator[C
     if reply.status != 200 or live is None or live.proof != self_probe.expected_proof(gateway.vault, nonce):
         yield _wrong_target(url, reply, live, examination)
         return
-    yield ok("address.reached", f"{url} leads to this very gateway")
+    yield ok("address.reached", f"{url} leads to this gateway")
     if live.seen is not None:
         yield _proxies(live.seen, examination, is_https=url.startswith("https:"))
     yield await _callback_path(gateway, examination)
@@ -134,7 +131,7 @@ def _unreached(url: str, failure: probe.ProbeFailed, examination: CheckContext) 
         return CheckResult(
             name="address.certificate",
             level=examination.if_live,
-            text=f"nobody should trust the certificate of {url}: {failure}",
+            text=f"the certificate of {url} is not trusted: {failure}",
             fix="renew it, or let the proxy send the whole chain (fullchain.pem) for this host name",
         )
     return CheckResult(
@@ -149,10 +146,10 @@ def _certificate(until: datetime, examination: CheckContext) -> CheckResult:
     left = until - examination.now
     text = f"its TLS certificate is valid until {until:%Y-%m-%d}"
     if left < _NOW:
-        fix = "renew it now: when it has expired M-Pesa calls back no more"
+        fix = "renew it now: M-Pesa does not call back after its expiry"
         return problem("address.certificate", f"{text}, {left.days} days from now", fix)
     if left < _SOON:
-        fix = "see why it has not been renewed by itself (certbot renew, or your proxy's log)"
+        fix = "find out why it was not renewed automatically (certbot renew, or your proxy's log)"
         return warning("address.certificate", f"{text}, {left.days} days from now", fix)
     return ok("address.certificate", f"{text} ({left.days} days)")
 
@@ -170,7 +167,7 @@ def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: 
         text = f"{url} answers with a redirect to {reply.headers.get('location', '?')}: M-Pesa follows none"
         fix = "set public_url to where it redirects to, or stop the redirect"
     elif live is not None and live.proof is not None:
-        text = f"{url} answers with the proof of another request: something in between keeps answers"
+        text = f"{url} answers with the proof of another request: a cache in between stores answers"
         fix = "keep the proxy and CDN from caching what this gateway answers"
     elif live is not None:
         text = f"{url} leads to another gateway: one with another database or master key, or of an older release"
@@ -178,11 +175,11 @@ def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: 
         text = f"{url} answers HTTP 503: the proxy cannot reach the gateway, or the gateway has not been started"
         fix = "start `mpesa-gateway serve`, and let the proxy pass requests to its http.host and http.port"
     elif reply.status in {401, 403}:
-        text = f"{url} answers HTTP {reply.status}: somebody in front asks for a login, or keeps strangers out"
-        fix = "let everybody reach it: callbacks are checked by the gateway itself"
+        text = f"{url} answers HTTP {reply.status}: a proxy in front requires a login or blocks unknown callers"
+        fix = "allow every caller: the gateway checks callbacks itself"
     else:
         name = reply.headers.get("server", "no name")
-        text = f"what answers at {url} is not this gateway (HTTP {reply.status}, {name})"
+        text = f"the server at {url} is not this gateway (HTTP {reply.status}, {name})"
     return CheckResult(name="address.reached", level=examination.if_live, text=text, fix=fix)
 
 
@@ -193,16 +190,22 @@ def _proxies(seen: Seen, examination: CheckContext, *, is_https: bool) -> CheckR
             name="address.proxies",
             level=examination.if_live,
             text=f"requests come through a proxy at {seen.peer}, which security.trusted_proxies does not name: every "
-            "caller counts as that proxy, so live callbacks are refused, and one caller's failures shut all out",
+            "caller counts as that proxy, so live callbacks are refused, and one caller's failures block all",
             fix=f'add "{seen.peer}" to security.trusted_proxies'
+<<<<<<< HEAD
             if peer is not None and is_private(peer)
             else "that address is outside: whoever is behind it could then pose as Safaricom. Put a proxy of your own "
             "in front, which takes requests from it only, and name that one in security.trusted_proxies",
+=======
+            if peer is not None and is_inside(peer)
+            else "that address is public: its users could then pose as Safaricom. Put a proxy of your own "
+            "in front that accepts requests from it only, and add that one to security.trusted_proxies",
+>>>>>>> t5
         )
     if is_https and not seen.was_forwarded:
         return warning(
             "address.proxies",
-            f"the proxy at {seen.peer} does not say for whom it asks: every caller counts as {seen.client}",
+            f"the proxy at {seen.peer} sends no X-Forwarded-For: every caller counts as {seen.client}",
             "let it set X-Forwarded-For (nginx: proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for)",
         )
     if seen.was_forwarded:
@@ -215,14 +218,14 @@ def _proxies(seen: Seen, examination: CheckContext, *, is_https: bool) -> CheckR
 
 
 async def _callback_path(gateway: Runtime, examination: CheckContext) -> CheckResult:
-    """A GET where callbacks are POSTed: the gateway itself refuses it in its own words, and keeps nothing of it."""
+    """Send a GET to a callback address: the gateway answers 405 and stores nothing."""
     url = gateway.url("/v1/cb/stk/doctor")
     try:
         reply = await probe.get(url)
     except probe.ProbeFailed as failure:
         return _unreached(url, failure, examination)
     if reply.status == 405 and Code.METHOD_NOT_ALLOWED.value.encode() in reply.body:
-        return ok("address.callbacks", "the addresses of callbacks lead here as well")
+        return ok("address.callbacks", "callback addresses lead to this gateway")
     return CheckResult(
         name="address.callbacks",
         level=examination.if_live,

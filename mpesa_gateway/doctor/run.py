@@ -1,4 +1,4 @@
-"""The whole examination: the kernel's looks, the plugins', then each merchant; one that breaks stops no other."""
+"""Runs every check: the kernel's, the plugins', then each merchant's. A crash of one does not stop the others."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -38,7 +38,7 @@ WITHOUT_DATABASE = (
     Check("Valkey", check_valkey),
     Check("Safaricom's certificates", check_certificates),
 )
-"""What can be looked at whatever Postgres does."""
+"""Checks that need no Postgres."""
 
 KERNEL = (
     Check("Settings", check_settings),
@@ -52,17 +52,17 @@ KERNEL = (
 )
 
 _NEEDED = {"postgres.reachable", "postgres.pooler", "postgres.writable", "postgres.migrations"}
-"""Without these the gateway cannot be started, and nothing in its tables be looked at."""
+"""Problems with which the gateway cannot start."""
 
 _PATIENCE = 60.0
 """Seconds that one check may take."""
 
 _AT_ONCE = 4
-"""Merchants that are looked at side by side: more would run into Daraja's spike arrest."""
+"""Merchants checked concurrently; more would trigger Daraja's spike arrest."""
 
 
 class DoctorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One observation and where it belongs. ``merchant_id`` is None for what concerns the whole gateway."""
+    """One result with its title. ``merchant_id`` is None for the whole gateway."""
 
     title: str
     name: str
@@ -75,11 +75,10 @@ class DoctorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 async def examine(
     gateway: "Gateway", *, is_live: bool = False, merchant_ids: Sequence[str] = ()
 ) -> AsyncGenerator[DoctorReport]:
-    """Look at everything, as going live needs it where ``is_live`` or where a merchant is live already.
+    """Yield a report for each result, by the requirements of live if ``is_live`` or a merchant is live.
 
-    The gateway is started for the looks, without migrating, unless it runs; ``merchant_ids`` are the merchants to look
-    at, without any all active ones. Besides fresh access tokens in Valkey nothing is changed. Raises NotFound for an
-    unknown merchant.
+    Starts the gateway unless it runs; never migrates. Checks all active merchants if ``merchant_ids`` is empty. Writes
+    nothing but access tokens in Valkey. Raises NotFound for an unknown merchant.
     """
     examination = CheckContext(now=gateway.clock.now(), is_live=is_live)
     db = Database(msgspec.structs.replace(gateway.config.database, pool_min=1, pool_max=2))
@@ -94,7 +93,7 @@ async def examine(
             try:
                 await gateway.start(migrate_first=False)
                 stack.push_async_callback(gateway.stop)
-            except Exception as fault:  # noqa: BLE001 - whatever it is, it is what stops the start
+            except Exception as fault:  # noqa: BLE001 - any error is the reason
                 log.debug("start_failed", exception=trace(fault))
                 yield _seen("Start", _does_not_start(fault))
                 stops = "the gateway does not start"
@@ -111,7 +110,7 @@ async def examine(
 def _does_not_start(fault: Exception) -> CheckResult:
     refused = isinstance(fault, ConfigError | MigrationError | SecondGateway)
     text = str(fault) if refused else f"{type(fault).__name__}: {fault}"
-    return problem("gateway.starts", f"the gateway does not start: {text}", "mend that, and look again")
+    return problem("gateway.starts", f"the gateway does not start: {text}", "fix that, and run the doctor again")
 
 
 async def _check_all(
@@ -126,7 +125,7 @@ async def _check_all(
     checks = [*KERNEL, *(check for plugin in gateway.plugins for check in plugin.checks)]
     broken: set[str] = set()
     for check in checks:
-        # What is not there is said once.
+        # An unreachable Valkey is reported once.
         if check.of_each_merchant or (check.title == "Workers" and "valkey.reachable" in broken):
             continue
         async for seen in _run_check(check, gateway, examination):
@@ -156,16 +155,16 @@ async def _check_merchant(
 
 
 async def _run_check(check: Check, gateway: "Gateway", examination: CheckContext) -> AsyncGenerator[DoctorReport]:
-    """What one check sees. One that breaks, or takes too long, is itself something to see."""
+    """Yield the results of one check; a crash or a timeout is a problem."""
     try:
         async with asyncio.timeout(_PATIENCE):
             async for observation in check.look(gateway, examination):
                 yield _seen(check.title, observation)
-    except Exception as fault:  # noqa: BLE001 - whatever it is, it stops no other check
+    except Exception as fault:  # noqa: BLE001 - one check must not stop the others
         log.debug("check_crashed", check=check.title, exception=trace(fault))
-        text = f"this could not be looked at ({type(fault).__name__}: {fault})"
+        text = f"this check failed ({type(fault).__name__}: {fault})"
         yield _seen(
-            check.title, problem("doctor.broke", text, "see what is said of Postgres and Valkey, then try again")
+            check.title, problem("doctor.broke", text, "fix the problems of Postgres and Valkey, then try again")
         )
 
 
@@ -174,14 +173,13 @@ def _seen(title: str, observation: CheckResult) -> DoctorReport:
         title=title,
         name=observation.name,
         level=observation.level,
-        # Checks keep numbers out of their texts; a driver's message may not.
+        # A driver's message may contain a phone number.
         text=mask_phones(observation.text),
         fix=None if observation.fix is None else mask_phones(observation.fix),
     )
 
 
 async def _chosen(gateway: "Gateway", merchant_ids: Sequence[str]) -> list[Merchant]:
-    """The merchants to look at. Raises NotFound, naming the one."""
     if not merchant_ids:
         return await _all_active(gateway)
     found: list[Merchant] = []

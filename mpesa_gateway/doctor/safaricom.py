@@ -1,4 +1,4 @@
-"""Looks at what is Safaricom's: whether Daraja can be reached, what time it is there, and its certificates."""
+"""Daraja's reachability and clock, and Safaricom's certificates."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
@@ -12,14 +12,13 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 
 _SKEW, _FAR = 5.0, 60.0
-"""Seconds between this machine's clock and Daraja's that are normal (its Date has whole seconds), and that are not."""
+"""Seconds of clock skew: normal (Daraja's Date has whole seconds), and a problem."""
 
 _SOON = timedelta(days=30)
-"""How long before its end a certificate should be replaced."""
+"""Time before its expiry at which a certificate should be replaced."""
 
 
 async def check_daraja(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Whether each environment that is in use can be reached from here, and whether clocks agree."""
     for env in _envs(examination):
         before = gateway.clock.now()
         try:
@@ -28,7 +27,7 @@ async def check_daraja(gateway: Runtime, examination: CheckContext) -> AsyncIter
             yield problem(
                 f"daraja.{env}",
                 f"Daraja's {env} cannot be reached: {fault.meaning}",
-                "open the way out to it (TCP 443, DNS), and see whether Safaricom announces maintenance",
+                "allow outgoing connections to it (TCP 443, DNS), and check whether Safaricom announces maintenance",
             )
             continue
         yield _clock(env, before, theirs, gateway.clock.now())
@@ -36,22 +35,21 @@ async def check_daraja(gateway: Runtime, examination: CheckContext) -> AsyncIter
 
 def _clock(env: Env, before: datetime, theirs: datetime | None, after: datetime) -> CheckResult:
     if theirs is None:
-        return note(f"daraja.{env}", f"Daraja's {env} answers, and does not say what time it is there")
+        return note(f"daraja.{env}", f"Daraja's {env} answers without a Date header")
     off = max((before - theirs).total_seconds() - 1, (theirs - after).total_seconds(), 0.0)
     if off <= _SKEW:
         return ok(f"daraja.{env}", f"Daraja's {env} answers, and its clock and ours agree")
     ours_is = "ahead of" if before > theirs else "behind"
-    text = f"the clock that we go by, which is Postgres', is {off:.0f} seconds {ours_is} Daraja's {env}"
-    fix = "let the machine that Postgres is on take its time from NTP (timedatectl set-ntp true)"
+    text = f"Postgres' clock, which all processes use, is {off:.0f} seconds {ours_is} Daraja's {env}"
+    fix = "synchronise the machine of Postgres with NTP (timedatectl set-ntp true)"
     if off <= _FAR:
         return warning(f"daraja.{env}", text, fix)
     return problem(
-        f"daraja.{env}", f"{text}: requests carry a timestamp, and statements are asked for by this clock", fix
+        f"daraja.{env}", f"{text}: requests carry a timestamp, and statements are requested by this clock", fix
     )
 
 
 async def check_certificates(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Whether Safaricom's certificate of each environment in use is there, valid, and that environment's."""
     config = gateway.config.daraja
     found: dict[Env, Certificate] = {}
     for env in _envs(examination):
@@ -66,12 +64,12 @@ async def check_certificates(gateway: Runtime, examination: CheckContext) -> Asy
             continue
         for observation in _validity(env, found[env], examination.now):
             yield observation
-    if found and _is_same_key(_quietly(gateway, "sandbox"), _quietly(gateway, "live")):
+    if found and _is_same_key(_read_if_valid(gateway, "sandbox"), _read_if_valid(gateway, "live")):
         yield CheckResult(
             name="certificate.differ",
             level=examination.if_live,
             text="the files for sandbox and live hold the same certificate, and Safaricom's differ",
-            fix="download both again from the developer portal, and mind which is which",
+            fix="download both again from the developer portal",
         )
 
 
@@ -80,7 +78,7 @@ def _validity(env: Env, certificate: Certificate, now: datetime) -> Sequence[Che
     download = f"see whether Safaricom's developer portal has a newer one, as daraja.{env}_certificate"
     seen: list[CheckResult] = []
     if now >= certificate.not_after:
-        # Those that Safaricom publishes have been so for years, and M-Pesa still takes what they encrypt.
+        # Safaricom's published certificates expired years ago, and M-Pesa still accepts data encrypted with them.
         text = (
             f"Safaricom's {env} certificate expired on {until}: it encrypts, and signatures cannot be verified with it"
         )
@@ -104,7 +102,7 @@ def _read(config: DarajaConfig, env: Env) -> Certificate:
     return read_certificate(Path(config.live_certificate if env == "live" else config.sandbox_certificate))
 
 
-def _quietly(gateway: Runtime, env: Env) -> Certificate | None:
+def _read_if_valid(gateway: Runtime, env: Env) -> Certificate | None:
     try:
         return _read(gateway.config.daraja, env)
     except CertificateError:
@@ -118,7 +116,6 @@ def _is_same_key(one: Certificate | None, other: Certificate | None) -> bool:
 
 
 def _envs(examination: CheckContext) -> Sequence[Env]:
-    """The environments that are in use, or are about to be."""
     used: set[Env] = {env for merchant in examination.merchants for env in merchant.envs}
     if examination.is_live:
         used.add("live")

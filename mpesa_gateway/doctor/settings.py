@@ -1,4 +1,4 @@
-"""Looks at the settings that are fine for trying things out and are not for real money."""
+"""Settings that suit trials but not real money."""
 
 from collections.abc import AsyncIterator
 
@@ -9,7 +9,6 @@ from mpesa_gateway.runtime import Runtime
 
 
 async def check_settings(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """What is enabled, where Daraja is, and how much is logged."""
     config, usual = gateway.config, DarajaConfig()
     yield ok(
         "settings.readable",
@@ -31,7 +30,7 @@ async def check_settings(gateway: Runtime, examination: CheckContext) -> AsyncIt
     else:
         yield ok("settings.daraja", "Daraja is called at Safaricom's own addresses")
     if config.logs.level == "debug":
-        text = "the log is at debug, which is a lot, and slows everything down"
+        text = "the log is at debug, which slows everything down"
         fix = "set logs.level to info"
         yield (warning if examination.is_live else note)("settings.logs", text, fix)
     elif config.logs.level == "error":

@@ -1,4 +1,4 @@
-"""Looks at Valkey: all of it may vanish, but it should not throw work away while it has it."""
+"""Valkey: reachable, supported, without eviction, persistent."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +12,10 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import valkey_address
 
 _OLDEST = (6, 2)
-"""The first version with BLMOVE, by which the queue hands over a job without losing it on the way."""
+"""The first version with BLMOVE, with which the queue hands over jobs without loss."""
 
 
 async def check_valkey(gateway: Runtime, _: CheckContext) -> AsyncIterator[CheckResult]:
-    """Is it there, is it new enough, and what does it do when memory or power runs out."""
     where = valkey_address(gateway.config.valkey)
     client = connect(gateway.config.valkey)
     try:
@@ -27,9 +26,9 @@ async def check_valkey(gateway: Runtime, _: CheckContext) -> AsyncIterator[Check
     except (ValkeyError, OSError, TimeoutError) as fault:
         yield problem(
             "valkey.reachable",
-            f"Valkey at {where} cannot be reached ({type(fault).__name__}): payments are taken, and what is to "
-            "follow them waits",
-            "start it, open the way to it, or correct valkey.url",
+            f"Valkey at {where} cannot be reached ({type(fault).__name__}): payments are accepted, and their "
+            "follow-up jobs wait",
+            "start it, allow connections to it, or correct valkey.url",
         )
         return
     finally:
@@ -42,7 +41,6 @@ async def check_valkey(gateway: Runtime, _: CheckContext) -> AsyncIterator[Check
 
 
 def version_result(name: str, version: str) -> Sequence[CheckResult]:
-    """Whether it has what the queue needs."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers >= _OLDEST:
         return []
@@ -54,7 +52,6 @@ def version_result(name: str, version: str) -> Sequence[CheckResult]:
 
 
 def memory_result(info: Mapping[str, Any]) -> CheckResult:
-    """What it does when memory runs out."""
     policy, most, used = (
         info.get("maxmemory_policy", "unknown"),
         int(info.get("maxmemory", 0)),
@@ -63,21 +60,20 @@ def memory_result(info: Mapping[str, Any]) -> CheckResult:
     if policy not in {"noeviction", "unknown"}:
         return warning(
             "valkey.eviction",
-            f"maxmemory-policy is {policy}: short of memory it throws jobs and limits away, and work is late until a "
+            f"maxmemory-policy is {policy}: when memory is short it evicts jobs and limits, and work is late until a "
             "sweeper finds it",
-            "set maxmemory-policy noeviction, and let nobody else keep a cache in the same Valkey",
+            "set maxmemory-policy noeviction, and keep no cache in the same Valkey",
         )
     if most and used > most * 0.9:
         return warning(
             "valkey.eviction",
-            f"{used * 100 // most} % of its maxmemory is used: at 100 % it takes no more jobs",
+            f"{used * 100 // most} % of its maxmemory is used: at 100 % it rejects jobs",
             "raise maxmemory, or find out what else fills it (`valkey-cli --bigkeys`)",
         )
-    return ok("valkey.eviction", "it throws nothing away when memory is short (noeviction)")
+    return ok("valkey.eviction", "it evicts nothing when memory is short (noeviction)")
 
 
 def persistence_result(info: Mapping[str, Any]) -> Sequence[CheckResult]:
-    """What is left of it after a restart."""
     failed = [
         what
         for what, status in (("AOF", "aof_last_write_status"), ("snapshot", "rdb_last_bgsave_status"))
@@ -88,7 +84,7 @@ def persistence_result(info: Mapping[str, Any]) -> Sequence[CheckResult]:
             problem(
                 "valkey.persistence",
                 f"its last {' and '.join(failed)} could not be written: it may refuse every job",
-                "look at its log: most often the disk is full",
+                "read its log: usually the disk is full",
             )
         ]
     if info.get("aof_enabled"):

@@ -10,14 +10,13 @@ from mpesa_gateway.config import QueueName
 from mpesa_gateway.runtime import Runtime
 
 _LATE = 60.0
-"""Seconds after its time from which a cron counts as not running."""
+"""Seconds of delay from which a cron counts as late."""
 
 _MANY = 10_000
-"""Waiting jobs from which it takes long until a new one is done."""
+"""Waiting jobs from which new ones are late."""
 
 
 async def check_workers(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """The workers' heartbeats by queue, the crons, and the jobs that wait or failed."""
     queues = gateway.jobs.queues
     workers = {name: await queue.count_workers() for name, queue in queues.items()}
     waiting = {name: await queue.count("queued") for name, queue in queues.items()}
@@ -25,7 +24,7 @@ async def check_workers(gateway: Runtime, examination: CheckContext) -> AsyncIte
     if not any(workers.values()):
         yield problem(
             "workers.alive",
-            f"no worker is running: {in_all} jobs wait, no webhook goes out and no payment is asked about",
+            f"no worker is running: {in_all} jobs wait, no webhook is sent and no payment status is queried",
             "start `mpesa-gateway worker` (or `serve --with-worker` for a small shop), and keep it running (systemd)",
         )
         return
@@ -34,7 +33,7 @@ async def check_workers(gateway: Runtime, examination: CheckContext) -> AsyncIte
             "workers.alive",
             f"no worker serves {' and '.join(f'the queue `{name}`' for name in unserved)}: "
             f"{sum(waiting[name] for name in unserved)} jobs wait there",
-            f"start `mpesa-gateway worker --queues {','.join(unserved)}`, or take --queues (worker.queues) away from "
+            f"start `mpesa-gateway worker --queues {','.join(unserved)}`, or remove --queues (worker.queues) from "
             "the workers that run",
         )
     else:
@@ -55,13 +54,13 @@ async def check_workers(gateway: Runtime, examination: CheckContext) -> AsyncIte
     if failed:
         yield note(
             "workers.failed",
-            f"{failed} failed jobs are listed; what they were for is owed by Postgres and taken up by sweepers",
+            f"{failed} failed jobs are listed; their work is recorded in Postgres, and sweepers redo it",
             "see why under /ops",
         )
 
 
 async def crons_not_run(gateway: Runtime, now: datetime) -> tuple[list[str], list[str]]:
-    """Crons that no worker knows, and crons that are late."""
+    """Return the crons that no worker knows, and the late ones."""
     crons: dict[str, QueueName] = {
         name: job.queue for name, job in gateway.jobs_by_name.items() if job.cron is not None
     }
@@ -83,16 +82,16 @@ async def _crons(gateway: Runtime, examination: CheckContext) -> CheckResult:
     if missing:
         return problem(
             "workers.crons",
-            f"no worker knows what runs by the clock as {', '.join(missing)}",
+            f"no worker knows the crons {', '.join(missing)}",
             "give the workers the same release and the same `plugins` as this command, and start them again",
         )
     if late:
         return problem(
             "workers.crons",
-            f"what runs by the clock is late: {', '.join(late)}",
+            f"crons are late: {', '.join(late)}",
             "see the workers' logs: they may be stuck, or their clocks may be wrong",
         )
     return ok(
         "workers.crons",
-        f"all {sum(job.cron is not None for job in gateway.jobs_by_name.values())} tasks that run by the clock do",
+        f"all {sum(job.cron is not None for job in gateway.jobs_by_name.values())} crons run",
     )

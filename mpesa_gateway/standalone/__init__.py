@@ -1,1 +1,1 @@
-"""Everything on one machine: Postgres and Valkey of our own, and the processes of a small shop, started together."""
+"""Runs everything on one machine: embedded Postgres and Valkey, and the gateway's processes."""

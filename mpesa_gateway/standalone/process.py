@@ -1,4 +1,4 @@
-"""Processes that we start and stop: taken down with us, found again when we were killed, never mistaken for others."""
+"""Child processes: bound to this process's life, found again after a crash, and stopped."""
 
 import ctypes
 import os
@@ -17,11 +17,11 @@ _PAUSE = 0.02
 
 
 class StartFailed(Exception):
-    """A server did not start. The text says why, and what to do."""
+    """A server did not start. The text has the reason and a fix."""
 
 
 def free_port(preferred: int | None = None) -> int:
-    """``preferred`` if nobody listens there, else a free port of the loopback interface."""
+    """Return ``preferred`` if it is free, else any free loopback port."""
     for candidate in (preferred, 0):
         if candidate is None:
             continue
@@ -36,7 +36,7 @@ def free_port(preferred: int | None = None) -> int:
 
 
 def becomes_free(port: int, patience: float) -> bool:
-    """Whether nobody listens on this port, or will not any more within ``patience`` seconds."""
+    """Return whether the port is free within ``patience`` seconds."""
     until = time.monotonic() + patience
     while free_port(port) != port:
         if time.monotonic() > until:
@@ -55,16 +55,16 @@ def launch(
     cwd: Path | None = None,
     umask: int = -1,
 ) -> subprocess.Popen[bytes]:
-    """Start a command that gets ``death_signal`` when this process dies, however it dies.
+    """Start a command that gets ``death_signal`` when this process dies.
 
-    ``user`` (root only) is whom it runs as; ``umask`` is -1 for our own. It gets a process group of
-    its own: a Ctrl-C in the terminal reaches us alone, and we stop the others in order.
+    ``umask`` -1 keeps ours. The command has its own process group: Ctrl-C reaches only this process, which stops the
+    others in order.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
 
     def bind_to_parent() -> None:
-        # After the change of user, which would clear it again.
+        # After the change of user, which clears it.
         libc.prctl(_PR_SET_PDEATHSIG, int(death_signal))
         if os.getppid() != parent:
             os._exit(1)
@@ -87,7 +87,7 @@ def launch(
 
 
 def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
-    """Get ``death_signal`` when the process that started us dies; end now if it has died already. Linux only."""
+    """Get ``death_signal`` when the parent dies; exit now if it is dead already. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal))
         if os.getppid() != parent:
@@ -103,7 +103,7 @@ def _group_of(user: str | None) -> int | None:
 
 
 def is_running(pid: int, executable: str, cwd: Path) -> bool:
-    """Whether the process is this executable, at work in this folder: ours, and not a stranger with a reused number."""
+    """Return whether the process is this executable in this folder, and not another one with a reused pid."""
     try:
         name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -115,7 +115,7 @@ def is_running(pid: int, executable: str, cwd: Path) -> bool:
 
 
 def end(pid: int, executable: str, cwd: Path, signals: Sequence[signal.Signals], patience: float = 10.0) -> None:
-    """Stop a process that is ours, with each signal in turn, ``patience`` seconds each."""
+    """Stop a process of ours with each signal in turn, ``patience`` seconds each."""
     for number in signals:
         if not is_running(pid, executable, cwd):
             return
@@ -126,7 +126,7 @@ def end(pid: int, executable: str, cwd: Path, signals: Sequence[signal.Signals],
 
 
 def stop(process: subprocess.Popen[bytes], signals: Sequence[signal.Signals], patience: float = 10.0) -> None:
-    """Stop a child and wait for it, with each signal in turn, at last with SIGKILL."""
+    """Stop a child with each signal in turn, SIGKILL last."""
     for number in (*signals, signal.SIGKILL):
         if process.poll() is not None:
             return
@@ -138,7 +138,6 @@ def stop(process: subprocess.Popen[bytes], signals: Sequence[signal.Signals], pa
 
 
 def tail(path: Path, lines: int = 8) -> str:
-    """The last lines of a log file, for an error message."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:
@@ -146,20 +145,20 @@ def tail(path: Path, lines: int = 8) -> str:
 
 
 PRIVATE = 0o077
-"""The umask of servers: what they write is for their own user alone."""
+"""Umask of servers: files are for their own account only."""
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """A log file to append to, which only its owner can read."""
+    """Open a log file for appending, mode 0600."""
     file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
     os.fchmod(file.fileno(), 0o600)
     return file
 
 
 def rotate(path: Path, largest: int) -> None:
-    """Move what a log file of more than ``largest`` bytes holds to ``<name>.1``, over what is there.
+    """Move the contents of a log over ``largest`` bytes to ``<name>.1``.
 
-    Its writer keeps it open for appending: the file is copied and emptied. Lines written in between are lost.
+    Its writer keeps it open: lines written during the copy are lost.
     """
     try:
         if path.stat().st_size <= largest:
@@ -171,12 +170,12 @@ def rotate(path: Path, largest: int) -> None:
             os.truncate(path, 0)
         draft.replace(path.with_name(path.name + ".1"))
     except OSError:
-        # A full disk, or a file that has gone: a log is no reason to stop.
+        # A full disk or a deleted file must not stop the gateway.
         return
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, all of it or nothing."""
+    """Write a file atomically, mode 0600."""
     draft = path.with_name(path.name + ".new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

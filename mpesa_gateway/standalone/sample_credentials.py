@@ -1,4 +1,4 @@
-"""What everybody's first payment uses: the sandbox's public shortcode and passkey, and two simulated phones."""
+"""Credentials and simulated phones for a first payment."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"
-"""Daraja's public passkey for its sandbox shortcode, which everybody's first payment uses."""
+"""Daraja's public passkey for its sandbox shortcode."""
 
 SANDBOX_SHORTCODE = "174379"
 
@@ -27,25 +27,25 @@ CREDENTIALS: dict[str, Any] = {
         "nominated_number": "254708374149",
     },
 }
-"""What ``demo`` and the printed curl lines store: the sandbox's public ones and, for the simulator, any key pair."""
+"""Credentials that ``demo`` and the printed curl lines store; the simulator accepts any key pair."""
 
 ASKING_PHONE = "254700000020"
-"""The simulated phone that shows its prompt until somebody answers it."""
+"""Simulated phone that waits for its PIN."""
 
 SILENT_PHONE = "254700000007"
-"""The simulated phone that pays, and Daraja never calls back."""
+"""Simulated phone that pays without a callback."""
 
 VANISHING_PHONE = "254700000021"
-"""The simulated phone that pays, and neither the push's answer nor a callback ever says so."""
+"""Simulated phone that pays; neither the push's answer nor a callback arrives."""
 
 PAYING_PHONE = "254700000000"
-"""The simulated phone that pays at once."""
+"""Simulated phone that pays at once."""
 
 
 def make_certificate(now: datetime) -> bytes:
-    """A certificate for the simulator to stand in for Safaricom's, PEM, valid for ten years.
+    """Return a PEM certificate for the simulator, valid for ten years.
 
-    Its private key is thrown away: the simulator takes any credential, and nobody else shall read one.
+    Its private key is discarded: the simulator accepts any credential, and none must be readable.
     """
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mpesa-gateway simulator")])

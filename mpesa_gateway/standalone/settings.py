@@ -1,4 +1,4 @@
-"""The configuration that ``up`` gives its processes: the host's own, with what is embedded filled in."""
+"""Configurations of ``up``'s processes: the host's own plus the embedded servers."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,18 +18,16 @@ from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
-"""Where the simulator answers as Daraja does."""
+"""Path of the simulated Daraja."""
 
 OPS = "ops"
-"""The plugin with the operators' pages, where they are enabled."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What ``up`` fills in. Where there is no simulator, it has neither port nor certificate.
+    """Values that ``up`` fills in.
 
-    ``owner_url`` is for migrating, and no process that stays is given it; None where the role of ``database_url`` owns
-    the tables.
+    ``owner_url`` is for migrations only; None if the role of ``database_url`` owns the tables.
     """
 
     database_url: Secret
@@ -42,7 +40,7 @@ class Embedded:
 
 
 def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
-    """What the API and the worker run with: as the role that owns nothing."""
+    """Return the settings of the role that owns nothing."""
     replace = msgspec.structs.replace
     config = replace(
         base,
@@ -66,13 +64,11 @@ def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
 
 
 def owner_config(config: GatewayConfig, embedded: Embedded) -> GatewayConfig:
-    """What ``up`` itself migrates with, before a process runs with ``config``."""
     replace = msgspec.structs.replace
     return replace(config, database=replace(config.database, owner_url=embedded.owner_url))
 
 
 def simulator_config(base: GatewayConfig, gateway: GatewayConfig, port: int) -> GatewayConfig:
-    """What the simulator runs with: the same database, its own port, and its own part of Valkey."""
     replace = msgspec.structs.replace
     return replace(
         gateway,
@@ -85,7 +81,7 @@ def simulator_config(base: GatewayConfig, gateway: GatewayConfig, port: int) -> 
 
 
 def public_url(configured: str, port: int) -> str:
-    """An address on this machine moves to the port that we serve on; any other stays as the host has set it."""
+    """Return a loopback address with the served port; any other address unchanged."""
     parts = urlsplit(configured)
     if parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost"}:
         return f"http://127.0.0.1:{port}{parts.path}"
@@ -93,14 +89,13 @@ def public_url(configured: str, port: int) -> str:
 
 
 def write_config(path: Path, config: GatewayConfig) -> None:
-    """Write a configuration with its secrets where only we can read it."""
     write_private(path, toml.dumps(_plain(config)))
 
 
 def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]:
-    """The file with the master key in the data folder, and whether it was made now; None where the host has set one.
+    """Return the master key's file and whether it is new; None if the host has set a key.
 
-    Raises ConfigError for a folder that has been in use and whose key is gone: a new one would open nothing there.
+    Raises ConfigError if the key of a used folder is missing: a new one could decrypt nothing.
     """
     security = base.security
     if security.master_key is not None or security.master_key_file is not None:
@@ -110,15 +105,15 @@ def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]
         return path, False
     if read_state(data):
         raise ConfigError(
-            f"the master key {path} is missing: put it back from your copy; without it the stored credentials cannot "
-            "be read. To begin anew, without what is stored, give --data another folder"
+            f"the master key {path} is missing: restore it from your copy; without it the stored credentials cannot "
+            "be read. To start without the stored data, give --data another folder"
         )
     write_private(path, generate() + "\n")
     return path, True
 
 
 def sandbox_certificate(base: GatewayConfig, data: Path, now: datetime) -> Path | None:
-    """The simulator's certificate in the data folder, made when it is missing; None where the host has one."""
+    """Return the simulator's certificate, created if missing; None if the host has one."""
     if Path(base.daraja.sandbox_certificate).exists():
         return None
     path = data / "simulator-certificate.pem"
@@ -128,7 +123,6 @@ def sandbox_certificate(base: GatewayConfig, data: Path, now: datetime) -> Path 
 
 
 def _plain(value: Any) -> Any:
-    """Settings as they stand in a file: secrets in clear, what is not set left out."""
     if isinstance(value, GatewayConfig):
         values = {field.name: _plain(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
         return {name: part for name, part in values.items() if name != "sections"} | values["sections"]

@@ -1,4 +1,4 @@
-"""The gateway's HTTP API as commands call it, and what they raise for an unexpected answer."""
+"""HTTP client of commands that call the gateway's API."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ _PATIENCE = 10.0
 
 
 class NotSo(Exception):
-    """An answer is not as expected. The text states what was expected and what was seen."""
+    """An unexpected answer. The text states what was expected and received."""
 
 
 class Api:
@@ -26,7 +26,7 @@ class Api:
     async def call(
         self, method: str, path: str, body: Any = None, *, status: int = 200, **headers: str
     ) -> dict[str, Any]:
-        """Call and read the answer. Raises NotSo for another status than the one expected."""
+        """Return the decoded answer. Raises NotSo for another status."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if self._key is not None:
             sent["X-API-Key"] = self._key.reveal()
@@ -44,5 +44,4 @@ class Api:
         return cast("dict[str, Any]", msgspec.json.decode(content)) if content else {}
 
     async def data(self, method: str, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:
-        """The ``data`` of a successful answer."""
         return (await self.call(method, path, body, status=status, **headers))["data"]

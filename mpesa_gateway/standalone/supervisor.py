@@ -1,4 +1,4 @@
-"""Keeps the processes of a small shop running: what crashes is started again, what is stopped stops in order."""
+"""Restarts crashed processes, and stops them in order."""
 
 import signal
 import subprocess
@@ -11,23 +11,23 @@ from typing import IO
 from mpesa_gateway.standalone.process import launch, open_log, rotate, stop
 
 LARGEST_LOG = 10 * 1024 * 1024
-"""Bytes of a log file; the one before it is kept beside it."""
+"""Bytes of a log file before it is rotated."""
 
 _ROTATE_EVERY = 1.0
 _LOOK = 0.1
 _STEADY = 30.0
-"""Seconds after which a process that runs counts as well again."""
+"""Seconds of uptime after which the count of crashes restarts."""
 
 _LONGEST_PAUSE = 30.0
 
 
 class Child:
-    """One process, with the command that starts it."""
+    """One process and its command."""
 
     def __init__(
         self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path | None, grace: float = 25.0
     ) -> None:
-        """``log`` takes its output; None lets it through to ours. ``grace`` is the time to stop by itself, seconds."""
+        """``log`` None inherits our output. ``grace`` is the time until SIGKILL, seconds."""
         self.name = name
         self._command = list(command)
         self._env = dict(env)
@@ -39,11 +39,9 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """The process, None when it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the process."""
         if self.log is None:
             self._process = self._launch(None)
         else:
@@ -61,7 +59,7 @@ class Child:
         )
 
     def pause_after_crash(self) -> float | None:
-        """None while the process runs; after it ended, the seconds to wait before it is started again."""
+        """Return None while the process runs, else the seconds before a restart."""
         if self._process is None or self._process.poll() is None:
             return None
         self._crashes = 1 if time.monotonic() - self._started_at > _STEADY else self._crashes + 1
@@ -70,40 +68,38 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """How the process ended, None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def stop(self) -> None:
-        """Ask it to stop, and wait for it."""
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,), self._grace)
             self._process = None
 
 
 class Supervisor:
-    """Starts children in order, restarts what crashes, stops them in reverse order."""
+    """Starts children in order, restarts crashed ones, stops them in reverse order."""
 
     def __init__(
         self,
         children: Sequence[Child],
-        tell: Callable[[str], None],
-        mend: Callable[[], Iterable[str]] = tuple,
+        report: Callable[[str], None],
+        repair: Callable[[], Iterable[str]] = tuple,
         *,
         logs: Sequence[Path] = (),
     ) -> None:
-        """``tell`` is given a sentence about each crash; ``mend`` looks after what is not a child of ours.
+        """``report`` receives messages. ``repair`` restarts other servers and returns messages.
 
-        ``logs`` are files besides the children's that must not grow without end.
+        ``logs`` are further files to rotate.
         """
         self._children = list(children)
-        self._tell = tell
-        self._mend = mend
+        self._report = report
+        self._repair = repair
         self._logs = [*logs, *(child.log for child in children if child.log is not None)]
         self._rotated_at = 0.0
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Start all children; with none left running if one cannot be started."""
+        """Start all children; on failure none is left running."""
         try:
             for child in self._children:
                 child.start()
@@ -116,11 +112,11 @@ class Supervisor:
         self._stopping.set()
 
     def watch(self) -> None:
-        """Until ``request_stop``: start again whatever ends by itself, more slowly each time."""
+        """Restart crashed children, with growing pauses, until ``request_stop``."""
         due: dict[str, float] = {}
         while not self._stopping.wait(_LOOK):
-            for sentence in self._mend():
-                self._tell(sentence)
+            for sentence in self._repair():
+                self._report(sentence)
             self._rotate()
             for child in self._children:
                 if child.name in due:
@@ -130,7 +126,7 @@ class Supervisor:
                     continue
                 pause = child.pause_after_crash()
                 if pause is not None:
-                    self._tell(f"{child.name} ended by itself (exit {child.exit_code}): started again in {pause:g} s")
+                    self._report(f"{child.name} ended by itself (exit {child.exit_code}): started again in {pause:g} s")
                     due[child.name] = time.monotonic() + pause
 
     def _rotate(self) -> None:
@@ -140,7 +136,6 @@ class Supervisor:
                 rotate(log, LARGEST_LOG)
 
     def stop(self) -> None:
-        """Stop all children, the last started first."""
         self._stopping.set()
         for child in reversed(self._children):
             child.stop()

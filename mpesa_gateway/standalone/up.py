@@ -1,4 +1,4 @@
-"""``up``: Postgres, Valkey, the API, a worker and the simulator, started, watched and stopped as one."""
+"""``up``: starts, watches and stops Postgres, Valkey, the API, a worker and the simulator."""
 
 import asyncio
 import fcntl
@@ -54,22 +54,22 @@ from mpesa_gateway.standalone.supervisor import Child, Supervisor
 T = TypeVar("T")
 
 READY_WITHIN = 60.0
-"""Seconds that everything may take to be ready."""
+"""Seconds until everything must be ready."""
 
 MASTER_KEY_TOLD = "master_key_told"
-"""In the state of a data folder: whether a person has seen where the master key is and that it needs a copy."""
+"""State of a data folder: the location of the master key was printed."""
 
 _LOOK = 0.1
 
 _PORT_PATIENCE = 5.0
-"""Seconds that what a killed run left behind gets to let go of its port."""
+"""Seconds for processes of a killed run to release a port."""
 
 _PAGE = 1000
 
 
 @dataclass(frozen=True)
 class UpOptions:
-    """What was asked for on the command line. ``shop``: make a demo merchant and key where there is none."""
+    """Options of the command line. ``shop`` creates a demo merchant and key if there is none."""
 
     port: int | None = None
     verbose: bool = False
@@ -80,9 +80,9 @@ class UpOptions:
 class Up:
     """One run of ``up`` on one data folder."""
 
-    def __init__(self, base: GatewayConfig, data: Path, wishes: UpOptions, console: Console) -> None:
+    def __init__(self, base: GatewayConfig, data: Path, options: UpOptions, console: Console) -> None:
         self._base = base
-        self._wishes = wishes
+        self._options = options
         self._console = console
         self._standalone = DataFolder(data, has_two_roles=True)
         self._data = self._standalone.data_dir
@@ -92,13 +92,12 @@ class Up:
         self._supervisor: Supervisor | None = None
 
     def run(self) -> None:
-        """Start everything, greet, and stop it all at Ctrl-C, SIGTERM or when the terminal closes.
+        """Start everything, print the banner, and stop on Ctrl-C, SIGTERM or SIGHUP.
 
-        Runs in the main thread: the children are bound to the life of the thread that starts them. Raises Failed or
-        StartFailed, with a sentence, and leaves nothing running.
+        Call it in the main thread: children die with the thread that starts them. Raises CommandFailed or StartFailed.
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._told)
+            signal.signal(number, self._on_signal)
         try:
             with ExitStack() as undo:
                 self._start(undo)
@@ -107,9 +106,9 @@ class Up:
         except KeyboardInterrupt:
             return
 
-    def _told(self, _: int, __: FrameType | None) -> None:
+    def _on_signal(self, _: int, __: FrameType | None) -> None:
         if self._stopping:
-            # Told twice: everything that we started dies with us, and the next start clears up.
+            # Second signal: the children die with this process, and the next start cleans up.
             os._exit(1)
         self._stopping = True
         self._say("Stopping…")
@@ -139,7 +138,7 @@ class Up:
             sandbox_certificate=None,
         )
         has_live = _run(_migrate(owner_config(gateway_config(self._base, embedded), embedded)))
-        if self._wishes.simulator:
+        if self._options.simulator:
             last_port = read_state(self._data).get("simulator_port")
             embedded = replace(
                 embedded,
@@ -150,12 +149,12 @@ class Up:
         if embedded.simulator_port is not None:
             simulator = simulator_config(self._base, config, embedded.simulator_port)
             _run(_migrate(owner_config(simulator, embedded)))
-        was_told = read_state(self._data).get(MASTER_KEY_TOLD, not is_new_key)
-        state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_TOLD: was_told}
+        was_shown = read_state(self._data).get(MASTER_KEY_TOLD, not is_new_key)
+        state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_TOLD: was_shown}
         write_state(self._data, state)
-        # Before the API is ready: a program that waits for it may create merchants of its own.
-        may_create = self._wishes.shop and not has_live
-        shop, password = _run(_settle(config, wants_shop=not has_live, may_create=may_create))
+        # Before the API is ready: a program that waits for it may create merchants.
+        may_create = self._options.shop and not has_live
+        shop, password = _run(_create_first_accounts(config, wants_shop=not has_live, may_create=may_create))
         children = self._children(config, embedded, undo)
         supervisor = Supervisor(list(children.values()), self._say, standalone.repair, logs=standalone.logs)
         undo.callback(supervisor.stop)
@@ -167,18 +166,17 @@ class Up:
             command=self._command(),
             shop=shop,
             operator_password=password,
-            new_master_key=None if was_told else key_file,
+            new_master_key=None if was_shown else key_file,
             has_simulator=embedded.simulator_port is not None,
             notes=self._notes(has_live=has_live, is_own=is_own),
         ).show(self._console)
         write_state(self._data, state | {MASTER_KEY_TOLD: True})
         self._supervisor = supervisor
         if self._stopping:
-            # The interrupt came where Python cannot raise it, such as in a callback of the garbage collector.
+            # Python cannot raise the interrupt in some callbacks, such as the garbage collector's.
             supervisor.request_stop()
 
     def _notes(self, *, has_live: bool, is_own: bool) -> tuple[str, ...]:
-        """What else is worth saying."""
         notes: list[str] = []
         if has_live:
             notes.append("There are live merchants: their payments go to Safaricom, not to the simulator.")
@@ -190,8 +188,7 @@ class Up:
         return tuple(notes)
 
     def _port(self, *, was_killed: bool) -> int:
-        """The port asked for; else the last one, else the configured one, else any, as long as it is free."""
-        wished = self._wishes.port
+        wished = self._options.port
         if wished is not None and wished != 0:
             if not becomes_free(wished, _PORT_PATIENCE if was_killed else 0.0):
                 raise CommandFailed(f"port {wished} is in use: stop what listens there, or choose another --port")
@@ -204,7 +201,6 @@ class Up:
         return free_port()
 
     def _children(self, config: GatewayConfig, embedded: Embedded, undo: ExitStack) -> dict[str, Child]:
-        """The processes, each with its configuration in a file of its own that is gone when we are."""
         gateway_file = self._data / RUNNING_CONFIG
         write_config(gateway_file, config)
         undo.callback(gateway_file.unlink, missing_ok=True)
@@ -222,7 +218,7 @@ class Up:
     def _child(self, name: str, command: str, config_file: Path) -> Child:
         environ = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT)}
         environ[CONFIG_VARIABLE] = str(config_file)
-        log = None if self._wishes.verbose else self._log_folder / f"{name}.log"
+        log = None if self._options.verbose else self._log_folder / f"{name}.log"
         return Child(name, [sys.executable, "-m", "mpesa_gateway.cli", command], env=environ, log=log)
 
     def _await_ready(self, config: GatewayConfig, embedded: Embedded, children: dict[str, Child]) -> None:
@@ -243,7 +239,6 @@ class Up:
             time.sleep(_LOOK)
 
     def _command(self) -> str:
-        """How to call this program again, for the lines that we print."""
         name = "mpesa-gateway"
         script = Path(sys.argv[0])
         if shutil.which(name):
@@ -258,13 +253,13 @@ class Up:
         return shlex.join(words)
 
     def _say(self, text: str) -> None:
-        # A closed terminal is told of with a signal, and can be told nothing any more.
+        # A closed terminal raises OSError.
         with suppress(OSError):
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def is_up(data: Path) -> bool:
-    """Whether an ``up`` runs on this data folder."""
+    """Return whether an ``up`` holds the lock of this data folder."""
     try:
         with (data / "lock").open("r", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -276,7 +271,7 @@ def is_up(data: Path) -> bool:
 
 
 def not_ready(port: int, *, needs_worker: bool) -> str | None:
-    """What the gateway on this port still lacks, None when it can do its work."""
+    """Return why the gateway on this port is not ready, None if it is."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
@@ -291,12 +286,10 @@ def not_ready(port: int, *, needs_worker: bool) -> str | None:
 
 
 def has_simulator(config: GatewayConfig) -> bool:
-    """Whether the simulator is the Daraja of this configuration."""
     return urlsplit(config.daraja.sandbox_url).path == SIMULATOR_PATH
 
 
 def is_ready(config: GatewayConfig) -> bool:
-    """Whether the gateway with this configuration can do its work, and its simulator too."""
     simulator_port = urlsplit(config.daraja.sandbox_url).port
     return not_ready(config.http.port, needs_worker=True) is None and (
         simulator_port is None or not_ready(simulator_port, needs_worker=False) is None
@@ -304,19 +297,21 @@ def is_ready(config: GatewayConfig) -> bool:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    # asyncio's own loop: a signal must be able to end it, and uvloop keeps exceptions of signal handlers to itself.
+    # asyncio's own loop: uvloop swallows exceptions of signal handlers.
     with asyncio.Runner() as runner:
         return runner.run(work)
 
 
 async def _migrate(config: GatewayConfig) -> bool:
-    """Bring the database to this release; gives whether any merchant is live."""
+    """Apply migrations; return whether a merchant is live."""
     async with started(Gateway(config)) as gateway:
         return await gateway.merchants.any_live()
 
 
-async def _settle(config: GatewayConfig, *, wants_shop: bool, may_create: bool) -> tuple[Shop | None, Secret | None]:
-    """The shop to greet with, and the first operator's password if that operator was made now."""
+async def _create_first_accounts(
+    config: GatewayConfig, *, wants_shop: bool, may_create: bool
+) -> tuple[Shop | None, Secret | None]:
+    """Return the shop to print, and the first operator's password if created now."""
     async with started(Gateway(config)) as gateway:
         shop = await _shop(gateway, may_create=may_create) if wants_shop else None
         password: Secret | None = None
@@ -327,7 +322,7 @@ async def _settle(config: GatewayConfig, *, wants_shop: bool, may_create: bool) 
 
 
 async def _shop(gateway: Gateway, *, may_create: bool) -> Shop | None:
-    """The newest active merchant; a demo merchant with its key where there is none."""
+    """Return the newest active merchant, else a new demo merchant."""
     active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
     if active:
         return Shop(active[0].merchant_id, None)

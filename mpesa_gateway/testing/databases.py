@@ -1,4 +1,4 @@
-"""Databases for tests: empty ones, and copies of one that the migrations have been applied to once."""
+"""Databases for tests: empty ones, and copies of a migrated template."""
 
 import asyncio
 import itertools
@@ -29,18 +29,17 @@ SELECT EXISTS (SELECT FROM pg_class WHERE oid >= 16384)
     OR EXISTS (SELECT FROM pg_extension WHERE oid >= 16384)
     OR EXISTS (SELECT FROM pg_namespace WHERE oid >= 16384 AND nspname !~ '^pg_')
 """
-"""Whether a database has tables, functions, extensions or schemas besides those that it was made with."""
+"""True if a database has objects of its own."""
 
 
 class BackgroundLoop:
-    """A thread with an event loop: runs coroutines for code whose own loop is busy, or which has none."""
+    """A thread with an event loop, for callers whose own loop is busy or missing."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run to the end and give the result. Raises what the coroutine raises."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="tests-aside", daemon=True)
@@ -48,7 +47,6 @@ class BackgroundLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:
-        """End the thread."""
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -57,15 +55,15 @@ class BackgroundLoop:
 
 
 class Databases:
-    """Makes and drops the databases of one Postgres server.
+    """Creates and drops databases of one Postgres server.
 
-    A gateway for tests gets its tables as a copy of a template: applying the migrations takes ten times as long.
+    A gateway's tables are copied from a template: ten times faster than migrations.
     """
 
     def __init__(self, url: str, aside: BackgroundLoop, *, is_own: bool) -> None:
-        """``url`` names a database that exists. ``is_own`` says that the server is at nobody else's service."""
+        """``url`` names an existing database. ``is_own``: the server serves only this session."""
         self._url = url
-        # A copy of files is the faster way where no checkpoint waits for a disk.
+        # FILE_COPY is faster if checkpoints do not wait for a disk.
         self._strategy = "STRATEGY = FILE_COPY" if is_own else ""
         self._aside = aside
         self._connection: asyncpg.Connection[Any] | None = None
@@ -77,9 +75,9 @@ class Databases:
         self._of_one_role: set[str] = set()
 
     def running_url(self, url: str) -> str | None:
-        """The same database for the role that a gateway runs as: it changes rows, and owns nothing.
+        """Return the address for the role that owns no table, created if needed.
 
-        The role is made the first time. None for a database of one role, and on a server where we may make no roles.
+        None for a database of one role, and on a server where we may create no roles.
         """
         if url in self._of_one_role:
             return None
@@ -101,7 +99,7 @@ class Databases:
         return True
 
     def make(self, *, of_one_role: bool = False) -> str:
-        """The URL of a new, empty database. ``of_one_role``: gateways use it as its owner."""
+        """Return the URL of a new, empty database. ``of_one_role``: gateways connect as its owner."""
         name = _new_name()
         if self._spares:
             self._execute(f'ALTER DATABASE "{self._spares.pop()}" RENAME TO "{name}"')
@@ -115,24 +113,21 @@ class Databases:
         return url
 
     def drop(self, url: str) -> None:
-        """Drop a database, also from under its connections."""
         _made.pop(url, None)
         self._of_one_role.discard(url)
         self._untouched.discard(url)
         self._execute(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
 
     def close(self) -> None:
-        """Drop what was kept for the tests to come, and let go of the server."""
         for name in (*self._spares, *self._templates.values()):
             self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         if self._connection is not None:
             self._aside.run(self._connection.close())
 
     async def fill(self, url: str, gateway: "Gateway") -> None:
-        """Apply the gateway's migrations to an empty database by putting a copy of a migrated one in its place.
+        """Replace an empty database by a copy of a migrated template.
 
-        Does nothing for a database that has been used, or the first time that these migrations are wanted: a template
-        pays from the second time on. The gateway applies them itself then.
+        Does nothing for a used database, or at the first use of these migrations: the gateway applies them.
         """
         key = (gateway.db.schema, *((each.owner, each.name, each.digest) for each in gateway.migrations))
         if url not in self._untouched:
@@ -153,9 +148,9 @@ class Databases:
 
     async def _migrated(self, gateway: "Gateway") -> str:
         from mpesa_gateway.config import DatabaseConfig  # noqa: PLC0415 - not for sessions without databases
-        from mpesa_gateway.db.engine import Database  # noqa: PLC0415 - likewise
-        from mpesa_gateway.db.migrator import migrate  # noqa: PLC0415 - likewise
-        from mpesa_gateway.secret import Secret  # noqa: PLC0415 - likewise
+        from mpesa_gateway.db.engine import Database  # noqa: PLC0415 - the same reason
+        from mpesa_gateway.db.migrator import migrate  # noqa: PLC0415 - the same reason
+        from mpesa_gateway.secret import Secret  # noqa: PLC0415 - the same reason
 
         name = _new_name()
         self._execute(f'CREATE DATABASE "{name}" {self._strategy}')
@@ -193,7 +188,7 @@ class Databases:
 
 
 _RUNNING, _PASSWORD = "mpesa_running", "for-tests-only"
-"""The role that gateways of tests run as, on servers of tests."""
+"""Role of gateways in tests."""
 
 
 def _with_user(url: str, user: str, password: str) -> str:
@@ -202,20 +197,16 @@ def _with_user(url: str, user: str, password: str) -> str:
 
 
 def database_settings(url: str) -> dict[str, Any]:
-    """The settings of a gateway for this database: of two roles, where it was made for a test.
-
-    The gateway runs as one that owns nothing, as in production. Any other database is used as its URL says.
-    """
+    """Return a gateway's settings for this database: two roles, as in production, if it was made for a test."""
     running = _made[url].running_url(url) if url in _made else None
     return {"url": url} if running is None else {"url": running, "owner_url": url}
 
 
 _made: dict[str, Databases] = {}
-"""Who made the databases that tests have at this moment, by URL."""
+"""The maker of each existing test database, by URL."""
 
 
 async def fill(gateway: "Gateway") -> None:
-    """Give a gateway that is about to start its tables, where its database is an empty one made for a test."""
     config = gateway.config.database
     url = config.owner_url or config.url
     if url is not None and config.direct_url is None and url.reveal() in _made:

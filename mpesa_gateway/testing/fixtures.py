@@ -1,7 +1,7 @@
-"""A whole gateway for the tests of a plugin: real servers, the simulator for M-Pesa, a shop, and what was published.
+"""Fixtures for tests of a plugin: a gateway on real servers, the simulator, a shop, and published events.
 
 In a plugin's ``conftest.py``: ``pytest_plugins = ["mpesa_gateway.testing.fixtures"]``. Needs pytest-asyncio and the
-extra ``standalone``. Override ``gateway_settings`` to enable the plugin; ask for ``frozen_clock`` to stop the time.
+extra ``standalone``. Override ``gateway_settings`` to enable the plugin; ``frozen_clock`` stops the time.
 """
 
 import asyncio
@@ -23,28 +23,26 @@ from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, 
 E = TypeVar("E", bound=Event)
 
 NOON = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
-"""Where ``frozen_clock`` stands at first: noon in Nairobi."""
+"""First time of ``frozen_clock``: noon in Nairobi."""
 
 
 @dataclass
 class PublishedEvents:
-    """What the gateway has published, in order, once it was committed."""
+    """Events that the gateway has committed, in order."""
 
     events: list[Event] = field(default_factory=list[Event])
     _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def of(self, kind: type[E]) -> list[E]:
-        """Those of this class."""
         return [event for event in self.events if isinstance(event, kind)]
 
     async def wait_for(self, kind: type[E], count: int = 1, *, patience: float = 15.0) -> list[E]:
-        """Wait until so many of this class are there. Raises TimeoutError after ``patience`` seconds."""
+        """Raises TimeoutError after ``patience`` seconds."""
         async with asyncio.timeout(patience), self._arrived:
             await self._arrived.wait_for(lambda: len(self.of(kind)) >= count)
         return self.of(kind)
 
     async def note(self, events: Sequence[Event], gateway: Gateway) -> None:
-        """Called inside the publisher's transaction: what is rolled back was never published."""
 
         async def committed() -> None:
             async with self._arrived:
@@ -56,7 +54,7 @@ class PublishedEvents:
 
 @dataclass(frozen=True)
 class ServedGateway:
-    """A gateway at work, its base URL, and what it publishes."""
+    """A running gateway, its base URL and its events."""
 
     gateway: Gateway
     base: str
@@ -65,19 +63,19 @@ class ServedGateway:
 
 @pytest.fixture
 def frozen_clock() -> SetClock:
-    """The time, which stands until the test moves it by ``advance``. The simulator then calls back at once."""
+    """The time, moved only by ``advance``. The simulator calls back at once."""
     return SetClock(NOON)
 
 
 @pytest.fixture
 def gateway_settings(database_url: str, valkey_url: str) -> dict[str, Any]:
-    """The settings, laid out as in gateway.toml: override this fixture, and ask for it, to change them."""
+    """Settings as in gateway.toml; override this fixture to change them."""
     return gateway_values(database_url, valkey_url)
 
 
 @pytest_asyncio.fixture
 async def served(request: pytest.FixtureRequest, gateway_settings: dict[str, Any]) -> AsyncGenerator[ServedGateway]:
-    """The gateway, served over HTTP on a free port of this machine, working its own queue."""
+    """The gateway, served over HTTP on a free port, with its own worker."""
     options: dict[str, Any] = {}
     if "frozen_clock" in request.fixturenames:
         options["clock"] = request.getfixturevalue("frozen_clock")
@@ -91,33 +89,30 @@ async def served(request: pytest.FixtureRequest, gateway_settings: dict[str, Any
 
 @pytest.fixture
 def gateway(served: ServedGateway) -> Gateway:
-    """The gateway, running."""
     return served.gateway
 
 
 @pytest.fixture
 def published(served: ServedGateway) -> PublishedEvents:
-    """What the gateway has published since the test began."""
     return served.published
 
 
 @pytest.fixture
 def simulator(gateway: Gateway) -> Any:
-    """The simulator's prompts: who was asked for money (``list_pushes``), and what was really paid (``ledger``)."""
+    """The simulator: prompts (``list_pushes``) and real payments (``ledger``)."""
     (found,) = (plugin for plugin in gateway.plugins if plugin.name == "simulator")
     return gateway.port(found.provides[0][0])
 
 
 @pytest_asyncio.fixture
 async def webhook_receiver() -> AsyncGenerator[Receiver]:
-    """A shop's server, listening on this machine: what ``shop_api`` has named for its webhooks."""
     async with receiving() as receiver:
         yield receiver
 
 
 @pytest_asyncio.fixture
 async def shop_api(webhook_receiver: Receiver, served: ServedGateway) -> AsyncGenerator[Api]:
-    """A new shop's client: it has a key, the sandbox's credentials and, where webhooks are enabled, an endpoint."""
+    """A new shop's client, with a key, sandbox credentials and, if webhooks are enabled, an endpoint."""
     has_webhooks = any(plugin.name == "webhooks" for plugin in served.gateway.plugins)
     url = webhook_receiver.url if has_webhooks else None
     async with shop(served.gateway, served.base, webhook_url=url) as api:

@@ -1,7 +1,6 @@
-"""Lints migrations with squawk: what takes something away from the release before, and what blocks its traffic.
+"""Lints migrations with squawk: removals that the release before needs, and locks that block it.
 
-For house tests, ours and those of plugins: ``complaints(find("thanks", "my_thanks.migrations"), live=…)``. It needs
-``squawk-cli``.
+For house tests: ``complaints(find("thanks", "my_thanks.migrations"), live=…)``. Needs ``squawk-cli``.
 """
 
 import json
@@ -21,7 +20,7 @@ _SETTINGS = Path(__file__).with_name("squawk.toml")
 _TAKES_AWAY = re.compile(
     r"ban-drop-|renaming-|changing-column-type|adding-not-nullable-field|adding-required-field|delete-rows"
 )
-"""Rules about what the release before may still use: ``-- contract: why`` allows it."""
+"""Rules about removals that the release before needs: ``-- contract: why`` allows them."""
 
 _TABLE = re.compile(r"CREATE (?:UNLOGGED )?TABLE (?:IF NOT EXISTS )?([\w.\"]+)", re.IGNORECASE)
 _COMMENTS_AND_TEXTS = re.compile(r"--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|'(?:[^']|'')*'", re.DOTALL)
@@ -38,11 +37,10 @@ _OWN_RULES = (
 
 
 def complaints(migrations: Sequence[Migration], live: Iterable[Migration] = ()) -> list[str]:
-    """Return what is wrong with the migrations of one owner, in order, as ``owner/file: rule: explanation``.
+    """Return violations of one owner's migrations as ``owner/file: rule: explanation``.
 
-    ``live`` are those of them that have been released: their tables are in use, and a later file must not block them.
-    A file that carries ``-- contract: why`` may take away what the release before used. Raises RuntimeError without
-    squawk.
+    ``live`` are the released ones: later files must not block their tables. ``-- contract: why`` in a file allows
+    removals. Raises RuntimeError without squawk.
     """
     released = set(live)
     found: list[str] = []
@@ -58,8 +56,8 @@ def complaints(migrations: Sequence[Migration], live: Iterable[Migration] = ()) 
 
 
 def _violations(migration: Migration, before: Sequence[Migration], fresh: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Rules that the file breaks, each with an explanation. ``fresh`` tables hold no rows yet."""
-    # Squawk knows what earlier files have made valid, and spares tables that the same transaction creates.
+    """Yield broken rules with explanations. ``fresh`` tables hold no rows."""
+    # Squawk needs earlier files as context, and exempts tables created in the same transaction.
     context = "".join(f"{one.sql}\n;\n" for one in before)
     sql = f"{migration.sql}\n;\n"
     if migration.statement is None:

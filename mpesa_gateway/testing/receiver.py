@@ -1,4 +1,4 @@
-"""A merchant's server for tests: takes webhooks over real HTTP, keeps them, and answers as it is told."""
+"""A merchant's webhook server for tests."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -11,7 +11,7 @@ import msgspec
 
 @dataclass(frozen=True)
 class Received:
-    """One POST as it came in. Header names are in lower case."""
+    """One POST. Header names are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -19,13 +19,12 @@ class Received:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The body, decoded."""
         return msgspec.json.decode(self.body, type=dict[str, Any])
 
 
 @dataclass
 class Receiver:
-    """What came in, and what is answered: a status, or a function of the request and its number; and the body."""
+    """Received requests, and the answer: a status, or a function of the request and its number; and the body."""
 
     url: str = ""
     status: int = 200
@@ -36,11 +35,10 @@ class Receiver:
     _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def of(self, kind: str) -> list[Received]:
-        """Those with this event type."""
         return [one for one in self.received if one.headers.get("x-event-type") == kind]
 
     async def wait_for(self, count: int, *, kind: str | None = None, patience: float = 15.0) -> list[Received]:
-        """Wait until so many (of this event type) have come. Raises TimeoutError after ``patience`` seconds."""
+        """Raises TimeoutError after ``patience`` seconds."""
 
         def found() -> list[Received]:
             return self.received if kind is None else self.of(kind)
@@ -50,7 +48,6 @@ class Receiver:
         return found()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -64,8 +61,8 @@ class Receiver:
                 status = self.status if self.answer is None else self.answer(one, len(self.received))
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                said = b"ok" if self.says is None else self.says(one)
-                writer.write(f"HTTP/1.1 {status} Said\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said)
+                content = b"ok" if self.says is None else self.says(one)
+                writer.write(f"HTTP/1.1 {status} Said\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             return
@@ -75,7 +72,7 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving() -> AsyncGenerator[Receiver]:
-    """A receiver on a free port, for the length of the block."""
+    """Yield a receiver on a free port."""
     receiver = Receiver()
     server = await asyncio.start_server(receiver.handle, "127.0.0.1", 0)
     receiver.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/webhooks"

@@ -1,4 +1,4 @@
-"""A gateway for tests: assembled, served over real HTTP on a free port, with its worker and a client to call it."""
+"""A gateway for tests, served over HTTP with its worker and a client."""
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ PLUGINS = (
     "ops",
     "simulator",
 )
-"""What a gateway for tests has enabled: everything, and the simulator as its Daraja."""
+"""Plugins of a gateway for tests; the simulator is its Daraja."""
 
 SANDBOX: dict[str, Any] = {
     "provider": "mpesa",
@@ -46,7 +46,7 @@ SANDBOX: dict[str, Any] = {
         "shortcode": "174379",
     },
 }
-"""Credentials that the simulator takes: the sandbox's published shortcode and passkey."""
+"""Credentials that the simulator accepts: the sandbox's public shortcode and passkey."""
 
 
 INITIATED: dict[str, Any] = {
@@ -58,18 +58,17 @@ INITIATED: dict[str, Any] = {
         "nominated_number": "254708374149",
     },
 }
-"""The same with what status checks, refunds and reconciliation need."""
+"""With the initiator for status queries, refunds and reconciliation."""
 
 
 def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[str, Any]:
-    """Settings for a gateway in a test, as plain values for ``GatewayConfig.from_values``; sections are merged."""
+    """Return values for ``GatewayConfig.from_values``; sections in ``changes`` are merged."""
     values: dict[str, Any] = {
         "plugins": list(PLUGINS),
         "database": database_settings(database_url) | {"pool_max": 10},
         "valkey": {"url": valkey_url},
         "security": {"master_key": generate()},
-        # Each slot has a connection: a test needs few, and pays for all of them at its start. Maintenance has one for
-        # each cron.
+        # Each slot opens a connection at start. Maintenance needs one for each cron.
         "worker": {"in_process": True, "grace": 5, "deliveries": 2, "daraja": 3, "maintenance": 3, "default": 1},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
         "http": {"anonymous_per_second": 10_000},
@@ -86,8 +85,7 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
 
 
 def listening() -> socket.socket:
-    """A socket on a free port of the loopback interface."""
-    # asyncio turns Nagle's algorithm off only where the protocol is named. With it, each answer waits 40 ms.
+    # asyncio disables Nagle's algorithm only if the protocol is named; with it, each answer waits 40 ms.
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.bind(("127.0.0.1", 0))
     return found
@@ -95,9 +93,9 @@ def listening() -> socket.socket:
 
 @asynccontextmanager
 async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, **more: Any) -> AsyncGenerator[str]:
-    """Serve an ASGI application on this socket for the length of the block, as `mpesa-gateway serve` does.
+    """Serve an ASGI application on this socket, as `mpesa-gateway serve` does; yield its base URL.
 
-    Gives its base URL. Raises RuntimeError for one that does not start; the log says why.
+    Raises RuntimeError if it does not start; the log has the reason.
     """
     server = _Server(ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more))
     task = asyncio.create_task(_serve(server, at))
@@ -114,27 +112,27 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends when it is told to and idle. uvicorn itself looks every tenth of a second."""
+    """Ends at once when requested; uvicorn polls every 0.1 s."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._told = asyncio.Event()
+        self._end_requested = asyncio.Event()
 
     def end(self) -> None:
-        """Stop serving."""
         self.should_exit = True
-        self._told.set()
+        self._end_requested.set()
 
     async def main_loop(self) -> None:
-        """Serve until told to end."""
-        ticking, told = asyncio.create_task(super().main_loop()), asyncio.create_task(self._told.wait())
-        await asyncio.wait((ticking, told), return_when=asyncio.FIRST_COMPLETED)
-        for task in (ticking, told):
+        ticking, end_requested = (
+            asyncio.create_task(super().main_loop()),
+            asyncio.create_task(self._end_requested.wait()),
+        )
+        await asyncio.wait((ticking, end_requested), return_when=asyncio.FIRST_COMPLETED)
+        for task in (ticking, end_requested):
             task.cancel()
-        await asyncio.gather(ticking, told, return_exceptions=True)
+        await asyncio.gather(ticking, end_requested, return_exceptions=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what was begun, ``timeout_graceful_shutdown`` seconds at most, and end the application."""
         for server in self.servers:
             server.close()
         for at in sockets or ():
@@ -143,7 +141,7 @@ class _Server(uvicorn.Server):
             connection.shutdown()
         try:
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
-                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 - uvicorn tells of neither
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 - uvicorn signals neither
                     await asyncio.sleep(0.005)
         except TimeoutError:
             for task in self.server_state.tasks:
@@ -155,15 +153,15 @@ async def _serve(server: uvicorn.Server, at: socket.socket) -> None:
     try:
         await server.serve(sockets=[at])
     except SystemExit:
-        # uvicorn means to end the process. Out of a task, that would tear down the loop of whoever tests.
+        # In a task, uvicorn's exit would stop the test's event loop.
         raise RuntimeError("the application did not start") from None
 
 
 @asynccontextmanager
 async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenerator[tuple[Gateway, str]]:
-    """A gateway of these settings, served, and its base URL. It is its own Daraja unless the settings name another.
+    """Yield a gateway with these settings and its base URL.
 
-    For live merchants too there is nobody but itself, and no Daraja there: no test leaves this machine.
+    It is its own Daraja unless the settings name another. Live calls find none: no test leaves this machine.
     """
     at = listening()
     base = f"http://127.0.0.1:{at.getsockname()[1]}"
@@ -179,14 +177,11 @@ async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenera
 
 @dataclass(frozen=True)
 class _Idle:
-    """An application that no gateway uses at this moment, and what it was built of."""
-
     plugins: tuple[Plugin, ...]
     max_body_bytes: int
     application: Litestar
 
     def suits(self, gateway: Gateway) -> bool:
-        """Whether it is what this gateway would build."""
         return (
             self.max_body_bytes == gateway.config.http.max_body_bytes
             and len(self.plugins) == len(gateway.plugins)
@@ -199,7 +194,7 @@ _idle: deque[_Idle] = deque(maxlen=8)
 
 @contextmanager
 def _lent_application(gateway: Gateway) -> Generator[None]:
-    """Lend the gateway an application that a former one of the same plugins has used: building one takes 0.1 s."""
+    """Reuse an application of the same plugins: building one takes 0.1 s."""
     found = next((each for each in reversed(_idle) if each.suits(gateway)), None)
     if found is not None:
         _idle.remove(found)
@@ -212,7 +207,7 @@ def _lent_application(gateway: Gateway) -> Generator[None]:
 
 
 async def eventually(probe: Callable[[], Awaitable[T]], patience: float = 15.0) -> T:
-    """What the probe gives once that is true. Raises TimeoutError after ``patience`` seconds."""
+    """Return the probe's first true result. Raises TimeoutError after ``patience`` seconds."""
     async with asyncio.timeout(patience):
         while True:
             if found := await probe():
@@ -221,7 +216,7 @@ async def eventually(probe: Callable[[], Awaitable[T]], patience: float = 15.0) 
 
 
 class Answer:
-    """What the API said."""
+    """An answer of the API."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: dict[str, Any]) -> None:
         self.status = status
@@ -230,20 +225,19 @@ class Answer:
 
     @property
     def data(self) -> Any:
-        """``data`` of a successful answer; raises AssertionError, showing the errors, for any other."""
+        """Return ``data``. Raises AssertionError with the errors unless successful."""
         if not self.body.get("success"):
             raise AssertionError(f"HTTP {self.status}: {self.body}")
         return self.body["data"]
 
     @property
     def error(self) -> dict[str, Any]:
-        """The first error of a refused answer."""
         found: dict[str, Any] = self.body["errors"][0]
         return found
 
 
 class Api:
-    """Calls a gateway as a merchant does."""
+    """A merchant's client."""
 
     def __init__(self, base: str, key: str | None) -> None:
         self.base = base
@@ -253,7 +247,6 @@ class Api:
         self._headers = {} if key is None else {"X-API-Key": key}
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._session.close()
 
     async def call(
@@ -265,18 +258,16 @@ class Api:
         raw: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request; ``raw`` sends these very bytes as JSON."""
+        """Send one request; ``raw`` sends these bytes as JSON."""
         sent = self._headers | ({"Content-Type": "application/json"} if raw is not None else {}) | dict(headers or {})
         response = await self._session.request(method, self.base + path, json=json, data=raw, headers=sent)
         return Answer(response.status_code or 0, response.headers, response.json() if response.content else {})
 
     async def download(self, path: str) -> niquests.Response:
-        """A file, whole."""
         return await self._session.get(self.base + path, headers=self._headers)
 
     @asynccontextmanager
     async def streaming(self, path: str) -> AsyncGenerator[AsyncGenerator[bytes]]:
-        """A file as it comes, hung up at the end of the block."""
         response = await self._session.get(self.base + path, headers=self._headers, stream=True)
         try:
             yield await response.iter_content(65536)
@@ -284,13 +275,12 @@ class Api:
             await response.close()
 
     async def pay(self, phone: str, amount: Any = 500, *, key: str, **more: Any) -> Answer:
-        """Ask for a payment."""
         return await self.call(
             "POST", "/v1/payments", {"amount": amount, "phone": phone} | more, headers={"Idempotency-Key": key}
         )
 
     async def settled(self, payment_id: str, status: str | None = None, patience: float = 15.0) -> dict[str, Any]:
-        """Wait until a payment has left ``pending`` (for ``status``), ``patience`` seconds at most, or TimeoutError."""
+        """Wait until a payment has ``status``, or has left ``pending``. Raises TimeoutError."""
         async with asyncio.timeout(patience):
             while True:
                 found: dict[str, Any] = (await self.call("GET", f"/v1/payments/{payment_id}")).data
@@ -309,10 +299,7 @@ async def shop(
     webhook_url: str | None = None,
     is_configured: bool = True,
 ) -> AsyncGenerator[Api]:
-    """A new merchant with a key, sandbox credentials and perhaps a webhook: the client that calls with its key.
-
-    ``scopes`` None: all that a merchant's own key may carry.
-    """
+    """Yield the client of a new merchant with a key, sandbox credentials and, with ``webhook_url``, an endpoint."""
     merchant = await gateway.merchants.create("Test shop", actor="test")
     rights = gateway.scopes.of_merchants if scopes is None else scopes
     _, secret = await gateway.api_keys.create(merchant.merchant_id, name="test", scopes=rights, env=env, actor="test")

@@ -164,7 +164,7 @@ def test_up_without_the_right_master_key_fails_and_creates_none(stopped: Machine
     assert file.stat().st_mode & 0o777 == 0o600
     key = file.read_text()
     for change, sentence in (
-        (file.unlink, "is missing: put it back from your copy"),
+        (file.unlink, "is missing: restore it from your copy"),
         (lambda: write_private(file, generate()), "is not the one that this database was sealed with"),
         (lambda: file.write_text("hunter2"), "is not a master key: it must be 32 bytes in base64"),
     ):

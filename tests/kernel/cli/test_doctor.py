@@ -152,7 +152,7 @@ def test_doctor_ledger_of_an_unreachable_database_is_refused(host: Host) -> None
     done = host.run("doctor", "--ledger")
     assert done.returncode == 1
     assert "mpesa-gateway migrate" in done.stdout
-    assert "could not be asked" in done.stdout
+    assert "could not be checked" in done.stdout
     host.variables["DATABASE__URL"] = "postgresql://mpesa:secret@127.0.0.1:9/shop"
     assert is_refused(host.run("doctor", "--ledger"), 1, "cannot reach Postgres at 127.0.0.1:9")
     assert host.run("doctor", "--ledger", "--live").returncode == 2
