@@ -17,12 +17,7 @@ FROM api_key WHERE merchant_id = $1 AND env = $2 AND revoked_at IS NULL AND (exp
 
 
 async def check_api_keys(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-<<<<<<< HEAD
-    """The merchant's keys for an env."""
     merchant, env = examination.require_merchant, examination.env
-=======
-    merchant, env = examination.one, examination.env
->>>>>>> t5
     row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, env, examination.now)
     create = f"mpesa-gateway apikeys create {merchant.merchant_id}{' --live' if env == 'live' else ''}"
     if row is None or row["count"] == 0:

@@ -23,13 +23,8 @@ _SHOWN = 5
 _COUNTED = 1000
 """Violations counted at most for one invariant."""
 
-<<<<<<< HEAD
 _NO_ANSWER: tuple[type[BaseException], ...] = (*OVERLOADED, asyncpg.SyntaxOrAccessError)
-"""What Postgres says to a question that it cannot answer now, as opposed to being away."""
-=======
-_NO_ANSWER: tuple[type[BaseException], ...] = (*OVERBURDENED, asyncpg.SyntaxOrAccessError)
 """Errors of one query, as opposed to an unreachable Postgres."""
->>>>>>> t5
 
 _CHAIN = "The audit log's chain is whole: no entry was changed or removed"
 

@@ -192,15 +192,9 @@ def _proxies(seen: Seen, examination: CheckContext, *, is_https: bool) -> CheckR
             text=f"requests come through a proxy at {seen.peer}, which security.trusted_proxies does not name: every "
             "caller counts as that proxy, so live callbacks are refused, and one caller's failures block all",
             fix=f'add "{seen.peer}" to security.trusted_proxies'
-<<<<<<< HEAD
             if peer is not None and is_private(peer)
-            else "that address is outside: whoever is behind it could then pose as Safaricom. Put a proxy of your own "
-            "in front, which takes requests from it only, and name that one in security.trusted_proxies",
-=======
-            if peer is not None and is_inside(peer)
             else "that address is public: its users could then pose as Safaricom. Put a proxy of your own "
             "in front that accepts requests from it only, and add that one to security.trusted_proxies",
->>>>>>> t5
         )
     if is_https and not seen.was_forwarded:
         return warning(
