@@ -1,4 +1,4 @@
-"""``mpesa-gateway operators``: who may see the pages under /ops."""
+"""``mpesa-gateway operators``: accounts for the pages under /ops."""
 
 import sys
 
@@ -119,7 +119,6 @@ def deactivate(session: Session, name: str, *, yes: bool) -> None:
 
 
 def _password(*, from_stdin: bool) -> Secret:
-    """What is typed, without showing it, or the first line of standard input."""
     if from_stdin:
         text = sys.stdin.readline().removeprefix("\ufeff").rstrip("\r\n")
     else:
