@@ -25,7 +25,7 @@ def _read(body: bytes) -> dict[str, Any]:
         content = read_json(body)
     except ValueError:
         content = None
-    # NUL is text that no database of ours could keep.
+    # Postgres cannot store NUL in text.
     if not isinstance(content, dict) or b"\\u0000" in body:
         raise Fault(400, "400.002.05", "Invalid Request Payload")
     return cast("dict[str, Any]", content)

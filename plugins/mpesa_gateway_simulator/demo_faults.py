@@ -8,11 +8,11 @@ from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, PAYING_PHO
 from mpesa_gateway_simulator.demo_clients import Cast, expect, waiting
 
 _NEVER_MADE = "00000000.00000000"
-"""A callback token that no gateway ever made."""
+"""A callback token that no gateway issued."""
 
 
 async def play_faults(players: Cast, now: Callable[[], datetime]) -> list[str]:
-    """Play it and return the ids of the refused callbacks. Raises NotSo."""
+    """Run these steps and return the ids of the refused callbacks. Raises NotSo."""
     began = now()
     await _lose_callback(players, began)
     await _lose_everything(players, began)
