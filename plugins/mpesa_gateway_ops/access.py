@@ -23,7 +23,6 @@ DEVICE_COOKIE = "mpesa_gateway_ops_device"
 """Marks a browser that has signed in before."""
 
 ENV_COOKIE = "mpesa_gateway_ops_env"
-"""Holds the env that the browser shows."""
 
 POLLED = "ops_polled"
 """``ops_polled=True`` in a route's decorator: requests by a script do not extend the session."""
@@ -148,5 +147,4 @@ async def form_of(request: Request[Any, Any, Any]) -> Form:
 
 
 def first(fields: Form, name: str) -> str:
-    """Return the first value of a field, empty without one."""
     return next(iter(fields.get(name, ())), "")

@@ -11,8 +11,8 @@ async def check_operators(gateway: Runtime, _: CheckContext) -> AsyncIterator[Ch
     """Report the number of active operators."""
     count = await gateway.db.run(OperatorRow.count().where(OperatorRow.is_active.eq(value=True)))
     if count:
-        who = "one operator" if count == 1 else f"{count} operators"
-        yield ok("ops.operators", f"{who} may log in at {gateway.url('/ops')}")
+        text = "one operator" if count == 1 else f"{count} operators"
+        yield ok("ops.operators", f"{text} may log in at {gateway.url('/ops')}")
     else:
         yield note(
             "ops.operators",

@@ -67,12 +67,12 @@ class Layout:
     def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:
         """Render a refusal, in the layout if signed in."""
         title = _REFUSED.get(status, "Not done" if status < 500 else "Not now")
-        said = {"title": title, "message": message}
+        texts = {"title": title, "message": message}
         if session is None:
-            return self.alone(connection, "refusal_alone.html", said, status=status)
+            return self.alone(connection, "refusal_alone.html", texts, status=status)
         visit = PageRequest(gateway=self._runtime, visitor=session.visitor, values={}, env=env_of(connection))
         values = self._values(connection, session, visit, None)
-        text = self._templates.get_template("refusal.html").render(values | said)
+        text = self._templates.get_template("refusal.html").render(values | texts)
         return templating.answer(_as_seen(visit, text), status=status)
 
     def alone(

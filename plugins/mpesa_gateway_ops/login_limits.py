@@ -42,7 +42,6 @@ _PAUSE = 1.0
 """Seconds after which a login is rejected when the queue is full."""
 
 _NICE = 10
-"""The nice value of the hashing threads."""
 
 _COOKIE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})\Z", re.ASCII)
 
@@ -77,7 +76,6 @@ class LoginLimits:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="password", initializer=_lower_priority)
 
     async def run(self, hash_or_verify: Callable[[], T]) -> T:
-        """Hash or verify in a thread of low priority."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, hash_or_verify)
 
     def stop(self) -> None:
@@ -92,7 +90,7 @@ class LoginLimits:
 
         Raises TooManyFailures, worded alike for every account, and ServiceUnavailable if the queue is full.
         """
-        turns, who = (
+        turns, key = (
             (self._strangers, neighbourhood(guess.address)) if guess.device is None else (self._devices, guess.device)
         )
         limits = self._limits
@@ -101,7 +99,7 @@ class LoginLimits:
             await self._refuse_limited(guess)
         with released_slot():
             # Checked within the turn, so that concurrent guesses cannot all pass before the first one counts.
-            async with turns.acquire(who):
+            async with turns.acquire(key):
                 await self._refuse_limited(guess)
                 yield
 

@@ -127,9 +127,9 @@ async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any
 
 
 def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
-    told = first(form, "form_env")
+    form_env = first(form, "form_env")
     for env in ENVS:
-        if told == env:
+        if form_env == env:
             return env
     return env_of(request)
 
@@ -276,8 +276,8 @@ async def _show_again(
 
 
 def _below(request: Request[Any, Any, Any], path: str, note_id: str = "") -> str:
-    where = f"{home(request)}/{path}".rstrip("/")
-    return f"{where}{'&' if '?' in where else '?'}note={note_id}" if note_id else where
+    address = f"{home(request)}/{path}".rstrip("/")
+    return f"{address}{'&' if '?' in address else '?'}note={note_id}" if note_id else address
 
 
 def _filled(path: str, values: dict[str, str]) -> str:

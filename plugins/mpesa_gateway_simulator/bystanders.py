@@ -13,7 +13,6 @@ from typing import Literal, cast
 import msgspec
 
 Kind = Literal["push", "pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"]
-"""The kind of a movement of money."""
 
 OUTGOING: frozenset[str] = frozenset({"payout", "shop_payment", "portal_reversal", "charge"})
 """The kinds that leave the shortcode."""
@@ -54,7 +53,7 @@ REASONS: dict[Kind, str] = {
     "portal_reversal": "Transaction Reversal",
     "charge": "Organization Charge",
 }
-"""``ReasonType`` by kind in a status answer."""
+"""``ReasonType`` by kind of a status answer."""
 
 OTHER_SHOP = "555555"
 """A shortcode that no merchant of the gateway owns."""
@@ -119,7 +118,6 @@ def bystanders_of(push: Push, count: float, seed: bytes) -> list[Movement]:
 
 
 def shown_by_chance(seed: bytes) -> tuple[PayerShown, TimeShown]:
-    """Return the forms of payer and time for a seed."""
     chance = random.Random(seed)  # noqa: S311 - the seed is the point
     return chance.choice(_SHOWN), chance.choice(_TIMES)
 
@@ -171,7 +169,6 @@ def _stranger(push: Push, chance: random.Random) -> Movement:
     inwards: Kind = "buy_goods" if push.is_till else "pay_bill"
     account = "" if push.is_till else _another(push.reference, chance)
     if what in {"regular", "earlier"}:
-        # The payer buys the same again, hours before or after.
         return _movement(
             chance,
             phone=push.phone,
@@ -194,7 +191,7 @@ def _stranger(push: Push, chance: random.Random) -> Movement:
 
 
 def _close(push: Push, chance: random.Random) -> Movement:
-    """A payment that careless matching takes for the push: same receiver, amount and minutes.
+    """A payment that careless matching takes for the push.
 
     At a paybill the account differs: otherwise no field of M-Pesa would distinguish the two.
     """
@@ -237,7 +234,6 @@ def _movement(
 
 
 def _another(reference: str, chance: random.Random) -> str:
-    """Compared without case and surrounding blanks."""
     others: Sequence[str] = [one for one in _ACCOUNTS if one.strip().upper() != reference.strip().upper()]
     return chance.choice(others)
 

@@ -87,7 +87,6 @@ class CallbackCaller:
             await session.close()
 
     async def send_results_now(self, result_ids: list[int]) -> None:
-        """Claim these results and post them."""
         for result_id in result_ids:
             claimed = await self._db.run(
                 ResultRow.update({ResultRow.due_at: self._clock.now() + _LEASE, ResultRow.tries: ResultRow.tries + 1})
@@ -112,7 +111,7 @@ class CallbackCaller:
         return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
     async def until_called_back(self, checkout_request_id: str) -> None:
-        """Wait for the first callback of a push, 20 seconds at most."""
+        """Wait at most 20 seconds for the first callback of a push."""
         async with self._pulse.patience(_HELD_BACK):
             while not await self._db.run(
                 CallbackRow.exists().where(
@@ -187,13 +186,12 @@ class CallbackCaller:
         return len(rows)
 
     async def _send(self, row: Row) -> int:
-        """POST a callback and store the answer; returns 0 without one."""
+        """Returns 0 without an answer."""
         status = await self._post(row)
         await self._db.execute(tables.ANSWERED, row["callback_id"], *self._noted(row, status))
         return status
 
     async def _send_result(self, row: Found) -> int:
-        """POST a result and store the answer; returns 0 without one."""
         status = await self._post(row)
         due, _, now = self._noted(row, status)
         await self._db.run(
@@ -204,13 +202,13 @@ class CallbackCaller:
         return status
 
     def _noted(self, row: Found, status: int) -> tuple[datetime | None, int, datetime]:
-        """The time of the next try (None: no more), the status, and the time."""
+        """The time of the next try (None: no more), the status, and now."""
         now = self._clock.now()
         is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
         return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
 
     async def _post(self, row: Found, headers: Mapping[str, str] | None = None) -> int:
-        began, status, said = time.perf_counter(), 0, "no answer"
+        began, status, text = time.perf_counter(), 0, "no answer"
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 response = await self._http.post(
@@ -221,12 +219,12 @@ class CallbackCaller:
                     timeout=_ANSWER_WITHIN,
                 )
             status = response.status_code or 0
-            said = response.text or ""
+            text = response.text or ""
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
         ms = round((time.perf_counter() - began) * 1000)
         log.info("simulator_called_back", status=status, ms=ms)
-        self._diary.sent(row["callback_url"], row["body"], status, said, ms)
+        self._diary.sent(row["callback_url"], row["body"], status, text, ms)
         return status
 
     @property

@@ -68,7 +68,7 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
         return
     console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
     log = session.data / "logs" / "up.log"
-    was_told = read_state(session.data).get(MASTER_KEY_TOLD, bool(read_state(session.data)))
+    was_warned = read_state(session.data).get(MASTER_KEY_TOLD, bool(read_state(session.data)))
     session.data.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
@@ -81,7 +81,7 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
     finally:
         stop(process, (signal.SIGTERM,), 60)
         if state := read_state(session.data):
-            write_state(session.data, state | {MASTER_KEY_TOLD: was_told})
+            write_state(session.data, state | {MASTER_KEY_TOLD: was_warned})
 
 
 def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:

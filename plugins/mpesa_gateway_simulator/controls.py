@@ -54,7 +54,6 @@ class Controls:
             raise named_fault(fault)
 
     async def knob(self, name: str) -> float:
-        """Return a knob's value, as set or as configured."""
         turned = await self._db.fetchval(tables.KNOB, name)
         return float(turned) if turned is not None else float(getattr(self._settings, name))
 

@@ -58,7 +58,6 @@ class Receiver:
         raise AssertionError("waiting() raises before it ends")
 
     def about(self, payment_id: str) -> int:
-        """Count the webhooks of a payment."""
         return sum(delivery.event.get("data", {}).get("payment_id") == payment_id for delivery in self.deliveries)
 
 
@@ -97,7 +96,7 @@ class _QuietServer(uvicorn.Server):
 
 
 async def waiting(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
-    """Poll until the block breaks. Raises NotSo on timeout."""
+    """Yield until the caller breaks. Raises NotSo on timeout."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         yield
@@ -128,14 +127,14 @@ class Telling:
 
     @contextmanager
     def step(self, title: str) -> Generator[Callable[[str], None]]:
-        """Run one step. A call of the value prints the outcome."""
+        """Run one step; yields a function that adds a line to its outcome."""
         self._number += 1
-        said: list[str] = []
+        outcomes: list[str] = []
         if self._progress is not None:
             self._progress.update(self._task, description=title)
         began = time.monotonic()
         try:
-            yield said.append
+            yield outcomes.append
         except NotSo:
             self._console.print(f"[red]✗[/] {self._number}/{self._steps} {title}", highlight=False)
             raise
@@ -143,7 +142,7 @@ class Telling:
         self._console.print(
             f"[green]✓[/] {self._number}/{self._steps} [bold]{title}[/] [dim]({milliseconds} ms)[/]", highlight=False
         )
-        for line in said:
+        for line in outcomes:
             self._console.print(f"      {line}", highlight=False, markup=False, soft_wrap=True)
         if self._progress is not None:
             self._progress.advance(self._task)
@@ -188,7 +187,7 @@ class Phones:
 
 @dataclass(frozen=True)
 class Cast:
-    """The clients and displays of all roles in the demo."""
+    """The clients of all roles in the demo, and the progress display."""
 
     story: Telling
     api: Api

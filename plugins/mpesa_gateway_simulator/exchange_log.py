@@ -69,17 +69,17 @@ class Exchange:
     came: bool
     what: str
     status: int
-    said: str
-    answered: Any
+    raw_body: str
+    raw_answer: Any
     ms: int | None
 
     @property
     def body(self) -> str:
-        return _shown(self.said)
+        return _shown(self.raw_body)
 
     @property
     def answer(self) -> str:
-        return _shown(self.answered if isinstance(self.answered, str) else json.dumps(self.answered))
+        return _shown(self.raw_answer if isinstance(self.raw_answer, str) else json.dumps(self.raw_answer))
 
 
 class ExchangeLog:
@@ -92,16 +92,20 @@ class ExchangeLog:
         self.lines: deque[Exchange] = deque(maxlen=_KEPT)
 
     def received(self, operation: str, body: bytes, status: int, answer: Any) -> None:
-        self._note(came=True, what=operation, status=status, said=body.decode("utf-8", "replace"), answered=answer)
+        self._note(
+            came=True, what=operation, status=status, raw_body=body.decode("utf-8", "replace"), raw_answer=answer
+        )
 
     def sent(self, url: str, body: str, status: int, answer: str, ms: int) -> None:
         """Store a callback and its answer (status 0 without one)."""
-        where = _TOKEN.sub(r"\1…", urlsplit(url).path)
-        self._note(came=False, what=where, status=status, said=body, answered=answer, ms=ms)
+        path = _TOKEN.sub(r"\1…", urlsplit(url).path)
+        self._note(came=False, what=path, status=status, raw_body=body, raw_answer=answer, ms=ms)
 
-    def _note(self, *, came: bool, what: str, status: int, said: str, answered: Any, ms: int | None = None) -> None:
+    def _note(
+        self, *, came: bool, what: str, status: int, raw_body: str, raw_answer: Any, ms: int | None = None
+    ) -> None:
         self._count += 1
-        self.lines.appendleft(Exchange(self._count, self._clock.now(), came, what, status, said, answered, ms))
+        self.lines.appendleft(Exchange(self._count, self._clock.now(), came, what, status, raw_body, raw_answer, ms))
         self._pulse.quicken()
 
 

@@ -31,17 +31,14 @@ PULL_HABITS: frozenset[str] = frozenset(
         *("no_type", "no_response_field", "http_500_when_empty", "words_500_when_empty", "404_when_empty", "text"),
     }
 )
-"""Habits of Pull."""
 
 OAUTH_HABITS: frozenset[str] = frozenset(
     {"normal", "expires_huge", "expires_number", "expires_float", "expires_absent", "expires_text", "token_line_break"}
 )
-"""Habits of the token's answer."""
 
 ACK_HABITS: frozenset[str] = frozenset(
     {"normal", "no_merchant_request_id", "code_float", "code_zeros", "code_number", "extra_fields"}
 )
-"""Habits of a push's acknowledgement."""
 
 QUERY_HABITS: frozenset[str] = frozenset(
     {"normal", "unknown_code", "code_9999", "other_handle", "processing_200", "does_not_exist", "code_number"}
@@ -131,7 +128,6 @@ RESULT_PLANS: dict[str, ResultPlan] = {
 
 
 def written(text: str, habit: str) -> tuple[str, str]:
-    """Return a posted body and its encoding."""
     words = '"ResultDesc":"'
     if habit == "latin1":
         return text.replace(words, words + "Ma\u00dfnahme ", 1), "latin-1"

@@ -16,7 +16,6 @@ _STYLES: dict[CallbackStyle, str] = {
     "wrong_amount": "calls back with another amount",
     "before_ack": "calls back before it has answered the push",
 }
-"""The styles of callback for a phone that is answered by hand."""
 
 PREFIX = "254700000"
 """The last three digits choose the behaviour; numbers without this prefix pay."""

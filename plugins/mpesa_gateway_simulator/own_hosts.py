@@ -24,7 +24,7 @@ class FromAnotherSite(ApiError):
 def own_host_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Litestar guard. Raises FromAnotherSite unless the Host is ours and an Origin, if sent, equals it.
 
-    Own hosts are loopback addresses, those of ``public_url`` and ``daraja.sandbox_url``, and ``simulator.hosts``.
+    Own hosts are loopback, ``public_url``, ``daraja.sandbox_url`` and ``simulator.hosts``.
     """
     gateway: Runtime = connection.app.state.gateway
     host = connection.headers.get("host", "")

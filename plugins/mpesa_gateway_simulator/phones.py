@@ -19,7 +19,6 @@ PIN = "1234"
 """The correct PIN of every phone."""
 
 FIRST = PREFIX + "020"
-"""The default phone, answered by hand."""
 
 BALANCE = 25_000
 """The default balance in KES."""
@@ -150,7 +149,6 @@ class Phones:
         return max(0, opening - int(await self._db.fetchval(tables.SPENT, number)))
 
     async def _messages(self, number: str, balance: int) -> list[Message]:
-        """The newest messages, each with the balance at its time."""
         messages: list[Message] = []
         for row in await self._db.fetch(tables.MESSAGES, number, _MESSAGES):
             messages.append(_message(row, balance))
@@ -182,6 +180,6 @@ def _message(row: Found, balance: int) -> Message:
     elif row["result_code"] == "reversed":
         text = f"{row['receipt']} confirmed. {money} of {row['original']} was reversed to you on {when}. {left}"
     else:
-        said = _REFUSED.get(row["result_code"], "The request to pay {money} to {shop} failed.")
-        text = said.format(money=money, shop=row["receiver"])
+        template = _REFUSED.get(row["result_code"], "The request to pay {money} to {shop} failed.")
+        text = template.format(money=money, shop=row["receiver"])
     return Message(row["at"], text, row["result_code"] in {"0", "reversed"})

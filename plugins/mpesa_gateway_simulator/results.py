@@ -97,7 +97,7 @@ class Results:
     # -- transaction status ---------------------------------------------------------------------------------------
 
     async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
-        """Accept a status query; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
+        """Accept a query; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
         request = read_status(body, https_callbacks=self._settings.https_callbacks)
         habit = await self._controls.habit("transactionstatus")
         if habit == "internal_error":
@@ -279,9 +279,9 @@ def _transaction_status(row: Found, *, is_reversed: bool) -> list[tuple[str, Any
 
 
 def _push_status(push: Found) -> list[tuple[str, Any]]:
-    said = {"1032": "Cancelled", "1019": "Expired", "1037": "Expired"}.get(push["result_code"] or "", "Failed")
+    ended_status = {"1032": "Cancelled", "1019": "Expired", "1037": "Expired"}.get(push["result_code"] or "", "Failed")
     return [
-        ("TransactionStatus", said if push["state"] == "ended" else "Pending"),
+        ("TransactionStatus", ended_status if push["state"] == "ended" else "Pending"),
         ("Amount", str(push["amount"])),
         ("DebitPartyName", _party(push["phone"])),
         ("CreditPartyName", f"{push['receiver']} - Shop"),

@@ -71,5 +71,4 @@ class SeededRandom:
         return [receipt_of(at, row["number"] + _offset(row["seed"])) for at, row in zip(times, rows, strict=True)]
 
     async def share(self) -> float:
-        """Return a number from 0 to 1."""
         return int.from_bytes(await self.draw(4), "big") / 2**32

@@ -93,7 +93,7 @@ class SimulatedDaraja:
         await self._controls.play_fault("stkpush")
         push = read_push(body, https_callbacks=self._settings.https_callbacks, strict=self._settings.strict)
         behaviour = await self._behaviour(push.phone) if len(push.prompt) <= MOST_PROMPT else PROMPT_TOO_LONG
-        self._refuse_as_told(behaviour)
+        self._raise_refusal(behaviour)
         if self._settings.lock_subscriber and await self._db.fetchval(tables.HAS_OPEN, push.phone):
             raise named_fault("500.001.1001")
         checkout_request_id, merchant_request_id = await self._prompts.open(push, behaviour)
@@ -204,7 +204,7 @@ class SimulatedDaraja:
         return behaviour_of(phone)
 
     @staticmethod
-    def _refuse_as_told(behaviour: Behaviour) -> None:
+    def _raise_refusal(behaviour: Behaviour) -> None:
         code = {
             "refused": "400.002.02",
             "busy": "500.001.1001",

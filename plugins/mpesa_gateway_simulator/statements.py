@@ -48,10 +48,10 @@ class Statements:
         reference = await self._chance.identifier()
         # Daraja has sent both spellings.
         if is_new:
-            said = {"ResponseStatus": "1000", "ResponseDescription": "Shortcode Registered Successfully"}
+            status = {"ResponseStatus": "1000", "ResponseDescription": "Shortcode Registered Successfully"}
         else:
-            said = {"Response Status": "1001", "Response Description": "ShortCode already Registered"}
-        return {"ResponseRefID": reference, "ShortCode": shortcode, **said}
+            status = {"Response Status": "1001", "Response Description": "ShortCode already Registered"}
+        return {"ResponseRefID": reference, "ShortCode": shortcode, **status}
 
     async def pull(self, body: dict[str, Any]) -> tuple[int, Any]:
         """Return a page of the statement and its HTTP status. Raises Fault."""

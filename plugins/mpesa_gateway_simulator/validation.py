@@ -57,12 +57,12 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def prompt(self) -> str:
         """The text on the phone."""
-        asked = f"Do you want to pay Ksh {self.amount:,}.00 to {self.receiver}, account no. {self.reference}?"
-        return f"{asked} {self.description}".rstrip()
+        question = f"Do you want to pay Ksh {self.amount:,}.00 to {self.receiver}, account no. {self.reference}?"
+        return f"{question} {self.description}".rstrip()
 
 
 class NotJson(Exception):
-    """An answer in another format, such as those of Daraja's proxies."""
+    """An answer in another format, for example of a proxy in front of Daraja."""
 
     def __init__(
         self, status: int, body: str, media_type: str = "text/html", headers: Mapping[str, str] | None = None
@@ -137,7 +137,7 @@ FAULTS: dict[str, Fault | NotJson] = {
     "switching_101": NotJson(101, "", headers={"Upgrade": "h2c"}),
     "not_gzip": NotJson(200, "{}", "application/json", {"Content-Encoding": "gzip"}),
 }
-"""The faults that an operation can return, by name. Daraja's code is the same for some: their texts differ."""
+"""The faults that an operation can return, by name: Daraja's code, with a suffix where only the text differs."""
 
 
 def named_fault(code: str) -> Fault | NotJson:
