@@ -1,4 +1,4 @@
-"""Who may see an operator's page: the cookie or the host's word, the check that our own page asks, and the role."""
+"""Access to the operators' pages: session cookie or host login, form tokens and roles."""
 
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -20,57 +20,51 @@ from mpesa_gateway_ops.sessions import Session, Sessions
 
 COOKIE = "mpesa_gateway_ops"
 DEVICE_COOKIE = "mpesa_gateway_ops_device"
-"""By which a browser is known that signed in before."""
+"""Marks a browser that has signed in before."""
 
 ENV_COOKIE = "mpesa_gateway_ops_env"
-"""Which env an operator's browser looks at."""
 
 POLLED = "ops_polled"
-"""``ops_polled=True`` in a route's decorator: a script asks by itself, which keeps no session alive."""
+"""``ops_polled=True`` in a route's decorator: requests by a script do not extend the session."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _MOST_FIELDS = 2000
-"""Of a form: those with the most have one for each row of a page."""
+"""A form with one field for each row of a page has the most."""
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
 def home(connection: Connection) -> str:
-    """The way from this page to /ops."""
     return f"{root(connection)}ops"
 
 
 def cookie_of(connection: Connection) -> Secret:
-    """What the session's cookie holds, empty without one."""
+    """Empty without the cookie."""
     return Secret(connection.cookies.get(COOKIE, ""))
 
 
 def session_of(connection: Connection) -> Session:
-    """The session that was let in."""
     session: Session = connection.state.ops_session
     return session
 
 
 def known_session(connection: Connection) -> Session | None:
-    """The session, where one was let in."""
     session: Session | None = getattr(connection.state, "ops_session", None)
     return session
 
 
 def env_of(connection: Connection) -> Env:
-    """The env that this operator looks at."""
     env: Env = connection.state.ops_env
     return env
 
 
 def is_live(connection: Connection) -> bool:
-    """Whether this operator looks at live."""
     return env_of(connection) == "live"
 
 
 async def require_same_origin(connection: Connection, _: BaseRouteHandler) -> None:
-    """Refuse what another site's page makes an operator's browser send. Raises CrossSiteRequest."""
+    """Reject changes that another site's page sends. Raises CrossSiteRequest."""
     gateway: Runtime = connection.app.state.gateway
     own = {connection.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
     if connection.scope.get("method") not in _SAFE and not is_same_site(connection.headers, own):
@@ -78,7 +72,7 @@ async def require_same_origin(connection: Connection, _: BaseRouteHandler) -> No
 
 
 async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Let in a session; for a change, one of an operator whose script sends the session's form token.
+    """Admit a session; a change needs the role ``operator`` and the form token.
 
     Raises NotSignedIn, NotAllowed and CrossSiteRequest.
     """
@@ -91,7 +85,7 @@ async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
 
 
 async def admit(connection: Connection, *, is_used: bool) -> Session:
-    """The session of whoever asks, by our own cookie or the host's login. Raises NotSignedIn."""
+    """Return the session of the cookie or of the host's login. Raises NotSignedIn."""
     gateway: Runtime = connection.app.state.gateway
     sessions = gateway.port(Sessions)
     session: Session | None = None
@@ -108,7 +102,7 @@ async def admit(connection: Connection, *, is_used: bool) -> Session:
 
 
 async def _chosen_env(connection: Connection, gateway: Runtime) -> Env:
-    """As the address says, or else the cookie; at first live, where a merchant moves real money."""
+    """From the address, then the cookie; by default live if a merchant is live."""
     for text in (connection.query_params.get("env"), connection.cookies.get(ENV_COOKIE)):
         for env in ENVS:
             if text == env:
@@ -117,7 +111,7 @@ async def _chosen_env(connection: Connection, gateway: Runtime) -> Env:
 
 
 def require(session: Session, role: Role) -> None:
-    """Raise NotAllowed unless the session's operator has this role at least."""
+    """Raise NotAllowed unless the operator has at least this role."""
     if not session.visitor.role.may(role):
         raise NotAllowed(f"this takes the role {role.value}, and yours is {session.visitor.role.value}: ask an admin")
 
@@ -126,7 +120,7 @@ Form = dict[str, list[str]]
 
 
 async def checked_form(request: Request[Any, Any, Any]) -> Form:
-    """The fields of a form of this session. Raises CrossSiteRequest for one without its token."""
+    """Return a form's fields. Raises CrossSiteRequest without the session's token."""
     fields = await form_of(request)
     if not session_of(request).has_form_token(first(fields, "form_token")):
         raise CrossSiteRequest("this form belongs to another session: open the page again")
@@ -134,7 +128,7 @@ async def checked_form(request: Request[Any, Any, Any]) -> Form:
 
 
 async def form_of(request: Request[Any, Any, Any]) -> Form:
-    """The fields of a form as our own pages send it, each with all that was sent under its name.
+    """Return a form's fields, each with all its values.
 
     Raises UnsupportedMediaType, and Invalid for too many fields.
     """
@@ -153,5 +147,4 @@ async def form_of(request: Request[Any, Any, Any]) -> Form:
 
 
 def first(fields: Form, name: str) -> str:
-    """The first that was sent under a name, empty without one."""
     return next(iter(fields.get(name, ())), "")

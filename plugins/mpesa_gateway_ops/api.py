@@ -1,4 +1,4 @@
-"""What a host may tell the operators' pages: who is signed in at its own door."""
+"""The port through which a host signs operators in with its own login."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from mpesa_gateway.ops_contract import Role
 
 @dataclass(frozen=True, kw_only=True)
 class HostOperator:
-    """Somebody whom the host has signed in. ``name`` is how the audit log names them: stable, and no secret."""
+    """A person signed in by the host. The audit log shows ``name``, which must be stable and no secret."""
 
     name: str
     role: Role
 
 
 HostLogin = Callable[[Any], Awaitable[HostOperator | None]]
-"""Gives who is signed in, None for nobody, from a request's ASGI scope and what the host's own middleware put there."""
+"""Returns the signed-in operator, or None, from the ASGI scope as the host's middleware left it."""
 
 
 class OperatorLogin(Protocol):
-    """The operators' own passwords, which a host's login can stand in for."""
+    """The login of operators, which a host can replace by its own."""
 
     def signed_in_by(self, login: HostLogin) -> HostLogin:
-        """Decorate the host's own login: who it says is signed in is, and passwords of the gateway open nothing."""
+        """Decorate the host's login function. It then replaces the gateway's passwords."""
         ...

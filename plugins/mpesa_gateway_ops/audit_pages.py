@@ -1,4 +1,4 @@
-"""The audit log as a page, and the check that nobody has changed it."""
+"""The page of the audit log and the verification of its chain."""
 
 from datetime import datetime
 from typing import cast
@@ -22,7 +22,6 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 async def audit(visit: PageRequest) -> Rendered:
-    """Who did what, newest first."""
     query, gateway = visit.read_query(AuditQuery), visit.gateway
     page = await gateway.audit.page(
         _A_PAGE, query.merchant, query.action, query.cursor, subject_id=query.subject, env=visit.env
@@ -52,7 +51,7 @@ def _text(value: object) -> str:
 
 
 async def verify(visit: PageRequest) -> Redirect:
-    """Check every entry against the one before."""
+    """Check the whole chain of entries."""
     try:
         count = await visit.gateway.audit.verify()
     except BrokenChain as problem:

@@ -1,4 +1,4 @@
-"""``mpesa-gateway operators``: who may see the pages under /ops."""
+"""``mpesa-gateway operators``: accounts for the pages under /ops."""
 
 import sys
 
@@ -22,7 +22,7 @@ _ROLES = click.Choice([role.value for role in Role])
 
 @click.group()
 def operators() -> None:
-    """Create, list and deactivate those who may see the pages under /ops."""
+    """Create, list and deactivate operators, the accounts for the pages under /ops."""
 
 
 @operators.command()
@@ -52,7 +52,7 @@ def create(session: Session, name: str, role: str, password_stdin: bool) -> None
 @JSON
 @pass_session
 def list_(session: Session, *, as_json: bool) -> None:
-    """List all operators, those that are deactivated too."""
+    """List all operators, deactivated ones included."""
 
     async def work(gateway: Gateway) -> list[Operator]:
         return await gateway.port(Operators).list()
@@ -79,7 +79,7 @@ def list_(session: Session, *, as_json: bool) -> None:
 @_PASSWORD_STDIN
 @pass_session
 def password_(session: Session, name: str, password_stdin: bool) -> None:
-    """Give NAME another password, and end every session that is open."""
+    """Set a new password for NAME and end all open sessions."""
     password = _password(from_stdin=password_stdin)
 
     async def work(gateway: Gateway) -> None:
@@ -94,7 +94,7 @@ def password_(session: Session, name: str, password_stdin: bool) -> None:
 @click.argument("role", type=_ROLES)
 @pass_session
 def role_(session: Session, name: str, role: str) -> None:
-    """Let NAME do what ROLE may, from the next page on."""
+    """Change the role of NAME, from the next page on."""
 
     async def work(gateway: Gateway) -> None:
         await gateway.port(Operators).set_role(name, Role(role), actor=actor())
@@ -108,7 +108,7 @@ def role_(session: Session, name: str, role: str) -> None:
 @YES
 @pass_session
 def deactivate(session: Session, name: str, *, yes: bool) -> None:
-    """Let NAME in no more, and end every session that is open."""
+    """Deactivate NAME and end all open sessions."""
     confirm(f"Nobody will get in as {name}.", yes=yes)
 
     async def work(gateway: Gateway) -> None:
@@ -119,7 +119,6 @@ def deactivate(session: Session, name: str, *, yes: bool) -> None:
 
 
 def _password(*, from_stdin: bool) -> Secret:
-    """What is typed, without showing it, or the first line of standard input."""
     if from_stdin:
         text = sys.stdin.readline().removeprefix("\ufeff").rstrip("\r\n")
     else:

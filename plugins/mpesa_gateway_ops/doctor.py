@@ -1,4 +1,4 @@
-"""Looks whether anybody can log in on the operators' pages."""
+"""Checks that an operator can sign in."""
 
 from collections.abc import AsyncIterator
 
@@ -8,11 +8,11 @@ from mpesa_gateway_ops.tables import OperatorRow
 
 
 async def check_operators(gateway: Runtime, _: CheckContext) -> AsyncIterator[CheckResult]:
-    """Somebody is there to see the queue and the jobs that failed."""
+    """Report the number of active operators."""
     count = await gateway.db.run(OperatorRow.count().where(OperatorRow.is_active.eq(value=True)))
     if count:
-        who = "one operator" if count == 1 else f"{count} operators"
-        yield ok("ops.operators", f"{who} may log in at {gateway.url('/ops')}")
+        text = "one operator" if count == 1 else f"{count} operators"
+        yield ok("ops.operators", f"{text} may log in at {gateway.url('/ops')}")
     else:
         yield note(
             "ops.operators",

@@ -1,4 +1,4 @@
-"""What those are answered under /ops who get no page: a page that says why, or JSON for who did not ask for one."""
+"""Error responses under /ops: a page, or JSON if the client does not accept HTML."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def _answer_unexpected(request: Request[Any, Any, Any], problem: Exception) -> R
 ANSWERS: dict[int | type[Exception], Any] = {
     ApiError: _answer_refused,
     ValkeyError: _answer_without_queue,
-    # Named by themselves, since the application names them too.
+    # Needed here because the application has handlers for the same classes.
     ValkeyConnectionError: _answer_without_queue,
     **{kind: _answer_without_database for kind in (*UNREACHABLE, *OVERLOADED) if issubclass(kind, Exception)},
     HTTPException: _answer_http,

@@ -1,27 +1,27 @@
-"""Why an operator's page is not shown."""
+"""Errors of the operators' pages."""
 
 from mpesa_gateway.errors import ApiError, Code
 
 
 class NotSignedIn(ApiError):
-    """No session that still counts came with the request."""
+    """The request has no valid session."""
 
     status, code = 401, Code.AUTH_INVALID_KEY
 
 
 class WrongPassword(ApiError):
-    """The name or the password is wrong; it is not said which."""
+    """The name or the password is wrong; the message does not say which."""
 
     status, code = 401, Code.AUTH_INVALID_KEY
 
 
 class CrossSiteRequest(ApiError):
-    """A change that was not asked for on one of our own pages."""
+    """The change was not requested from a page of this gateway."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
 
 
 class NotAllowed(ApiError):
-    """The operator's role does not reach."""
+    """The operator's role does not allow this."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE

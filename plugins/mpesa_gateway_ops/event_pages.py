@@ -1,4 +1,4 @@
-"""The pages about events: what merchants hear of, how far each subscriber has got, and waking what is stuck."""
+"""Pages of events and their subscribers, with a retry of stuck events."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,6 @@ def _log(gateway: Runtime) -> OutboxAdmin:
 
 
 async def events(visit: PageRequest) -> Rendered:
-    """The list, newest first."""
     gateway, query = visit.gateway, visit.read_query(EventsQuery)
     page = await _log(gateway).page(visit.env, query, _A_PAGE)
     return Rendered(
@@ -38,7 +37,6 @@ async def events(visit: PageRequest) -> Rendered:
 
 
 async def event(visit: PageRequest) -> Rendered:
-    """One event: what it says, and who has heard."""
     log = _log(visit.gateway)
     row = await log.get(visit.values["event_id"])
     if row["env"] is not None:
@@ -56,7 +54,7 @@ async def event(visit: PageRequest) -> Rendered:
 
 
 async def wake(visit: PageRequest) -> Redirect:
-    """Let a subscriber try again now."""
+    """Let a subscriber retry an event now."""
     event_id, subscriber = visit.values["event_id"], visit.text("subscriber")
     if not await _log(visit.gateway).wake(event_id, subscriber):
         raise Conflict("this subscriber has already handled the event")
@@ -65,7 +63,7 @@ async def wake(visit: PageRequest) -> Redirect:
 
 
 async def stuck(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Events that a subscriber cannot cope with."""
+    """Report events that a subscriber cannot process."""
     count = len(await _log(gateway).stuck(env))
     if not count:
         return ()

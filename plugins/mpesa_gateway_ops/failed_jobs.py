@@ -1,4 +1,4 @@
-"""The jobs that have used up their tries, newest first: why each failed, and a retry or a discard by hand."""
+"""The page of failed jobs: failure reason, retry and discard."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from mpesa_gateway.queues import GatewayQueue
 _A_PAGE = 25
 
 _RAISED = re.compile(r"^(?:\w+\.)*([A-Za-z_]\w*)(?::|$)", re.MULTILINE)
-"""The line of a traceback that names the exception, below its last frame."""
+"""The line below the last frame of a traceback, which names the exception."""
 
 
 class _Query(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ async def _show(visit: PageRequest) -> Rendered:
     found: list[tuple[GatewayQueue, Job]] = []
     count = 0
     for queue in visit.gateway.jobs.queues.values():
-        # Each queue lists a bounded number; a page is cut from all of them together.
+        # Each queue lists a bounded number; the page is cut from all of them.
         found += [(queue, job) for job in await queue.failed_jobs(0, number * _A_PAGE)]
         count += await queue.count_failed()
     found.sort(key=lambda one: one[1].completed, reverse=True)
@@ -52,7 +52,7 @@ async def _discard(visit: PageRequest) -> Redirect:
 async def _take(
     visit: PageRequest, take: Callable[[GatewayQueue, str], Awaitable[Job | None]], action: str, note: str
 ) -> Redirect:
-    """Take a job off the list and record it in the audit log."""
+    """Remove a job from the list and record it in the audit log."""
     queue = next((queue for queue in visit.gateway.jobs.queues.values() if queue.name == visit.text("queue")), None)
     job = None if queue is None else await take(queue, visit.text("key"))
     if job is not None:
@@ -84,7 +84,7 @@ def _view(queue: GatewayQueue, job: Job) -> dict[str, object]:
 
 
 def failure_reason(status: Status, error: str | None) -> str:
-    """``worker_lost``, ``aborted``, ``timed_out``, the name of the exception that was raised, or ``unknown``."""
+    """Return ``worker_lost``, ``aborted``, ``timed_out``, the exception's name or ``unknown``."""
     if error == "swept":
         return "worker_lost"
     if status is Status.ABORTED:
@@ -95,7 +95,7 @@ def failure_reason(status: Status, error: str | None) -> str:
 
 
 def last_line(error: str | None) -> str:
-    """The last line of a traceback, at most 500 characters; empty without one."""
+    """Return a traceback's last line, at most 500 characters."""
     lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
     return lines[-1][:500] if lines else ""
 

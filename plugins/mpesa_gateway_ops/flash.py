@@ -1,4 +1,4 @@
-"""Notes: what an act came to, told on the page that follows, once; kept sealed, since some hold a new secret."""
+"""Flash messages: the result of an action, shown once on the next page and stored sealed."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ _KEEP = timedelta(minutes=10)
 
 
 class FlashMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is said. ``problem``: the act failed; ``warning``: its result needs review; ``secret`` is shown once."""
+    """``problem``: the action failed; ``warning``: its result needs review; ``secret`` is shown once."""
 
     text: str
     problem: bool = False
@@ -24,7 +24,7 @@ class FlashMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class FlashMessages:
-    """Leaves notes for an owner (a session), and takes them away again."""
+    """Stores and deletes the messages of a session."""
 
     def __init__(self, *, db: Database, clock: Clock, ids: Ids, sealer: Sealer) -> None:
         self._db = db
@@ -35,7 +35,7 @@ class FlashMessages:
     async def store(
         self, owner: str, text: str, *, problem: bool = False, warning: bool = False, secret: Secret | None = None
     ) -> str:
-        """Keep a note; gives its id, for the address of the page that shows it."""
+        """Return the id of the stored message, for the next page's address."""
         note_id, now = self._ids.token(16).hex(), self._clock.now()
         revealed = None if secret is None else secret.reveal()
         note = FlashMessage(text=text, problem=problem, warning=warning, secret=revealed)
@@ -45,7 +45,7 @@ class FlashMessages:
         return note_id
 
     async def take(self, owner: str, note_id: str) -> FlashMessage | None:
-        """A note of this owner's, which is gone then; None for one that was taken, is old, or somebody else's."""
+        """Delete and return a message of this owner; None if it is unknown or expired."""
         taken = await self._db.run(
             NoteRow.delete()
             .where(
@@ -62,7 +62,7 @@ class FlashMessages:
                 self._sealer.open(taken[0]["sealed"], aad=_aad(note_id, owner)), type=FlashMessage
             )
         except UnsealError:
-            # Sealed under a master key that is gone: what it said is lost, and the page is not.
+            # The master key that sealed it was removed: the page is shown without it.
             return None
 
 

@@ -1,4 +1,4 @@
-"""The frame of every page: the banner, the menu, the search, and what other plugins add to the page inside."""
+"""The layout of every page: banner, menu, search and the panels of other plugins."""
 
 import asyncio
 import re
@@ -24,13 +24,13 @@ from mpesa_gateway_ops.sessions import Session
 _OWN = "mpesa_gateway_ops"
 
 _REFUSED = {403: "Not allowed", 404: "Not found"}
-"""The titles of refusals that have one of their own, by status."""
+"""Titles of refusals by status."""
 
 _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 
 
 class Layout:
-    """Draws pages."""
+    """Renders pages."""
 
     def __init__(self, runtime: Runtime, desk: PageRegistry) -> None:
         self._runtime = runtime
@@ -50,7 +50,7 @@ class Layout:
         note: FlashMessage | None = None,
         status: int = 200,
     ) -> Response[Any]:
-        """A page with what other plugins add to it. Raises whatever the page itself does."""
+        """Render a page with its panels. Raises what the page raises."""
         page = found.it
         shown = await page.show(visit)
         if isinstance(shown, Response):
@@ -65,14 +65,14 @@ class Layout:
         return templating.answer(_as_seen(visit, self._render(found.plugin, shown, values)), status=status)
 
     def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:
-        """The page that says why not: in the frame for who is signed in, by itself for others."""
+        """Render a refusal, in the layout if signed in."""
         title = _REFUSED.get(status, "Not done" if status < 500 else "Not now")
-        said = {"title": title, "message": message}
+        texts = {"title": title, "message": message}
         if session is None:
-            return self.alone(connection, "refusal_alone.html", said, status=status)
+            return self.alone(connection, "refusal_alone.html", texts, status=status)
         visit = PageRequest(gateway=self._runtime, visitor=session.visitor, values={}, env=env_of(connection))
         values = self._values(connection, session, visit, None)
-        text = self._templates.get_template("refusal.html").render(values | said)
+        text = self._templates.get_template("refusal.html").render(values | texts)
         return templating.answer(_as_seen(visit, text), status=status)
 
     def alone(
@@ -84,18 +84,17 @@ class Layout:
         status: int = 200,
         more: Mapping[str, str] | None = None,
     ) -> Response[str]:
-        """A page for whoever is not signed in."""
+        """Render a page without a session."""
         own = {"root": templating.root(connection), "asset": templating.asset}
         return templating.answer(
             self._templates.get_template(template).render(own | dict(values)), status=status, more=more
         )
 
-    # -- parts ----------------------------------------------------------------------------------------------------
+    # -- values and panels -------------------------------------------------------------------------------------------
 
     def _values(
         self, connection: Connection, session: Session, visit: PageRequest, page: Page | None
     ) -> dict[str, Any]:
-        """What every template may use."""
         root, now = templating.root(connection), self._runtime.clock.now()
         visitor = visit.visitor
         menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
@@ -119,19 +118,17 @@ class Layout:
             )
 
         def brief(object_id: str | None) -> Markup:
-            """An id by its ends, for tables; whole under the pointer."""
             if not object_id or not _IDS.fullmatch(object_id):
                 return ident(object_id)
             short = Markup('<code title="{}">{}…{}</code>').format(object_id, object_id[:4], object_id[-6:])
             return ident(object_id, short)
 
         def linked(text: str) -> Markup:
-            """A sentence in which each id leads to its page."""
+            """Link each id in a text."""
             parts = _IDS.split(mask_phones(text))
             return Markup("").join(brief(part) if index % 2 else part for index, part in enumerate(parts))
 
         def phone(number: str | None) -> str:
-            """Whole for those who may act for the payer, masked for those who only look."""
             if number is None:
                 return templating.ABSENT
             return Msisdn(number).masked if visitor.role is Role.VIEWER and number.isdigit() else number
@@ -149,7 +146,7 @@ class Layout:
             "now": now,
             "visitor": visitor,
             "may": may,
-            # A form acts in the env that it was shown in, whatever another tab looks at by then.
+            # A form acts in the env that it was shown in, even if another tab has switched.
             "token": Markup(
                 '<input type="hidden" name="form_token" value="{}"><input type="hidden" name="form_env" value="{}">'
             ).format(session.form_token, visit.env),
@@ -157,7 +154,7 @@ class Layout:
             "menu": groups(menu),
             "is_live": visit.env == "live",
             "env": visit.env,
-            # A list has its like in the other env, a page about one object has not.
+            # Only lists exist in both envs.
             "switch_to": page.path if page is not None and "{" not in page.path else "",
             "page": page,
             "note": None,
@@ -198,8 +195,5 @@ class Layout:
 
 
 def _as_seen(visit: PageRequest, text: str) -> str:
-    """A whole page as its visitor sees it: for a viewer every payer's number in it is masked, wherever it stands.
-
-    Numbers also stand where no template expects one: in Daraja's handle, as a reference, in metadata.
-    """
+    """Mask every payer's number on a viewer's page: handles, references and metadata contain numbers too."""
     return mask_phones(text) if visit.visitor.role is Role.VIEWER else text

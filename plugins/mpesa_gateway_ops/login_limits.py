@@ -1,7 +1,7 @@
-"""Bounds on guessing passwords: by address and by account, and for browsers that signed in before by themselves.
+"""Limits on password guesses, by address, account and device.
 
-A browser that signed in to an account once holds a device cookie. Its failures count for the device alone, so that
-guesses of strangers, from its own address or at its own account, do not shut it out (OWASP, "Device cookies").
+A browser that has signed in holds a device cookie. Its failures count for the device alone, so that strangers' guesses
+do not lock it out (OWASP, "Device cookies").
 """
 
 import asyncio
@@ -34,21 +34,21 @@ T = TypeVar("T")
 DEVICE_LIFETIME = timedelta(days=365)
 
 _EACH, _QUEUE, _WAIT = 2, 8, 3.0
-"""Logins of one address at a time, that wait in all, and the seconds that one waits. One password is hashed at a time:
-it takes 64 MiB, and a core for a moment."""
+"""Concurrent logins of one address, waiting logins in all, and seconds to wait. Hashes run one at a time: each takes 64
+MiB.
+"""
 
 _PAUSE = 1.0
-"""Seconds after which a login that finds no room is refused."""
+"""Seconds after which a login is rejected when the queue is full."""
 
 _NICE = 10
-"""How much of a busy machine hashing leaves to everything else."""
 
 _COOKIE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})\Z", re.ASCII)
 
 
 @dataclass(frozen=True)
 class LoginAttempt:
-    """Who guesses at what: ``name`` as it was typed, in lower case; ``device`` is None for a browser we do not know."""
+    """One guess: ``name`` in lower case; ``device`` is None for an unknown browser."""
 
     name: str
     address: str
@@ -56,14 +56,14 @@ class LoginAttempt:
 
     @property
     def counters(self) -> tuple[tuple[str, str], ...]:
-        """What its failure is counted for. A name that no account has is counted like any other."""
+        """The counters of a failure. Unknown names count too."""
         if self.device is not None:
             return ((DEVICE, self.device),)
         return ((LOGIN, client_network(self.address)), (ACCOUNT, hashlib.sha256(self.name.encode()).hexdigest()[:32]))
 
 
 class LoginLimits:
-    """Judges guesses in turn. Known devices have a queue of their own."""
+    """Serializes guesses. Known devices have a queue of their own."""
 
     def __init__(self, *, clock: Clock, ids: Ids, limits: RateLimits, vault: GatewaySecrets, audit: Audit) -> None:
         self._clock = clock
@@ -76,38 +76,34 @@ class LoginLimits:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="password", initializer=_lower_priority)
 
     async def run(self, hash_or_verify: Callable[[], T]) -> T:
-        """Run what hashes a password in a thread of its own, behind everything else that wants the processor."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, hash_or_verify)
 
     def stop(self) -> None:
-        """End the threads once they are idle."""
         self._threads.shutdown(wait=False)
 
     def guess(self, name: str, address: str, cookie: Secret) -> LoginAttempt:
-        """A guess at an account from a browser with this device cookie."""
         return LoginAttempt(name, address, self._read(name, cookie))
 
     @asynccontextmanager
     async def judging(self, guess: LoginAttempt) -> AsyncGenerator[None]:
-        """A block that judges a guess, outside the places of calls that are worked on.
+        """Judge a guess within the block, outside the request's slot.
 
-        Raises TooManyFailures before it, in the same words for every account, and ServiceUnavailable for want of room.
+        Raises TooManyFailures, worded alike for every account, and ServiceUnavailable if the queue is full.
         """
-        turns, who = (
+        turns, key = (
             (self._strangers, client_network(guess.address)) if guess.device is None else (self._devices, guess.device)
         )
         limits = self._limits
         if any(limits.blocked_seconds(what, counted) for what, counted in guess.counters):
-            # Known in this process: no turn is taken from others.
+            # A limit known to this process takes no turn.
             await self._refuse_limited(guess)
         with released_slot():
-            # Inside the turn, so that guesses made at the same time cannot all pass before the first one counts.
-            async with turns.acquire(who):
+            # Checked within the turn, so that concurrent guesses cannot all pass before the first one counts.
+            async with turns.acquire(key):
                 await self._refuse_limited(guess)
                 yield
 
     async def _refuse_limited(self, guess: LoginAttempt) -> None:
-        """Raise TooManyFailures where the failures are used up, and put it on record."""
         try:
             for what, counted in guess.counters:
                 await self._limits.check_failures(what, counted)
@@ -116,20 +112,17 @@ class LoginLimits:
             raise
 
     async def failed(self, guess: LoginAttempt) -> None:
-        """Count a wrong guess."""
         for what, counted in guess.counters:
             with suppress(TooManyFailures):
-                # The next guess is told.
+                # The next guess is rejected.
                 await self._limits.count_failure(what, counted)
 
     def device_cookie(self, name: str) -> Secret:
-        """A new device cookie of a browser that has signed in to this account."""
         until = str(int((self._clock.now() + DEVICE_LIFETIME).timestamp()))
         nonce = self._ids.token(16).hex()
         return Secret(f"{until}.{nonce}.{self._mac(name, until, nonce)}")
 
     def _read(self, name: str, cookie: Secret) -> str | None:
-        """The device of a cookie of this account, None for any other."""
         found = _COOKIE.match(cookie.reveal())
         if found is None or int(found[1]) <= self._clock.now().timestamp():
             return None

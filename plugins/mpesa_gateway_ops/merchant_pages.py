@@ -1,4 +1,4 @@
-"""The pages about merchants and their API keys: made, shown once, revoked."""
+"""Pages of merchants and their API keys."""
 
 from datetime import UTC, datetime
 
@@ -16,7 +16,6 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def merchants(visit: PageRequest) -> Rendered:
-    """All merchants, newest first."""
     query = visit.read_query(_Query)
     page = await visit.gateway.merchants.page(_A_PAGE, query.cursor)
     shown = {"rows": page.rows, "name": visit.text("name")}
@@ -24,7 +23,6 @@ async def merchants(visit: PageRequest) -> Rendered:
 
 
 async def create(visit: PageRequest) -> Redirect:
-    """Make a merchant."""
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
     merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
@@ -34,7 +32,6 @@ async def create(visit: PageRequest) -> Redirect:
 
 
 async def merchant(visit: PageRequest) -> Rendered:
-    """One merchant, its keys, and what the plugins know of it."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
     return Rendered(
         "merchant.html",
@@ -50,7 +47,7 @@ async def merchant(visit: PageRequest) -> Rendered:
 
 
 async def create_key(visit: PageRequest) -> Redirect:
-    """Make an API key, which is shown once."""
+    """Create an API key, which is shown once."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
@@ -85,7 +82,6 @@ def _moment(text: str) -> datetime | None:
 
 
 async def revoke_key(visit: PageRequest) -> Redirect:
-    """Refuse a key from now on."""
     merchant_id, key_id = visit.values["merchant_id"], visit.values["key_id"]
     _confirmed(visit, key_id)
     key = await visit.gateway.api_keys.revoke(merchant_id, key_id, actor=visit.visitor.actor)
@@ -93,7 +89,7 @@ async def revoke_key(visit: PageRequest) -> Redirect:
 
 
 async def deactivate(visit: PageRequest) -> Redirect:
-    """Refuse all of a merchant's keys from now on."""
+    """Deactivate a merchant and all its keys."""
     merchant_id = visit.values["merchant_id"]
     _confirmed(visit, merchant_id)
     found = await visit.gateway.merchants.deactivate(merchant_id, actor=visit.visitor.actor)

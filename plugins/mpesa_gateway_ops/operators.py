@@ -1,4 +1,4 @@
-"""Operators: made, let in by their password, given a new one and shut out, each of it on record."""
+"""Operators: accounts, passwords, roles and sign-in, each change audited."""
 
 import re
 from datetime import datetime
@@ -36,7 +36,7 @@ _hasher = PasswordHasher()
 
 
 class Operator(msgspec.Struct, frozen=True, kw_only=True):
-    """An operator as may be shown: never the password, nor its hash."""
+    """An operator without the password hash."""
 
     operator_id: str
     name: str
@@ -47,7 +47,7 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignedIn(NamedTuple):
-    """What a login gives the browser: the session's cookie, and the one by which it is known the next time."""
+    """The cookies of a login: session and device."""
 
     session: Secret
     device: Secret
@@ -77,22 +77,20 @@ class Operators:
         self.host_login: HostLogin | None = None
 
     async def start(self) -> None:
-        """Find the host's own login where the settings name one. Raises ConfigError when it cannot be."""
+        """Import the host's login that the settings name. Raises ConfigError."""
         name = self._settings.login
         if name is not None:
             self.host_login = _named(name)
 
     async def stop(self) -> None:
-        """End the threads that hash passwords."""
         self._guesses.stop()
 
     def signed_in_by(self, login: HostLogin) -> HostLogin:
-        """Decorate the host's own login: who it says is signed in is, and our own passwords open nothing any more."""
         self.host_login = login
         return login
 
     async def create(self, name: str, password: Secret, *, role: Role, actor: str) -> Operator:
-        """A new operator. Raises Invalid, and Conflict for a name that somebody has or had."""
+        """Raises Invalid, and Conflict for a name that is or was in use."""
         with check_fields() as checks:
             checks.take("name", _check_name, name)
             checks.take("password", _check_password, password)
@@ -120,7 +118,7 @@ class Operators:
         return operator
 
     async def create_first(self, name: str, *, actor: str) -> Secret | None:
-        """The first operator, an admin, with a password of our choice, shown now or never; None where there is one."""
+        """Create the first operator, an admin, and return its password; None if one exists."""
         if await self._db.run(OperatorRow.exists()):
             return None
         password = Secret(base32(int.from_bytes(self._ids.token(15), "big"), 24))
@@ -128,13 +126,13 @@ class Operators:
         return password
 
     async def list(self) -> list[Operator]:
-        """All operators by name, those that are shut out too."""
+        """Return all operators by name, deactivated ones included."""
         shown = OperatorRow.all_columns(exclude=[OperatorRow.password_hash])
         rows = await self._db.run(OperatorRow.select(*shown).order_by(OperatorRow.name))
         return [msgspec.convert(row, Operator) for row in rows]
 
     async def set_password(self, name: str, password: Secret, *, actor: str) -> None:
-        """Another password; every session of this operator ends. Raises Invalid, and NotFound."""
+        """Set a password and end the operator's sessions. Raises Invalid and NotFound."""
         with check_fields() as checks:
             checks.take("password", _check_password, password)
         password_hash = await self._hash(password)
@@ -144,36 +142,36 @@ class Operators:
             await self._audit("operator.password_set", actor, operator_id)
 
     async def set_role(self, name: str, role: Role, *, actor: str) -> None:
-        """Another role, from the next page on. Raises NotFound."""
+        """Set a role, valid from the next request. Raises NotFound."""
         async with self._db.transaction():
             operator_id = await self._change(name, {OperatorRow.role: role.value})
             await self._audit("operator.role_set", actor, operator_id, role=role.value)
 
     async def deactivate(self, name: str, *, actor: str) -> None:
-        """Let this operator in no more; every session ends. Raises NotFound."""
+        """Deactivate an operator and end its sessions. Raises NotFound."""
         async with self._db.transaction():
             operator_id = await self._change(name, {OperatorRow.is_active: False})
             await self._sessions.close_all_of(operator_id)
             await self._audit("operator.deactivated", actor, operator_id)
 
     async def sign_in(self, name: str, password: Secret, address: str, device: Secret = _NO_DEVICE) -> SignedIn:
-        """A new session, as the cookie will hold it. ``device`` is the browser's device cookie, empty without one.
+        """Open a session. ``device`` is the device cookie, empty without one.
 
-        Raises WrongPassword, TooManyFailures for the address, the account or the device, and ServiceUnavailable.
+        Raises WrongPassword, TooManyFailures for the address, account or device, and ServiceUnavailable.
         """
         name = name.strip().lower()
         guess = self._guesses.guess(name, address, device)
         async with self._guesses.judging(guess):
             row = await self._find(name) if _NAME.match(name) else None
             known_hash = None if row is None else str(row["password_hash"])
-            # What is no password at all is not worth the hashing, whoever has the name.
+            # Reject impossible passwords without hashing.
             is_right = SHORTEST <= len(password.reveal()) <= LONGEST and await self._guesses.run(
                 partial(_verify, known_hash, password)
             )
             if row is not None and is_right and row["is_active"]:
                 async with self._db.transaction():
                     now = self._clock.now()
-                    # Unless the password was changed, or the operator shut out, while we were hashing.
+                    # Fails if the password or the account changed during hashing.
                     if await self._note_login(row["operator_id"], known_hash, now):
                         actor = f"operator:{row['operator_id']}"
                         await self._audit("operator.signed_in", actor, row["operator_id"])
@@ -192,7 +190,7 @@ class Operators:
         return row
 
     async def _change(self, name: str, values: dict[Any, Any]) -> str:
-        """Change an active operator; returns the id. Raises NotFound."""
+        """Change an active operator and return its id. Raises NotFound."""
         changed: list[dict[str, str]] = await self._db.run(
             OperatorRow.update(values)
             .where(OperatorRow.name == name, OperatorRow.is_active.eq(value=True))
@@ -222,7 +220,6 @@ class Operators:
 
 
 def _named(name: str) -> HostLogin:
-    """The callable that a setting names."""
     module, _, attribute = name.partition(":")
     try:
         found: HostLogin = getattr(import_module(module), attribute)
@@ -232,7 +229,7 @@ def _named(name: str) -> HostLogin:
 
 
 def _verify(known_hash: str | None, password: Secret) -> bool:
-    """Whether the password is the one; for a name that nobody has it takes as long to say no."""
+    """An unknown name takes as long as a wrong password."""
     if known_hash is None:
         _hasher.hash(password.reveal())
         return False

@@ -1,4 +1,4 @@
-"""The overview: what wants attention, how the gateway's parts are, what the queue does, and what plugins add to it."""
+"""The overview: attention items, health, queue counts and panels."""
 
 from typing import Any
 
@@ -12,7 +12,6 @@ from mpesa_gateway_ops.page_registry import PageRegistry
 
 
 async def overview(visit: PageRequest) -> Rendered:
-    """Everything that one looks at first."""
     gateway = visit.gateway
     parts = await check_parts(gateway)
     return Rendered(
@@ -26,7 +25,7 @@ async def overview(visit: PageRequest) -> Rendered:
 
 
 async def _queue_counts(gateway: Runtime) -> dict[str, int] | None:
-    """The jobs of all queues by state, and the workers of the queue with the fewest; None without Valkey."""
+    """Jobs of all queues by state, and the smallest worker count of a queue; None without Valkey."""
     try:
         counts = [
             _counts(dict(await queue.info()), await queue.count_failed()) for queue in gateway.jobs.queues.values()
@@ -47,7 +46,7 @@ def _counts(info: dict[str, Any], failed: int) -> dict[str, int]:
 
 
 async def failing_parts(gateway: Runtime, _: Env) -> list[AttentionItem]:
-    """Parts of the gateway that are not well, and jobs that have used up their tries."""
+    """Report failing parts of the gateway and failed jobs."""
     found = [
         AttentionItem(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
         for name, part in (await check_parts(gateway)).items()

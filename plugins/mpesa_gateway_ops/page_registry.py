@@ -1,4 +1,4 @@
-"""The desk: all pages and acts that the enabled plugins bring, and the way to each."""
+"""The registry of all pages and actions of the enabled plugins."""
 
 import asyncio
 import re
@@ -21,12 +21,12 @@ P = TypeVar("P", Page, Action)
 
 _ID = re.compile(r"([a-z]{3})_[0-9a-z]{4,40}\Z", re.ASCII)
 _VALUE = "[0-9A-Za-z_.:~-]{1,128}"
-"""An id, or the key of a job (`payments.query:pay_…`); any other value leads to no page."""
+"""An id or a job key (`payments.query:pay_…`); other values match no page."""
 
 
 @dataclass(frozen=True)
 class RegisteredPage(Generic[P]):
-    """A page or an act, the plugin that brings it, and the values in its address."""
+    """A page or an action, its plugin, and the values in its address."""
 
     plugin: str
     it: P
@@ -34,7 +34,7 @@ class RegisteredPage(Generic[P]):
 
 
 class PageRegistry:
-    """Knows every page and act. Raises PluginError when two want the same address."""
+    """Indexes pages and actions. Raises PluginError if two have the same address."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -54,26 +54,24 @@ class PageRegistry:
         self._finders = [pages.finder for _, pages in brought if pages.finder is not None]
 
     def page_at(self, path: str) -> RegisteredPage[Page] | None:
-        """The page at an address below /ops."""
         return self._pages.find(path)
 
     def act_at(self, path: str) -> RegisteredPage[Action] | None:
-        """The act at an address below /ops."""
         return self._acts.find(path)
 
     def page_of(self, act: RegisteredPage[Action]) -> RegisteredPage[Page] | None:
-        """The page that an act's form stands on: the one that shares its address."""
+        """Return the page with the action's address, which holds its form."""
         found = self._pages.like(act.it.path)
         return None if found is None else RegisteredPage(found[0], found[1], act.values)
 
     def path_of(self, object_id: str) -> str | None:
-        """The page about an object, by the prefix of its id; None where no enabled plugin shows such objects."""
+        """Return the path of an object's page by the id's prefix, or None."""
         found = _ID.match(object_id)
         path = self._paths.get(found[1]) if found else None
         return None if path is None else re.sub(r"\{\w+\}", object_id, path)
 
     async def find(self, visit: PageRequest, text: str) -> str | None:
-        """The page for what somebody has in hand: an id, or whatever a plugin's finder knows."""
+        """Return the page for an id, or for a text that a plugin's finder knows."""
         path = self.path_of(text)
         if path is not None:
             return path
@@ -83,14 +81,14 @@ class PageRegistry:
         return None
 
     async def attention_items(self, env: Env) -> list[AttentionItem]:
-        """What wants attention in ``env``, of all plugins, the gravest first."""
+        """Return the items of all plugins, failures first."""
         found = await asyncio.gather(*(safely(reader(self._runtime, env)) for reader in self._concerns))
         concerns = [concern for part in found if part is not None for concern in part]
         return sorted(concerns, key=lambda concern: concern.state != "failed")
 
 
 async def safely(work: Awaitable[T]) -> T | None:
-    """What the work gives; None, with a line in the log, when it fails: a part of a page must not take it all down."""
+    """Await and return the result, or log the error and return None, so that a failing part does not fail the page."""
     try:
         return await work
     except Exception as problem:  # noqa: BLE001 - see above
@@ -99,8 +97,6 @@ async def safely(work: Awaitable[T]) -> T | None:
 
 
 class _PathIndex(Generic[P]):
-    """Addresses of several segments, some of them values, and what is there."""
-
     def __init__(self, brought: Sequence[tuple[str, P]]) -> None:
         self._fixed: dict[str, tuple[str, P]] = {}
         self._open: list[tuple[re.Pattern[str], str, P]] = []
@@ -117,7 +113,6 @@ class _PathIndex(Generic[P]):
                 self._fixed[it.path] = plugin, it
 
     def find(self, path: str) -> RegisteredPage[P] | None:
-        """What is at this address: a whole one before one with values in it."""
         path = path.strip("/")
         if path in self._fixed:
             plugin, it = self._fixed[path]
@@ -129,7 +124,7 @@ class _PathIndex(Generic[P]):
         return None
 
     def like(self, path: str) -> tuple[str, P] | None:
-        """What has an address of this shape, whatever its values are called."""
+        """Match a path by its shape, ignoring the names of values."""
         return self._shapes.get(_shape(path))
 
 
@@ -138,7 +133,7 @@ def _shape(path: str) -> str:
 
 
 def groups(menu: Iterable[tuple[Menu, Page]]) -> list[tuple[str, list[tuple[Menu, Page]]]]:
-    """The menu by its groups, in the order of the first page of each."""
+    """Return the menu by group, in the order of each group's first page."""
     found: dict[str, list[tuple[Menu, Page]]] = {}
     for entry, page in menu:
         found.setdefault(entry.group, []).append((entry, page))

@@ -1,4 +1,4 @@
-"""The ops plugin, declared."""
+"""The declaration of the ops plugin."""
 
 import re
 
@@ -51,7 +51,7 @@ plugin = Plugin(
     routes=routes,
     provides=PROVIDES,
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
-    # Who signed in and out stands in the audit log; a session that has ended is good for nothing.
+    # The audit log records sign-ins; ended sessions have no further use.
     forgets=(RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
     commands=(operators,),
     pages=Pages(

@@ -1,4 +1,4 @@
-"""The objects of this plugin, each made of what it needs."""
+"""The objects of this plugin and their construction."""
 
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime

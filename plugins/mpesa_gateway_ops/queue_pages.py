@@ -1,6 +1,6 @@
-"""SAQ's web UI inside our frame: its scripts, and the JSON that they fetch.
+"""SAQ's web UI inside the layout: its scripts and their JSON.
 
-SAQ's Starlette application is not mounted: it keeps its queues in module globals, which a host may use for its own.
+SAQ's Starlette application is not mounted: its module globals hold queues that a host may use itself.
 """
 
 from datetime import UTC, datetime
@@ -48,7 +48,6 @@ async def _show(visit: PageRequest) -> Rendered:
 
 @get("/ops/queue/static/{name:str}", **_ROUTE)
 async def queue_script(name: FromPath[str]) -> Response[bytes]:
-    """Return one of the scripts of the page."""
     if name not in _SCRIPTS:
         raise NotFound("there is no such script")
     return Response(_script(name), media_type="text/javascript", headers=headers())
@@ -56,7 +55,6 @@ async def queue_script(name: FromPath[str]) -> Response[bytes]:
 
 @get("/ops/queue/api/queues", **_POLL)
 async def queue_list(gateway: NamedDependency[Any]) -> Response[Any]:
-    """Return the queues with their counts."""
     return _json({"queues": [await queue.info() for queue in gateway.jobs.queues.values()]})
 
 
@@ -74,7 +72,6 @@ async def queue_detail(
 async def queue_job(
     request: Request[Any, Any, Any], queue: FromPath[str], job: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
-    """Return one job."""
     found: dict[str, Any] = (await _job(gateway, queue, job)).to_dict()
     return _json({"job": _view(request, found, gateway)})
 
@@ -83,7 +80,7 @@ async def queue_job(
 async def retry_job(
     request: Request[Any, Any, Any], queue: FromPath[str], job: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
-    """Enqueue a job again that has ended."""
+    """Enqueue an ended job again."""
     found = await _job(gateway, queue, job)
     if found.status not in TERMINAL_STATUSES:
         raise Conflict("this job has not ended: retry it when it has failed")
@@ -128,7 +125,7 @@ async def _job(gateway: Runtime, queue: str, key: str) -> Job:
 
 
 def _view(request: Request[Any, Any, Any], job: dict[str, Any], gateway: Runtime) -> dict[str, Any]:
-    """A job as SAQ's script shows it: arguments and result as text, without phone numbers for a viewer."""
+    """A job as SAQ's script shows it; phone numbers are masked for a viewer."""
     due = job.get("scheduled")
     if job.get("status") == Status.QUEUED and due and datetime.fromtimestamp(due, UTC) > gateway.clock.now():
         job["status"] = "scheduled"

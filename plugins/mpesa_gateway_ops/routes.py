@@ -1,4 +1,4 @@
-"""The operators' pages over HTTP: login and logout, and every page and act that the enabled plugins bring."""
+"""HTTP routes of the operators' pages: login, logout, and every registered page and action."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,10 +43,10 @@ from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 
 _ENV_KEPT = 365 * 24 * 3600
-"""Seconds for which a browser keeps which env it looks at."""
+"""Seconds."""
 
 _LOGIN_BYTES = 8192
-"""Of a login's form, before anybody is known: a password has 1024 characters at most."""
+"""The largest body of a login form; a password has at most 1024 characters."""
 
 _OPEN: dict[str, Any] = {
     "public": True,
@@ -56,18 +56,16 @@ _OPEN: dict[str, Any] = {
 }
 
 
-# -- the way in and out -----------------------------------------------------------------------------------------------
+# -- login and logout --------------------------------------------------------------------------------------------------
 
 
 @get("/ops/login", **_OPEN)
 async def login_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """The page that asks for name and password."""
     return await _login(request, gateway)
 
 
 @post("/ops/login", body_bytes=_LOGIN_BYTES, **_OPEN)
 async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """Open a session for who knows the password."""
     operators = gateway.port(Operators)
     if operators.host_login is not None:
         return await _login(request, gateway)
@@ -87,7 +85,7 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     lifetime = int(gateway.port(Sessions).lifetime.total_seconds())
     answer = redirect(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
     public_url: str = gateway.config.public_url
-    # No Path either: it is sent to /ops/login, wherever we are mounted.
+    # No Path here either: the browser sends it to /ops/login under any mount point.
     answer.set_cookie(
         DEVICE_COOKIE,
         found.device.reveal(),
@@ -122,7 +120,6 @@ async def _login(
 
 @post("/ops/logout", **_OPEN)
 async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """End this session."""
     await admit(request, is_used=False)
     await checked_form(request)
     await gateway.port(Sessions).close(cookie_of(request))
@@ -130,16 +127,15 @@ async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any
 
 
 def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
-    """The env that a form was shown in."""
-    told = first(form, "form_env")
+    form_env = first(form, "form_env")
     for env in ENVS:
-        if told == env:
+        if form_env == env:
             return env
     return env_of(request)
 
 
 def _cookie(gateway: Runtime, value: str, seconds: int, *, name: str = COOKIE) -> str:
-    """A cookie of ours. Without a Path it belongs to the folder of /ops/login, wherever we are mounted."""
+    """Without a Path the cookie belongs to the folder of /ops/login under any mount point."""
     is_secure = urlsplit(gateway.config.public_url).scheme == "https"
     secure = "; Secure" if is_secure else ""
     return f"{name}={value}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
@@ -147,7 +143,7 @@ def _cookie(gateway: Runtime, value: str, seconds: int, *, name: str = COOKIE) -
 
 @get(["/ops/sandbox", "/ops/live"], **_OPEN)
 async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """Look at one env from now on, and go on with the page that ``to`` names, as far as it is one of ours."""
+    """Switch to an env and redirect to the page ``to``, if it is one of ours."""
     await admit(request, is_used=True)
     env = request.url.path.rpartition("/")[2]
     to = request.query_params.get("to", "").strip("/")
@@ -156,18 +152,17 @@ async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     return redirect(_below(request, to if known else ""), more={"Set-Cookie": cookie})
 
 
-# -- pages and acts ---------------------------------------------------------------------------------------------------
+# -- pages and actions -------------------------------------------------------------------------------------------------
 
 
 @get("/ops", **_OPEN)
 async def front_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
-    """The page that has no name of its own."""
     return await _show(request, gateway, "")
 
 
 @get(["/ops/queue", "/ops/queue/queues/{queue:str}", "/ops/queue/queues/{queue:str}/jobs/{job:str}"], **_OPEN)
 async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
-    """A page of SAQ's. Its script needs the slash at the end of the first page's address."""
+    """SAQ's script needs the slash at the end of the first page's address."""
     path = requested_path(request).removeprefix("/ops/")
     page = await _show(request, gateway, path)
     return redirect(f"{home(request)}/queue/") if path == "queue" else page
@@ -177,7 +172,6 @@ async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
 async def any_page(
     request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
-    """A page of a plugin's."""
     return await _show(request, gateway, path)
 
 
@@ -185,7 +179,7 @@ async def any_page(
 async def any_action(
     request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
-    """An act of a plugin's, on record before it is done."""
+    """Run a plugin's action, recorded in the audit log first."""
     desk = gateway.port(PageRegistry)
     found = desk.act_at(path)
     session = await admit(request, is_used=True)
@@ -217,7 +211,7 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
     session = await admit(request, is_used=found is None or not found.it.is_part)
     act = desk.act_at(path)
     if act is not None and (found is None or len(found.values) > len(act.values)):
-        # Somebody loads the address of a button again.
+        # A reload of an action's address.
         return redirect(_below(request, _filled(act.it.back, act.values)))
     if found is None:
         raise NotFound("there is no such page")
@@ -230,7 +224,7 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
     note_id = "".join(query.pop("note", []))
     is_whole = not found.it.is_part and not note_id
     if is_whole and asked_env == env_of(request) != request.cookies.get(ENV_COOKIE):
-        # From now on, then: the links of the page lead on in the same env.
+        # The cookie changes too, so that the page's links keep this env.
         return redirect(_look_at(request, env_of(request), path, query))
     note = await gateway.port(FlashMessages).take(session.owner, note_id) if note_id else None
     visit = PageRequest(gateway=gateway, visitor=session.visitor, values=found.values, query=query, env=env_of(request))
@@ -241,7 +235,6 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
 
 
 def _look_at(request: Request[Any, Any, Any], env: Env, path: str, query: Mapping[str, Sequence[str]]) -> str:
-    """The way to a page in the other env."""
     to = path.strip("/") + (f"?{urlencode(query, doseq=True)}" if query else "")
     return _below(request, f"{env}?{urlencode({'to': to})}")
 
@@ -253,7 +246,7 @@ async def _redirect(request: Request[Any, Any, Any], gateway: Runtime, done: Red
         note_id = await gateway.port(FlashMessages).store(owner, done.note, warning=done.is_warning, secret=done.secret)
     to = done.to
     if env != env_of(request):
-        # Another tab looks at the other env by now: the note belongs to the page of this one.
+        # Another tab has switched the env: the message belongs to this action's env.
         to += f"{'&' if '?' in to else '?'}env={env}"
     return redirect(_below(request, to, note_id))
 
@@ -266,7 +259,7 @@ async def _show_again(
     refused: ApiError,
     form: Form,
 ) -> Response[Any]:
-    """The page that the form stands on, with what was wrong; or, for a mere button, the page where it is."""
+    """Show the form again with its problems; for a button without a form, the page that has it."""
     session = session_of(request)
     page = gateway.port(PageRegistry).page_of(act)
     if page is not None:
@@ -283,9 +276,8 @@ async def _show_again(
 
 
 def _below(request: Request[Any, Any, Any], path: str, note_id: str = "") -> str:
-    """The way to a page below /ops, with a note to be shown there."""
-    where = f"{home(request)}/{path}".rstrip("/")
-    return f"{where}{'&' if '?' in where else '?'}note={note_id}" if note_id else where
+    address = f"{home(request)}/{path}".rstrip("/")
+    return f"{address}{'&' if '?' in address else '?'}note={note_id}" if note_id else address
 
 
 def _filled(path: str, values: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The search on every page: what somebody has in hand leads to the page about it."""
+"""The search on every page, which leads to the page of an id or text."""
 
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role
@@ -8,12 +8,11 @@ _LONGEST = 200
 
 
 async def nothing_found(_: PageRequest) -> Rendered:
-    """The page of a search that led nowhere, or was not one."""
     return Rendered("nothing_found.html")
 
 
 async def find(visit: PageRequest) -> Redirect:
-    """Go where the text leads. Raises NotFound."""
+    """Redirect to the page of the text. Raises NotFound."""
     text = visit.text("text")[:_LONGEST]
     path = await visit.gateway.port(PageRegistry).find(visit, text) if text else ""
     if path is None:

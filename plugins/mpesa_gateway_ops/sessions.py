@@ -1,4 +1,4 @@
-"""Sessions: what a login gives, known here by its digest only, gone after hours, or after an hour without a page."""
+"""Sessions of operators, stored by digest, with a lifetime and an idle limit."""
 
 import hashlib
 import hmac
@@ -19,16 +19,16 @@ from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import SessionRow
 
 _SEEN_FOR, _MOST_SEEN = 600.0, 1000
-"""Seconds for which a session is known without asking Postgres, and how many are; full, the memory is emptied."""
+"""Seconds and number of sessions remembered without a query; a full memory is emptied."""
 
 _TOUCH_EVERY = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
 class Session:
-    """Who is signed in, the token that every form of this session carries, and whose notes it gets to see.
+    """A signed-in operator, the token of its forms and the owner of its flash messages.
 
-    ``is_ours`` says that we opened it, so that we can end it.
+    ``is_ours``: the gateway opened it and can end it.
     """
 
     visitor: Visitor
@@ -37,7 +37,6 @@ class Session:
     is_ours: bool = True
 
     def has_form_token(self, text: str) -> bool:
-        """Whether this is the token of this session's forms."""
         return hmac.compare_digest(text.encode(), self.form_token.encode())
 
 
@@ -57,7 +56,7 @@ class Sessions:
         self._idle = timedelta(minutes=settings.idle_minutes)
 
     async def open(self, operator_id: str) -> Secret:
-        """A new session, as the cookie will hold it. Those that have ended are forgotten."""
+        """Delete ended sessions and return the token of a new one."""
         token = Secret(self._ids.token(32).hex())
         now = self._clock.now()
         await self._db.run(
@@ -77,7 +76,7 @@ class Sessions:
         return token
 
     async def find(self, token: Secret, *, is_used: bool) -> Session | None:
-        """The session that the cookie names, None when it has ended. ``is_used``: a person asked for something."""
+        """Return the session of a token, None if it ended. ``is_used`` extends the idle limit."""
         now = self._clock.now()
         digest = _digest(token)
         row = await self._db.fetchrow(tables.FIND_SESSION, digest, now, now - self._idle)
@@ -90,7 +89,7 @@ class Sessions:
         return Session(visitor, _form_token(token), digest.hex())
 
     def was_open(self, token: Secret) -> bool:
-        """Whether this process has found the session within the last minutes. No I/O; it may have ended since."""
+        """True if this process found the session within the last 10 minutes; it may have ended since. No I/O."""
         return self._seen.get(_digest(token), 0.0) > time.monotonic()
 
     def _remember(self, digest: bytes) -> None:
@@ -99,18 +98,15 @@ class Sessions:
         self._seen[digest] = time.monotonic() + _SEEN_FOR
 
     def of_host(self, operator: HostOperator) -> Session:
-        """The session of somebody whom the host has signed in."""
         actor = f"operator:host:{operator.name}"
         key = self._vault.secret(OPERATOR_FORMS)
         token = hmac.new(key, f"{actor}|{operator.role.value}".encode(), hashlib.sha256).hexdigest()
         return Session(Visitor(name=operator.name, role=operator.role, actor=actor), token, actor, is_ours=False)
 
     async def close_all_of(self, operator_id: str) -> None:
-        """End every session of an operator."""
         await self._db.run(SessionRow.delete().where(SessionRow.operator_id == operator_id))
 
     async def close(self, token: Secret) -> None:
-        """End a session."""
         async with self._db.transaction():
             closed = await self._db.run(
                 SessionRow.delete().where(SessionRow.digest == _digest(token)).returning(SessionRow.operator_id)
@@ -126,5 +122,5 @@ def _digest(token: Secret) -> bytes:
 
 
 def _form_token(token: Secret) -> str:
-    """Only who holds the cookie can make it; what Postgres keeps does not tell it."""
+    """Derived from the cookie, not from its stored digest."""
     return hmac.new(token.reveal().encode(), b"mpesa_gateway_ops.form", hashlib.sha256).hexdigest()

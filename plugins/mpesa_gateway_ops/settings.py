@@ -1,4 +1,4 @@
-"""What a host can set about the operators' pages."""
+"""Settings of the operators' pages."""
 
 from typing import Annotated
 
@@ -6,10 +6,9 @@ import msgspec
 
 
 class OpsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[ops]``. ``session_hours`` is how long a login lasts at most, ``idle_minutes`` how long without a page.
+    """``[ops]``. ``session_hours`` limits a session, ``idle_minutes`` the time between two pages.
 
-    ``login`` names a callable of the host's, ``package.module:name``, that says who is signed in there; ``login_url``
-    is where one signs in then.
+    ``login`` names the host's login function as ``package.module:name``; ``login_url`` is the host's sign-in page.
     """
 
     session_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 12

@@ -1,4 +1,4 @@
-"""The page about the system itself: how its parts are, which versions run, what is enabled, every setting, masked."""
+"""The system page: health, versions, plugins and masked settings."""
 
 import platform
 from importlib.metadata import version
@@ -15,7 +15,6 @@ _PACKAGES = ("mpesa-gateway", "litestar", "uvicorn", "asyncpg", "piccolo", "saq"
 
 
 async def system(visit: PageRequest) -> Rendered:
-    """Everything that one is asked for when asking for help."""
     gateway = visit.gateway
     values: dict[str, Any] = masked_setting(gateway.config)
     values.pop("sections", None)

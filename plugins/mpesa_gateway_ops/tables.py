@@ -1,11 +1,11 @@
-"""Operators and sessions as Piccolo knows them, and the named queries on them."""
+"""Piccolo tables and named queries of operators, sessions and flash messages."""
 
 from piccolo.columns import Boolean, Bytea, Text, Timestamptz
 from piccolo.table import Table
 
 
 class OperatorRow(Table, tablename="ops_operator"):
-    """A person who may see the pages, known by a name and a password."""
+    """A person with access to the pages."""
 
     operator_id = Text(primary_key=True)
     name = Text()
@@ -17,7 +17,7 @@ class OperatorRow(Table, tablename="ops_operator"):
 
 
 class SessionRow(Table, tablename="ops_session"):
-    """One login that still counts, known by the digest of what the cookie holds."""
+    """A session, identified by the digest of its token."""
 
     digest = Bytea(primary_key=True)
     operator_id = Text()
@@ -27,7 +27,7 @@ class SessionRow(Table, tablename="ops_session"):
 
 
 class NoteRow(Table, tablename="ops_note"):
-    """What an act came to, until it has been told."""
+    """A flash message that was not shown yet."""
 
     note_id = Text(primary_key=True)
     owner = Text()
@@ -41,7 +41,7 @@ SELECT operator_id, name, role, last_seen_at FROM ops_session JOIN ops_operator 
 WHERE digest = $1 AND is_active AND expires_at > $2 AND last_seen_at > $3
 """
 
-# raw SQL: lock - what several workers forget at once.
+# raw SQL: lock - several workers delete at once.
 FORGET_ENDED = """
 DELETE FROM ops_session WHERE digest IN (
     SELECT digest FROM ops_session WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED

@@ -1,5 +1,4 @@
-"""Our own Daraja, for the sandbox: it takes pushes, asks simulated phones, and calls back as well or badly as told.
+"""A simulated Daraja for the sandbox, with simulated phones and faults on request.
 
-It stands alone: normally a process of its own that shares nothing with the gateway but HTTP (and a Postgres for its
-memory), so that what is tried here is tried through real sockets.
+It normally runs as a process of its own and shares only HTTP with the gateway, so that tests use real sockets.
 """

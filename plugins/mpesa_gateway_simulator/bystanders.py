@@ -1,7 +1,7 @@
-"""The people who use the same tills and paybills and were never asked to pay: what they do around each push.
+"""Money at the same tills and paybills that no push asked for.
 
-Every decision is a pure function of a seed, so that a run can be repeated. `Prompts` writes the result to the ledger,
-where Pull and status answers find it. A new witness, such as a C2B confirmation, reads the same rows.
+Each decision is a pure function of a seed. `Prompts` writes the result to the ledger, which Pull and status answers
+read.
 """
 
 import hashlib
@@ -13,16 +13,15 @@ from typing import Literal, cast
 import msgspec
 
 Kind = Literal["push", "pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"]
-"""What moved money."""
 
 OUTGOING: frozenset[str] = frozenset({"payout", "shop_payment", "portal_reversal", "charge"})
-"""The kinds of money that leaves the shortcode."""
+"""The kinds that leave the shortcode."""
 
 PayerShown = Literal["national", "whole", "masked", "partial", "hashed", "absent"]
-"""How a statement shows a payer's number."""
+"""A form of the payer's number on a statement."""
 
 TimeShown = Literal["offset", "no_zone", "z_meaning_eat"]
-"""How a statement shows a time: with its zone, without one, or with a ``Z`` that means East Africa Time."""
+"""A form of a time on a statement: with a zone, without, or with a ``Z`` that means East Africa Time."""
 
 PULL_TYPES: dict[Kind, str] = {
     "pay_bill": "c2b-pay-bill-debit",
@@ -32,14 +31,14 @@ PULL_TYPES: dict[Kind, str] = {
     "portal_reversal": "Pay Bill Reversal",
     "charge": "Pay Bill Charge",
 }
-"""``transactiontype`` of each kind on a statement. A push is a payment to a till or to a paybill like any other."""
+"""``transactiontype`` by kind. A push has the type of a payment to a till or paybill."""
 
 REVERSAL_TYPE = "Transaction Reversal"
-"""The same for a reversal that was asked for through the API."""
+"""``transactiontype`` of a reversal through the API."""
 
 
 def pull_type(kind: str, *, is_till: bool) -> str:
-    """``transactiontype`` of a row, a reversal that was asked for through the API included."""
+    """Return ``transactiontype`` of a row, reversals through the API included."""
     if kind == "push":
         return PULL_TYPES["buy_goods" if is_till else "pay_bill"]
     return REVERSAL_TYPE if kind == "reversal" else PULL_TYPES[cast("Kind", kind)]
@@ -54,13 +53,13 @@ REASONS: dict[Kind, str] = {
     "portal_reversal": "Transaction Reversal",
     "charge": "Organization Charge",
 }
-"""``ReasonType`` of each kind in a status answer."""
+"""``ReasonType`` by kind of a status answer."""
 
 OTHER_SHOP = "555555"
-"""The shortcode of a shop that no merchant of the gateway owns."""
+"""A shortcode that no merchant of the gateway owns."""
 
 CLOSE_SHARE = 0.1
-"""The share of strangers who pay the amount of an open push, at its receiver, within minutes, with like digits."""
+"""The share of strangers who pay a push's amount to its receiver within minutes, from a similar number."""
 
 _ACCOUNTS = ("", "1", "HOUSE 7B", "rent", "JANE", "walk-in", "0", "INV-2026/11", "x9 ", "Ksh")
 _SHOWN: tuple[PayerShown, ...] = ("national", "whole", "masked", "masked", "partial", "hashed", "absent")
@@ -80,7 +79,7 @@ _KINDS: tuple[str, ...] = (
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True):
-    """What the population knows of a push: ``amount`` is in KES, ``at`` is aware UTC."""
+    """``amount`` is in KES, ``at`` is aware UTC."""
 
     receiver: str
     is_till: bool
@@ -91,10 +90,9 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the ledger: ``amount`` is in KES, ``skew`` in seconds, ``receipt`` empty until one is assigned.
+    """A row of the ledger: ``amount`` is in KES, ``skew`` in seconds, ``receipt`` empty until assigned.
 
-    ``phone`` is the payer, or the customer that money goes to; ``meant_for`` is the CheckoutRequestID of the push that
-    its payer pays by hand.
+    ``phone`` is the payer or the recipient; ``meant_for`` is the CheckoutRequestID of the push that was paid by hand.
     """
 
     receipt: str = ""
@@ -113,20 +111,19 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bystanders_of(push: Push, count: float, seed: bytes) -> list[Movement]:
-    """The strangers of one push: ``count`` of them on average, the same ones for the same seed."""
+    """Return ``count`` movements on average, the same for the same seed."""
     chance = random.Random(seed)  # noqa: S311 - the seed is the point
     whole = int(count) + (chance.random() < count % 1)
     return [_stranger(push, chance) for _ in range(whole)]
 
 
 def shown_by_chance(seed: bytes) -> tuple[PayerShown, TimeShown]:
-    """How a statement shows a payment, where people are about."""
     chance = random.Random(seed)  # noqa: S311 - the seed is the point
     return chance.choice(_SHOWN), chance.choice(_TIMES)
 
 
 def shown_payer(phone: str, how: PayerShown) -> str | None:
-    """A payer's number as a statement has it; None where the field is absent."""
+    """Return a payer's number in one form; None if the field is absent."""
     national = phone[3:]
     forms: dict[PayerShown, str | None] = {
         "national": national,
@@ -140,7 +137,7 @@ def shown_payer(phone: str, how: PayerShown) -> str | None:
 
 
 def like_digits(phone: str, chance: random.Random) -> str:
-    """Another number with the same first three and last three national digits."""
+    """Return a number with the same first three and last three national digits."""
     while (middle := f"{chance.randrange(1000):03}") == phone[6:9]:
         pass
     return phone[:6] + middle + phone[9:]
@@ -158,7 +155,7 @@ def _stranger(push: Push, chance: random.Random) -> Movement:
         "charge": "charge",
     }
     if what in out:
-        # Money that leaves: to the payer of the push as often as to anybody, with its amount and its reference.
+        # Outgoing money often has the phone, amount and reference of the push.
         return _movement(
             chance,
             phone=chance.choice((push.phone, _number(chance))),
@@ -172,7 +169,6 @@ def _stranger(push: Push, chance: random.Random) -> Movement:
     inwards: Kind = "buy_goods" if push.is_till else "pay_bill"
     account = "" if push.is_till else _another(push.reference, chance)
     if what in {"regular", "earlier"}:
-        # The payer of the push buys the same again, hours before or after.
         return _movement(
             chance,
             phone=push.phone,
@@ -195,9 +191,9 @@ def _stranger(push: Push, chance: random.Random) -> Movement:
 
 
 def _close(push: Push, chance: random.Random) -> Movement:
-    """A stranger whom a careless match takes for the payer: same receiver, amount and minutes, hidden or like digits.
+    """A payment that careless matching takes for the push.
 
-    At a paybill the account is another one: with the same account too, nothing that M-Pesa shows would tell them apart.
+    At a paybill the account differs: otherwise no field of M-Pesa would distinguish the two.
     """
     return _movement(
         chance,
@@ -238,7 +234,6 @@ def _movement(
 
 
 def _another(reference: str, chance: random.Random) -> str:
-    """An account number that is not this one, however it is spelt."""
     others: Sequence[str] = [one for one in _ACCOUNTS if one.strip().upper() != reference.strip().upper()]
     return chance.choice(others)
 

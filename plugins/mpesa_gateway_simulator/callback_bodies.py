@@ -1,4 +1,4 @@
-"""Writes STK callbacks as Daraja does."""
+"""The bodies of STK callbacks, as Daraja writes them."""
 
 from datetime import datetime
 from typing import Any
@@ -18,9 +18,9 @@ def callback_body(
     behaviour: Behaviour,
     habit: str = "normal",
 ) -> str:
-    """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success.
+    """Return a callback: numbers as numbers, Balance without a value, metadata only on success.
 
-    ``habit`` is one of those of callbacks.
+    ``habit`` is one of ``CALLBACK_HABITS``.
     """
     code: Any = int(result_code)
     callback: dict[str, Any] = {

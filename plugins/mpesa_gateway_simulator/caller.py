@@ -1,4 +1,4 @@
-"""Calls back: ends due prompts, posts the callbacks and results that are owed, and notes the answers."""
+"""Ends due prompts, posts due callbacks and results, and stores the answers."""
 
 import asyncio
 import time
@@ -25,20 +25,20 @@ from mpesa_gateway_simulator.tables import CallbackRow, ResultRow
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 50
-"""Callbacks under way at the same time."""
+"""Concurrent callbacks."""
 
 _LONGEST_SLEEP = 0.25
-"""Seconds between looks for what is due, when nothing has woken us."""
+"""Seconds between two polls without a wake-up."""
 
 _LEASE = timedelta(seconds=20)
 _ANSWER_WITHIN = 10.0
 
 _HELD_BACK = 20.0
-"""Seconds that a push's answer is held back at most, for a callback that is to come first."""
+"""The longest delay of a push's answer, in seconds, for a callback that comes first."""
 
 
 class CallbackCaller:
-    """Posts callbacks and results. Everything owed is a row, so that a restart goes on where a crash stopped."""
+    """Posts callbacks and results. Each is a row until posted, so that a restart continues."""
 
     def __init__(
         self,
@@ -66,9 +66,8 @@ class CallbackCaller:
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
-        """Begin to call back."""
         session = niquests.AsyncSession(
-            # The addresses come with pushes: a host whose DNS hangs must not take the event loop's threads.
+            # Pushes name the addresses: slow DNS must not block the event loop's threads.
             resolver=cast("Any", ClientResolver(self._names)),
             retries=0,
             disable_http3=True,
@@ -79,7 +78,6 @@ class CallbackCaller:
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def stop(self) -> None:
-        """Stop calling back; what is owed stays owed."""
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             await asyncio.gather(self._dispatcher, return_exceptions=True)
@@ -89,7 +87,6 @@ class CallbackCaller:
             await session.close()
 
     async def send_results_now(self, result_ids: list[int]) -> None:
-        """Claim these results and post them."""
         for result_id in result_ids:
             claimed = await self._db.run(
                 ResultRow.update({ResultRow.due_at: self._clock.now() + _LEASE, ResultRow.tries: ResultRow.tries + 1})
@@ -102,7 +99,7 @@ class CallbackCaller:
     async def forge(self, checkout_request_id: str, about: str, amount: int | None, signature: str | None) -> int:
         """Post a forged success to a push's callback address; returns the HTTP status of the answer.
 
-        ``about`` is the push that it speaks of. Raises LookupError without such pushes.
+        ``about`` is the push in the body. Raises LookupError for unknown pushes.
         """
         row, subject = await self._prompts.find(checkout_request_id), dict(await self._prompts.find(about))
         if amount is not None:
@@ -114,7 +111,7 @@ class CallbackCaller:
         return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
     async def until_called_back(self, checkout_request_id: str) -> None:
-        """Wait until the prompt has been answered and the callback made, 20 seconds at most."""
+        """Wait at most 20 seconds for the first callback of a push."""
         async with self._pulse.patience(_HELD_BACK):
             while not await self._db.run(
                 CallbackRow.exists().where(
@@ -149,7 +146,6 @@ class CallbackCaller:
         return await self._send(row)
 
     async def _dispatch(self) -> None:
-        """For ever: end what is due to end, call back what is owed."""
         while True:
             try:
                 self._due.clear()
@@ -161,7 +157,7 @@ class CallbackCaller:
                 await asyncio.sleep(_LONGEST_SLEEP)
 
     async def _rest(self) -> None:
-        """Sleep until something is due, ``due`` is set, or another process may have left something."""
+        """Sleep until something is due, ``due`` is set, or the poll interval ends."""
         due = await self._db.fetchval(tables.NEXT_DUE)
         wait = _LONGEST_SLEEP
         if due is not None:
@@ -190,13 +186,12 @@ class CallbackCaller:
         return len(rows)
 
     async def _send(self, row: Row) -> int:
-        """POST one callback and note the answer; 0 when there was none."""
+        """Returns 0 without an answer."""
         status = await self._post(row)
         await self._db.execute(tables.ANSWERED, row["callback_id"], *self._noted(row, status))
         return status
 
     async def _send_result(self, row: Found) -> int:
-        """POST one result and note the answer; 0 when there was none."""
         status = await self._post(row)
         due, _, now = self._noted(row, status)
         await self._db.run(
@@ -207,13 +202,13 @@ class CallbackCaller:
         return status
 
     def _noted(self, row: Found, status: int) -> tuple[datetime | None, int, datetime]:
-        """When to try again (None: not any more), the status, and the time."""
+        """The time of the next try (None: no more), the status, and now."""
         now = self._clock.now()
         is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
         return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
 
     async def _post(self, row: Found, headers: Mapping[str, str] | None = None) -> int:
-        began, status, said = time.perf_counter(), 0, "no answer"
+        began, status, text = time.perf_counter(), 0, "no answer"
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 response = await self._http.post(
@@ -224,12 +219,12 @@ class CallbackCaller:
                     timeout=_ANSWER_WITHIN,
                 )
             status = response.status_code or 0
-            said = response.text or ""
+            text = response.text or ""
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
         ms = round((time.perf_counter() - began) * 1000)
         log.info("simulator_called_back", status=status, ms=ms)
-        self._diary.sent(row["callback_url"], row["body"], status, said, ms)
+        self._diary.sent(row["callback_url"], row["body"], status, text, ms)
         return status
 
     @property

@@ -1,4 +1,4 @@
-"""``mpesa-gateway demo``: plays 14 steps against a running gateway and checks each."""
+"""``mpesa-gateway demo``: runs 14 steps against a running gateway and checks each."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def demo(session: Session, data: str | None) -> None:
     session.keep_data_in(data)
     logs.configure(LogsConfig(format="console", level="error"))
     try:
-        # The `standalone` extra brings the webhook verifier, and the simulator's other uses do without it.
+        # The verifier needs the `standalone` extra; the rest of the simulator does not.
         from mpesa_gateway_simulator.demo import STEPS, play  # noqa: PLC0415
     except ModuleNotFoundError as problem:
         raise CommandFailed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
@@ -59,16 +59,16 @@ def demo(session: Session, data: str | None) -> None:
 
 @contextmanager
 def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
-    """The configuration of the gateway that runs in the data folder, started for the block where none runs.
+    """The configuration of the running gateway; starts `up` for the block if none runs.
 
-    The `up` that is started prints to a log file, so the next one prints the master-key warning.
+    The started `up` prints to a log file, so the next one prints the master-key warning.
     """
     if is_up(session.data):
         yield _await_ready(session, None)
         return
     console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
     log = session.data / "logs" / "up.log"
-    was_told = read_state(session.data).get(MASTER_KEY_TOLD, bool(read_state(session.data)))
+    was_warned = read_state(session.data).get(MASTER_KEY_TOLD, bool(read_state(session.data)))
     session.data.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
@@ -81,7 +81,7 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
     finally:
         stop(process, (signal.SIGTERM,), 60)
         if state := read_state(session.data):
-            write_state(session.data, state | {MASTER_KEY_TOLD: was_told})
+            write_state(session.data, state | {MASTER_KEY_TOLD: was_warned})
 
 
 def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:

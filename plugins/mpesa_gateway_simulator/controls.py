@@ -1,4 +1,4 @@
-"""Keeps what the simulator is told to do: delays, faults and habits of its operations."""
+"""Stores the delays, faults and habits of the simulator."""
 
 from collections.abc import Mapping
 
@@ -32,11 +32,11 @@ _FORGOTTEN = (
     HabitRow,
     HandRow,
 )
-"""The tables that a reset empties. TRUNCATE is for their owner, and the simulator runs as another role."""
+"""The tables that a reset empties. Only an owner may TRUNCATE; the simulator's role is another one."""
 
 
 class Controls:
-    """Reads and changes the simulator's behaviour; every process sees a change at once."""
+    """Reads and changes the simulator's behaviour. All processes see a change at once."""
 
     def __init__(self, *, db: Database, settings: SimulatorSettings, pulse: ChangeSignal) -> None:
         self._db = db
@@ -44,23 +44,21 @@ class Controls:
         self._pulse = pulse
 
     async def habit(self, operation: str) -> str:
-        """Return how an operation behaves at present."""
         found: str | None = await self._db.fetchval(tables.HABIT, operation)
         return found or "normal"
 
     async def play_fault(self, operation: str) -> None:
-        """Raise the Fault that the next request of an operation is to be answered with, once for each time set."""
+        """Raise the Fault set for the next request of an operation, and count it down."""
         fault = await self._db.fetchval(tables.TAKE_FAULT, operation)
         if fault is not None:
             raise named_fault(fault)
 
     async def knob(self, name: str) -> float:
-        """Return a knob's value: as it was turned, or as it is configured."""
         turned = await self._db.fetchval(tables.KNOB, name)
         return float(turned) if turned is not None else float(getattr(self._settings, name))
 
     async def set_knobs(self, values: Mapping[str, float]) -> None:
-        """Change delays, in seconds, from the next push on."""
+        """Set delays, in seconds, from the next push on."""
         for name, value in values.items():
             await self._db.run(
                 KnobRow.insert(KnobRow(name=name, value=value)).on_conflict(
@@ -78,7 +76,6 @@ class Controls:
         )
 
     async def set_habit(self, operation: str, habit: str) -> None:
-        """Change how phones, status queries, reversals or Pull behave."""
         await self._db.run(
             HabitRow.insert(HabitRow(operation=operation, habit=habit)).on_conflict(
                 target=HabitRow.operation, action="DO UPDATE", values=[HabitRow.habit]
@@ -86,7 +83,7 @@ class Controls:
         )
 
     async def reset(self) -> None:
-        """Forget everything that happened and was set; chance begins anew."""
+        """Delete all rows and settings, and restart the random sequence."""
         async with self._db.transaction():
             for table in _FORGOTTEN:
                 await self._db.run(table.delete(force=True))

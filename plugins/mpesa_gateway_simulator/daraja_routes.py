@@ -25,7 +25,7 @@ def _read(body: bytes) -> dict[str, Any]:
         content = read_json(body)
     except ValueError:
         content = None
-    # NUL is text that no database of ours could keep.
+    # Postgres cannot store NUL in text.
     if not isinstance(content, dict) or b"\\u0000" in body:
         raise Fault(400, "400.002.05", "Invalid Request Payload")
     return cast("dict[str, Any]", content)
@@ -33,8 +33,8 @@ def _read(body: bytes) -> dict[str, Any]:
 
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
     answer = await _answered(request, services.get(SimulatedDaraja), operation, body)
-    said = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
-    services.get(ExchangeLog).received(operation, body, answer.status_code or 200, said)
+    text = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
+    services.get(ExchangeLog).received(operation, body, answer.status_code or 200, text)
     answer.headers[SIMULATED] = "1"
     return answer
 

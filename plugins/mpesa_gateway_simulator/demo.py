@@ -1,4 +1,4 @@
-"""The demo: payments and a refund over real HTTP against a running gateway, each step checked."""
+"""The demo: payments and a refund over HTTP against a running gateway, each step checked."""
 
 import asyncio
 import hashlib
@@ -19,22 +19,22 @@ from mpesa_gateway_simulator.demo_clients import Cast, Phones, Telling, expect, 
 from mpesa_gateway_simulator.demo_faults import play_faults
 
 ACTOR = "cli:demo"
-"""How the audit log names the demo."""
+"""The demo's actor in the audit log."""
 
 _SILENCE = 1.5
-"""Seconds in which a second webhook would have come."""
+"""Seconds to wait for a second webhook."""
 
 STEPS = 14
 
 # raw SQL: array
 _REMOVE_REFUSED = "DELETE FROM refused_callback WHERE refused_id = ANY($1::uuid[])"
-"""The forged callbacks of the demo need no operator. No port of the plugin `callbacks` deletes one."""
+"""The demo deletes its forged callbacks; the plugin `callbacks` has no port for it."""
 
 
 async def play(gateway: Runtime, console: Console) -> None:
-    """Play all steps against the gateway that runs with this configuration. Raises NotSo.
+    """Run all steps against the gateway with this configuration. Raises NotSo.
 
-    ``gateway`` is a started one on the same database: it makes the merchant and keys of the demo. At the end the
+    ``gateway`` is a started one on the same database that creates the demo's merchant and keys. At the end the
     operator's key is revoked and the merchant deactivated.
     """
     async with niquests.AsyncSession(disable_http3=True) as http, receiving() as receiver:

@@ -1,4 +1,4 @@
-"""The merchant's webhook receiver, the simulated phones and the progress display of the demo."""
+"""The demo's webhook receiver, its phones and its progress display."""
 
 import asyncio
 import socket
@@ -18,41 +18,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from mpesa_gateway.standalone.stage import Api, NotSo
 
 _PATIENCE = 10.0
-"""Seconds until something that should have happened counts as not happening."""
+"""Seconds until an expected change counts as missing."""
 
 
 def expect(what: str, expected: Any, seen: Any) -> None:
-    """Raise NotSo unless both are the same."""
+    """Raise NotSo unless both are equal."""
     if expected != seen:
         raise NotSo(f"{what}: expected {expected!r}, saw {seen!r}")
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One webhook as the receiver got it."""
+    """One webhook as received."""
 
     headers: Mapping[str, str]
     body: bytes
 
     @property
     def event(self) -> dict[str, Any]:
-        """The body, read."""
         return cast("dict[str, Any]", msgspec.json.decode(self.body))
 
     def tells(self, kind: str, payment_id: str) -> bool:
-        """Whether it is this event of this payment."""
         return self.event.get("type") == kind and self.event.get("data", {}).get("payment_id") == payment_id
 
 
 @dataclass
 class Receiver:
-    """The merchant's own server: a real HTTP receiver on a free port of this machine."""
+    """The merchant's server: an HTTP receiver on a free local port."""
 
     url: str
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
 
     async def first(self, kind: str, payment_id: str) -> Delivery:
-        """The webhook that tells of this, waited for. Raises NotSo."""
+        """Wait for the webhook of a payment. Raises NotSo."""
         async for _ in waiting(f"a {kind} webhook"):
             for delivery in self.deliveries:
                 if delivery.tells(kind, payment_id):
@@ -60,13 +58,11 @@ class Receiver:
         raise AssertionError("waiting() raises before it ends")
 
     def about(self, payment_id: str) -> int:
-        """How many webhooks have told of this payment."""
         return sum(delivery.event.get("data", {}).get("payment_id") == payment_id for delivery in self.deliveries)
 
 
 @asynccontextmanager
 async def receiving() -> AsyncGenerator[Receiver]:
-    """A receiver for the length of the block."""
     listener = socket.create_server(("127.0.0.1", 0))
     receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/webhooks")
 
@@ -92,7 +88,7 @@ async def receiving() -> AsyncGenerator[Receiver]:
 
 
 class _QuietServer(uvicorn.Server):
-    """uvicorn's server without its signal handlers: Ctrl-C belongs to the demo."""
+    """uvicorn's server without its signal handlers: the demo handles Ctrl-C."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -100,7 +96,7 @@ class _QuietServer(uvicorn.Server):
 
 
 async def waiting(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
-    """Go round until the caller has what it waits for. Raises NotSo when it takes too long."""
+    """Yield until the caller breaks. Raises NotSo on timeout."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         yield
@@ -109,7 +105,7 @@ async def waiting(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None
 
 
 class Telling:
-    """Shows how far the story is: a bar for people, one line a step for logs."""
+    """Shows progress: a bar in a terminal, one line for each step in a log."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self._console = console
@@ -120,7 +116,6 @@ class Telling:
 
     @contextmanager
     def live(self) -> Generator[None]:
-        """The bar, for the length of the block, where there is a terminal to draw it on."""
         if not self._console.is_terminal:
             yield
             return
@@ -132,14 +127,14 @@ class Telling:
 
     @contextmanager
     def step(self, title: str) -> Generator[Callable[[str], None]]:
-        """One step; what it is called with is shown as its outcome."""
+        """Run one step; yields a function that adds a line to its outcome."""
         self._number += 1
-        said: list[str] = []
+        outcomes: list[str] = []
         if self._progress is not None:
             self._progress.update(self._task, description=title)
         began = time.monotonic()
         try:
-            yield said.append
+            yield outcomes.append
         except NotSo:
             self._console.print(f"[red]✗[/] {self._number}/{self._steps} {title}", highlight=False)
             raise
@@ -147,28 +142,27 @@ class Telling:
         self._console.print(
             f"[green]✓[/] {self._number}/{self._steps} [bold]{title}[/] [dim]({milliseconds} ms)[/]", highlight=False
         )
-        for line in said:
+        for line in outcomes:
             self._console.print(f"      {line}", highlight=False, markup=False, soft_wrap=True)
         if self._progress is not None:
             self._progress.advance(self._task)
 
 
 class Phones:
-    """The payers' phones, as the simulator's control API shows and answers them."""
+    """The payers' phones, through the simulator's control API."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
 
     async def prompt(self, checkout_request_id: str) -> dict[str, Any]:
-        """The prompt that a push put on a phone. Raises NotSo."""
+        """Return the prompt of a push. Raises NotSo."""
         return cast("dict[str, Any]", await self._api.data("GET", f"/control/pushes/{checkout_request_id}"))
 
     async def answer(self, checkout_request_id: str, answer: str) -> None:
-        """Pay, or cancel, as a finger on the phone would."""
         await self._api.data("POST", f"/control/pushes/{checkout_request_id}/answer", {"answer": answer})
 
     async def ended(self, checkout_request_id: str) -> dict[str, Any]:
-        """The push once its prompt has ended. Raises NotSo."""
+        """Return a push once its prompt has ended. Raises NotSo."""
         async for _ in waiting("the end of the prompt"):
             push = await self.prompt(checkout_request_id)
             if push["state"] == "ended":
@@ -176,24 +170,24 @@ class Phones:
         raise AssertionError("waiting() raises before it ends")
 
     async def money(self, phone: str, since: datetime) -> list[dict[str, Any]]:
-        """What this phone has really paid since then, newest first."""
+        """Return the ledger entries of a phone, newest first."""
         entries = await self._api.data("GET", f"/control/ledger?phone={phone}")
         return [entry for entry in entries if datetime.fromisoformat(entry["at"]) >= since]
 
     async def forge(self, checkout_request_id: str, **forged: Any) -> int:
-        """Post a forged callback to the address of a push; return the status of the answer."""
+        """Post a forged callback to a push's address; returns the HTTP status of the answer."""
         answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/forge", forged)
         return cast(int, answer["status"])
 
     async def call_back_again(self, checkout_request_id: str) -> int:
-        """Let Daraja repeat its callback; gives the status that the gateway answered with."""
+        """Repeat a callback; returns the HTTP status of the gateway's answer."""
         answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/callback")
         return cast(int, answer["status"])
 
 
 @dataclass(frozen=True)
 class Cast:
-    """The merchant's program and server, the payers' phones and the operator's API key."""
+    """The clients of all roles in the demo, and the progress display."""
 
     story: Telling
     api: Api
@@ -203,7 +197,7 @@ class Cast:
     shortcode: str
 
     async def settled(self, payment_id: str, status: str) -> dict[str, Any]:
-        """The payment once it has this status. Raises NotSo."""
+        """Return a payment once it has this status. Raises NotSo."""
         async for _ in waiting(f"a payment that is {status}"):
             payment = await self.api.data("GET", f"/v1/payments/{payment_id}")
             if payment["status"] == status:

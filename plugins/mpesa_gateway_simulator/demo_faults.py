@@ -8,11 +8,11 @@ from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, PAYING_PHO
 from mpesa_gateway_simulator.demo_clients import Cast, expect, waiting
 
 _NEVER_MADE = "00000000.00000000"
-"""A callback token that no gateway ever made."""
+"""A callback token that no gateway issued."""
 
 
 async def play_faults(players: Cast, now: Callable[[], datetime]) -> list[str]:
-    """Play it and return the ids of the refused callbacks. Raises NotSo."""
+    """Run these steps and return the ids of the refused callbacks. Raises NotSo."""
     began = now()
     await _lose_callback(players, began)
     await _lose_everything(players, began)
@@ -30,9 +30,9 @@ async def _lose_callback(players: Cast, began: datetime) -> None:
     with players.story.step("A lost callback: asking Daraja completes the payment") as say:
         payment = await _ask(players, SILENT_PHONE, 300)
         await players.phones.ended(payment["provider_ref"])
-        asked = await players.api.data("POST", f"/v1/payments/{payment['id']}/query")
-        expect("the status after the STK query", "completed", asked["status"])
-        expect("the receipt, which an STK query never brings", None, asked["receipt"])
+        queried = await players.api.data("POST", f"/v1/payments/{payment['id']}/query")
+        expect("the status after the STK query", "completed", queried["status"])
+        expect("the receipt, which an STK query never brings", None, queried["receipt"])
         check = await players.api.data("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
         expect("Daraja's ack of the status query", "0", check["ResponseCode"])
         (money,) = await players.phones.money(SILENT_PHONE, began)

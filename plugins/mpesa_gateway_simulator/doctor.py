@@ -1,4 +1,4 @@
-"""Reports that simulated phones stand in for Safaricom's sandbox."""
+"""Reports that the simulator replaces Safaricom's sandbox."""
 
 from collections.abc import AsyncIterator
 
@@ -7,7 +7,6 @@ from mpesa_gateway.runtime import Runtime
 
 
 async def check_simulator(_: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Enabled at all, it is worth a word."""
     if examination.is_live:
         text = "the simulator is enabled: sandbox payments are simulated, live ones never reach it"
         yield warning(

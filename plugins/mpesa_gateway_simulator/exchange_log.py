@@ -1,4 +1,4 @@
-"""What Daraja received and sent of late, for whoever looks over its shoulder, and a pulse that tells when to look."""
+"""The latest requests and callbacks of the simulator, and the signal of changes."""
 
 import asyncio
 import json
@@ -20,73 +20,70 @@ _KEPT = 200
 _LONGEST = 4000
 _SECRET = frozenset({"Password", "SecurityCredential", "access_token"})
 _READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
-"""Amounts stay as they were said: `1250.00` is not `1250.0`."""
+"""Keeps amounts as written: `1250.00` is not `1250.0`."""
 
 _SECRET_TEXT = re.compile(rf'("(?:{"|".join(sorted(_SECRET))})"\s*:\s*")[^"]*')
 _TOKEN = re.compile(r"(/v1/(?:cb/[a-z-]+|webhooks/mpesa(?:/[a-z]+/[a-z]+)?)/)[A-Za-z0-9_.-]{20,}")
 
 
 class ChangeSignal:
-    """Beats whenever something has happened. Whoever waits for a beat wakes at the next one."""
+    """Wakes all waiting tasks at each change."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
         self.count = 0
 
     def quicken(self) -> None:
-        """Something has happened."""
         self.count += 1
         self._next.set()
         self._next = asyncio.Event()
 
     async def quickened(self) -> None:
-        """The same, for what waits for a commit."""
+        """The same, as an after-commit hook."""
         self.quicken()
 
     async def beat(self, longest: float) -> None:
-        """Wait for the next beat, ``longest`` seconds at most."""
+        """Wait for the next change, ``longest`` seconds at most."""
         waiting = self._next
         with suppress(TimeoutError):
             await asyncio.wait_for(waiting.wait(), longest)
 
     @asynccontextmanager
     async def patience(self, seconds: float) -> AsyncGenerator[None]:
-        """A block that is given up after so many seconds, without a word."""
+        """Cancel the block after so many seconds, without an error."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 yield
 
 
 class DueSignal(asyncio.Event):
-    """Set when a prompt or a callback may have become due, so that the caller looks at once."""
+    """Set when a prompt or a callback may be due, so that the caller polls at once."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One exchange: ``came`` to us or went out. What was said is kept as it was, and masked when it is looked at."""
+    """One request, received (``came``) or sent. Bodies are stored as they were and masked for display."""
 
     number: int
     at: datetime
     came: bool
     what: str
     status: int
-    said: str
-    answered: Any
+    raw_body: str
+    raw_answer: Any
     ms: int | None
 
     @property
     def body(self) -> str:
-        """What was sent, without secrets and whole phone numbers."""
-        return _shown(self.said)
+        return _shown(self.raw_body)
 
     @property
     def answer(self) -> str:
-        """What was answered, likewise."""
-        return _shown(self.answered if isinstance(self.answered, str) else json.dumps(self.answered))
+        return _shown(self.raw_answer if isinstance(self.raw_answer, str) else json.dumps(self.raw_answer))
 
 
 class ExchangeLog:
-    """The newest exchanges of this process, in memory: they are to be looked at, not relied on."""
+    """The latest exchanges of this process, in memory only."""
 
     def __init__(self, clock: Clock, pulse: ChangeSignal) -> None:
         self._clock = clock
@@ -95,22 +92,25 @@ class ExchangeLog:
         self.lines: deque[Exchange] = deque(maxlen=_KEPT)
 
     def received(self, operation: str, body: bytes, status: int, answer: Any) -> None:
-        """Note what somebody asked Daraja, and what it answered."""
-        self._note(came=True, what=operation, status=status, said=body.decode("utf-8", "replace"), answered=answer)
+        self._note(
+            came=True, what=operation, status=status, raw_body=body.decode("utf-8", "replace"), raw_answer=answer
+        )
 
     def sent(self, url: str, body: str, status: int, answer: str, ms: int) -> None:
-        """Note what Daraja called back with, and what it was answered (status 0 without an answer)."""
-        where = _TOKEN.sub(r"\1…", urlsplit(url).path)
-        self._note(came=False, what=where, status=status, said=body, answered=answer, ms=ms)
+        """Store a callback and its answer (status 0 without one)."""
+        path = _TOKEN.sub(r"\1…", urlsplit(url).path)
+        self._note(came=False, what=path, status=status, raw_body=body, raw_answer=answer, ms=ms)
 
-    def _note(self, *, came: bool, what: str, status: int, said: str, answered: Any, ms: int | None = None) -> None:
+    def _note(
+        self, *, came: bool, what: str, status: int, raw_body: str, raw_answer: Any, ms: int | None = None
+    ) -> None:
         self._count += 1
-        self.lines.appendleft(Exchange(self._count, self._clock.now(), came, what, status, said, answered, ms))
+        self.lines.appendleft(Exchange(self._count, self._clock.now(), came, what, status, raw_body, raw_answer, ms))
         self._pulse.quicken()
 
 
 def _shown(text: str) -> str:
-    """JSON by its lines, everything else as it is; masked."""
+    """Masked; JSON is indented."""
     try:
         text = msgspec.json.format(msgspec.json.encode(_masked(_READER.decode(text))), indent=2).decode()
     except (msgspec.MsgspecError, ValueError, RecursionError):

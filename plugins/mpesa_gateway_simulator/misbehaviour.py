@@ -1,4 +1,4 @@
-"""How each operation misbehaves when it is told to. Those of phones are in outcomes.py."""
+"""The habits of each operation. Habits of phones are in outcomes.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ RESULT_DELIVERIES: tuple[str, ...] = (
     "intermediate_last",
 )
 STATUS_HABITS: frozenset[str] = frozenset({"normal", *RESULT_DELIVERIES, "no_parties", "hidden_payer"})
-"""Of status queries; ``internal_error`` refuses the request itself."""
+"""Habits of status queries; ``internal_error`` refuses the request itself."""
 
 REVERSAL_HABITS: frozenset[str] = frozenset({"normal", *RESULT_DELIVERIES, "refuses_part", "code_15", "code_100000100"})
-"""Those of reversals: Safaricom may refuse to send back a part, or carry it out and say a code that is not known."""
+"""Habits of reversals: Safaricom may refuse a partial one, or return an unknown code for a successful one."""
 
 PULL_HABITS: frozenset[str] = frozenset(
     {
@@ -31,27 +31,24 @@ PULL_HABITS: frozenset[str] = frozenset(
         *("no_type", "no_response_field", "http_500_when_empty", "words_500_when_empty", "404_when_empty", "text"),
     }
 )
-"""Those of Pull."""
 
 OAUTH_HABITS: frozenset[str] = frozenset(
     {"normal", "expires_huge", "expires_number", "expires_float", "expires_absent", "expires_text", "token_line_break"}
 )
-"""Those of the token's answer."""
 
 ACK_HABITS: frozenset[str] = frozenset(
     {"normal", "no_merchant_request_id", "code_float", "code_zeros", "code_number", "extra_fields"}
 )
-"""Those of a push's acknowledgement."""
 
 QUERY_HABITS: frozenset[str] = frozenset(
     {"normal", "unknown_code", "code_9999", "other_handle", "processing_200", "does_not_exist", "code_number"}
 )
-"""Those of STK queries: codes that are in no table, and an answer about another push."""
+"""Habits of STK queries: undocumented codes, and an answer about another push."""
 
 CALLBACK_HABITS: frozenset[str] = frozenset(
     {"normal", "latin1", "raw_tab", "lone_surrogate", "bom", "float_code", "float_numbers", "exponent_amount"}
 )
-"""How bodies that Daraja posts are written, STK callbacks and results alike."""
+"""Habits of posted bodies, STK callbacks and results alike."""
 
 EXPIRES: dict[str, Any] = {
     "expires_huge": "99999999999999999999",
@@ -59,7 +56,7 @@ EXPIRES: dict[str, Any] = {
     "expires_float": 3599.0,
     "expires_text": "soon",
 }
-"""``expires_in`` as each habit has it."""
+"""``expires_in`` by habit."""
 
 
 def _once(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,7 +64,7 @@ def _once(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _single_parameter(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Only the parameter that decides, as an object where a list is usual."""
+    """Keep only the deciding parameter, as an object instead of a list."""
     if "ResultParameters" not in result:
         return [result]
     named = {entry["Key"]: entry for entry in result["ResultParameters"]["ResultParameter"]}
@@ -94,7 +91,7 @@ def _with_code(code: Any) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class ResultPlan:
-    """What becomes of a result: its bodies, and when and where they are sent."""
+    """The bodies of a result, their time and their address."""
 
     bodies: Callable[[dict[str, Any]], list[dict[str, Any]]] = _once
     is_before_ack: bool = False
@@ -127,11 +124,10 @@ RESULT_PLANS: dict[str, ResultPlan] = {
     "code_15": ResultPlan(bodies=_with_code(15)),
     "code_100000100": ResultPlan(bodies=_with_code(100000100)),
 }
-"""What the habits of status queries and reversals do with a result; every other habit sends it once."""
+"""Plans by habit of status queries and reversals; other habits send the result once."""
 
 
 def written(text: str, habit: str) -> tuple[str, str]:
-    """A posted body as a habit of callbacks writes it, and its encoding."""
     words = '"ResultDesc":"'
     if habit == "latin1":
         return text.replace(words, words + "Ma\u00dfnahme ", 1), "latin-1"

@@ -1,4 +1,4 @@
-"""What each simulated phone does when it is asked to pay: the number decides, so that any end can be tried at will."""
+"""The behaviour of each simulated phone, chosen by its number."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,15 +16,14 @@ _STYLES: dict[CallbackStyle, str] = {
     "wrong_amount": "calls back with another amount",
     "before_ack": "calls back before it has answered the push",
 }
-"""How Daraja can call back about a phone in somebody's hand."""
 
 PREFIX = "254700000"
-"""Numbers with this prefix do what their last three digits say; every other number pays."""
+"""The last three digits choose the behaviour; numbers without this prefix pay."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One way in which a phone, and Daraja with it, can behave."""
+    """The behaviour of a phone and of Daraja towards it."""
 
     name: str
     summary: str
@@ -32,7 +31,7 @@ class Behaviour:
     ack: AckStyle = "normal"
     callback: CallbackStyle = "normal"
     waits: bool = False
-    """The prompt stays open until somebody answers it, or its time is up."""
+    """The prompt stays open until it is answered or expires."""
 
 
 BEHAVIOURS: dict[str, Behaviour] = {
@@ -63,24 +62,24 @@ BEHAVIOURS: dict[str, Behaviour] = {
         "vanishes", "pays, and neither the push's answer nor a callback ever says so", ack="lost", callback="never"
     ),
 }
-"""The last three digits, and what the phone does. Shown in docs/simulator.md."""
+"""Behaviours by the last three digits. Shown in docs/simulator.md."""
 
 PROMPT_TOO_LONG = Behaviour("prompt_too_long", "gets no prompt, because its text is too long", "1025")
-"""What happens to a push whose prompt has more characters than a phone can show, whatever its number."""
+"""The behaviour of a push whose prompt is too long, for every number."""
 
 IN_HAND: dict[CallbackStyle, Behaviour] = {
     style: Behaviour(f"in_hand_{style}", summary, "1037", callback=style, waits=True)
     for style, summary in _STYLES.items()
 }
-"""What a phone in somebody's hand does: it waits for the finger, and then Daraja calls back in this way."""
+"""Behaviours of a phone that is answered by hand, by callback style."""
 
 CHAOS: tuple[Behaviour, ...] = tuple(
     behaviour for behaviour in BEHAVIOURS.values() if not behaviour.waits and behaviour.name != "pays"
 )
-"""What chance picks from for a number that is not listed, when there is chaos."""
+"""The random behaviours of unlisted numbers under ``chaos``."""
 
 ANSWERS: dict[str, str] = {"pay": "0", "cancel": "1032", "wrong_pin": "2001", "no_funds": "1", "ignore": "1037"}
-"""How an open prompt can be answered, and the result code of each."""
+"""Result codes by answer to an open prompt."""
 
 RESULT_TEXTS: dict[str, str] = {
     "0": "The service request is processed successfully.",
@@ -91,17 +90,15 @@ RESULT_TEXTS: dict[str, str] = {
     "1037": "DS timeout user cannot be reached",
     "2001": "The initiator information is invalid.",
 }
-"""What Daraja says with each result code."""
+"""Daraja's ``ResultDesc`` by result code."""
 
 
 def behaviour_of(phone: str) -> Behaviour:
-    """What this phone does."""
     if phone.startswith(PREFIX) and len(phone) == len(PREFIX) + 3:
         return BEHAVIOURS.get(phone[-3:], BEHAVIOURS["000"])
     return BEHAVIOURS["000"]
 
 
 def by_name(name: str) -> Behaviour:
-    """The behaviour with this name."""
     known = (*BEHAVIOURS.values(), *IN_HAND.values(), PROMPT_TOO_LONG)
     return next(behaviour for behaviour in known if behaviour.name == name)

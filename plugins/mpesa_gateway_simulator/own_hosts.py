@@ -1,6 +1,6 @@
-"""Refuses pages of other sites that a browser on this machine or network has open: they must not play Safaricom.
+"""Rejects requests of other sites' pages in a browser on this machine or network.
 
-A browser sends such a page's own name as the Host (DNS rebinding) or as the Origin (a request to another site).
+A browser sends such a page's name as the Host (DNS rebinding) or as the Origin (a cross-site request).
 """
 
 from ipaddress import ip_address
@@ -22,9 +22,9 @@ class FromAnotherSite(ApiError):
 
 
 def own_host_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """A Litestar guard. Raises FromAnotherSite unless the Host is ours; an Origin must be that same host.
+    """Litestar guard. Raises FromAnotherSite unless the Host is ours and an Origin, if sent, equals it.
 
-    Ours are loopback addresses, the hosts of ``public_url`` and ``daraja.sandbox_url``, and ``simulator.hosts``.
+    Own hosts are loopback, ``public_url``, ``daraja.sandbox_url`` and ``simulator.hosts``.
     """
     gateway: Runtime = connection.app.state.gateway
     host = connection.headers.get("host", "")
@@ -38,7 +38,7 @@ def own_host_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
             "this Host is not the simulator's: call it by its address, or list the name in simulator.hosts"
         )
     if dict(connection.scope).get("method") in {"GET", "HEAD"}:
-        # A page of another site may link here, and cannot read the answer to anything else.
+        # Links from other sites are allowed; their scripts cannot read the response.
         return
     origin = connection.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

@@ -1,4 +1,4 @@
-"""The simulator's own pages: a phone that asks for a PIN, the knobs beside it, and what Daraja received and sent."""
+"""The simulator's pages: a phone, the delays, and the log of exchanges."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -32,13 +32,13 @@ _SHOWN = 40
 """Lines of the log on the page."""
 
 _STREAM = 25.0
-"""Seconds that a stream of changes lasts; the browser opens another one."""
+"""Seconds that a stream of changes lasts; the browser then reconnects."""
 
 _BEAT = 1.0
-"""Seconds after which a stream notices at the latest that the gateway stops."""
+"""Seconds until a stream notices that the gateway stops."""
 
 _STILL = 5
-"""Beats without news after which a browser looks all the same: another process may have changed something."""
+"""Beats without a change after which the browser reloads anyway: another process may have changed something."""
 
 _TURNED = ("callback_delay", "late_delay", "prompt_timeout")
 
@@ -72,13 +72,12 @@ _PAGE: dict[str, Any] = {
 
 @get("/simulator", **_PAGE)
 async def phone_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """The phone, its knobs and the log."""
     return templating.answer(await _draw(request, gateway, "phone.html", ()))
 
 
 @get("/simulator/part", **_PAGE)
 async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """What changes of it: the phone's screen and the log."""
+    """The parts that change: screen and log."""
     return templating.answer(await _draw(request, gateway, "phone_part.html", ()))
 
 
@@ -110,7 +109,7 @@ async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str
 
 @get("/simulator/changes", **_PAGE)
 async def changes(gateway: NamedDependency[Any]) -> ServerSentEvent:
-    """A line whenever something has happened, for as long as a browser listens."""
+    """Stream an event for each change."""
     return ServerSentEvent(_changes(gateway), retry_duration=1000)
 
 
@@ -127,7 +126,7 @@ async def _changes(gateway: Runtime) -> AsyncGenerator[dict[str, str]]:
 
 
 async def _form(request: Request[Any, Any, Any], gateway: Runtime) -> dict[str, str]:
-    """The fields of a form of one of our own pages. Raises UnsupportedMediaType, and Refused for another site's."""
+    """Return a form's fields. Raises UnsupportedMediaType, and ApiError for another site's form."""
     own = {request.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
     if not is_same_site(request.headers, own):
         raise ApiError("this was not asked for on one of our own pages: open /simulator and try again there")
@@ -146,7 +145,7 @@ def _back(request: Request[Any, Any, Any], phone: str) -> Response[str]:
 
 @post("/simulator/touch", status_code=303, **_PAGE)
 async def touch(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """A finger on the phone: the PIN, or cancel."""
+    """Enter the PIN, or cancel."""
     fields = await _form(request, gateway)
     await gateway.port(Phones).touch(
         fields.get("checkout_request_id", ""), fields.get("pin", ""), is_cancelled="cancel" in fields
@@ -156,7 +155,7 @@ async def touch(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) 
 
 @post("/simulator/hold", status_code=303, **_PAGE)
 async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """Take a phone into the hand, put money on it, and say how Daraja calls back."""
+    """Answer a phone by hand from now on; set its balance and the callback style."""
     fields = await _form(request, gateway)
     number = fields.get("phone", "")
     await gateway.port(Phones).hold(number, fields.get("style", ""), fields.get("balance", ""))
@@ -165,7 +164,7 @@ async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
 
 @post("/simulator/let-go", status_code=303, **_PAGE)
 async def release(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """Let a phone act by its number again."""
+    """Let the number decide again."""
     fields = await _form(request, gateway)
     await gateway.port(Phones).release(fields.get("phone", ""))
     return _back(request, fields.get("phone", FIRST))
@@ -189,7 +188,6 @@ async def turn(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
 
 @get("/simulator/web/{digest:str}/{name:str}", **_PAGE)
 async def file(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
-    """One of the page's own files."""
     return _ASSETS.answer(digest, name)
 
 

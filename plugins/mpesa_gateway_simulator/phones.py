@@ -1,4 +1,4 @@
-"""A phone in somebody's hand: its prompt, its PIN, its money, and the messages that M-Pesa sends it."""
+"""Phones that are answered by hand: prompt, PIN, balance and messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,12 @@ from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.tables import HandRow, PushRow
 
 PIN = "1234"
-"""Every simulated phone's PIN; any other one is wrong."""
+"""The correct PIN of every phone."""
 
 FIRST = PREFIX + "020"
-"""The phone that lies on the table: it waits for a finger without being told."""
 
 BALANCE = 25_000
-"""KES on a phone that nobody has put money on."""
+"""The default balance in KES."""
 
 MOST = 500_000
 """KES that an M-Pesa account can hold (Safaricom's published tariff)."""
@@ -30,7 +29,7 @@ MOST = 500_000
 _MESSAGES = 8
 
 _ASKING = ["asks", *(behaviour.name for behaviour in IN_HAND.values())]
-"""What a prompt that waits for a finger is kept as."""
+"""The behaviour of a stored prompt that waits for an answer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone as it looks: ``is_held`` when it waits for a finger; ``balance`` in KES."""
+    """``is_held``: the phone is answered by hand; ``balance`` is in KES."""
 
     number: str
     is_held: bool
@@ -56,7 +55,7 @@ class Phone:
 
 
 class Phones:
-    """Looks at simulated phones, and lets them be held and touched."""
+    """Reads simulated phones and answers their prompts."""
 
     def __init__(self, *, db: Database, prompts: Prompts, pulse: ChangeSignal) -> None:
         self._db = db
@@ -64,7 +63,7 @@ class Phones:
         self._pulse = pulse
 
     async def look(self, number: str) -> Phone:
-        """One phone. Raises Invalid for what is no Kenyan mobile number."""
+        """Raises Invalid for a number that is no Kenyan mobile."""
         with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         hand = await self._hand(msisdn)
@@ -86,9 +85,9 @@ class Phones:
         )
 
     async def hold(self, number: str, style: str, balance: str) -> None:
-        """Take a phone into the hand: it waits for a finger from now on, and Daraja calls back in this way.
+        """Answer a phone by hand from now on, with this callback style.
 
-        ``balance`` is the money on it, in KES. Raises Invalid.
+        ``balance`` is in KES. Raises Invalid.
         """
         with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
@@ -105,7 +104,7 @@ class Phones:
                     target=HandRow.phone, action="DO UPDATE", values=[HandRow.style, HandRow.opening]
                 )
             )
-            # A prompt that is open already is answered in the way that was chosen last.
+            # An open prompt follows the latest choice.
             await self._db.run(
                 PushRow.update({PushRow.behaviour: chosen.name}).where(
                     PushRow.phone == str(msisdn), PushRow.state == "open", PushRow.behaviour.is_in(_ASKING)
@@ -114,7 +113,7 @@ class Phones:
         self._pulse.quicken()
 
     async def release(self, number: str) -> None:
-        """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
+        """Let the number decide again. Raises Invalid."""
         with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         await self._db.run(HandRow.delete().where(HandRow.phone == msisdn))
@@ -150,7 +149,6 @@ class Phones:
         return max(0, opening - int(await self._db.fetchval(tables.SPENT, number)))
 
     async def _messages(self, number: str, balance: int) -> list[Message]:
-        """The newest messages, each with the balance as it was then."""
         messages: list[Message] = []
         for row in await self._db.fetch(tables.MESSAGES, number, _MESSAGES):
             messages.append(_message(row, balance))
@@ -182,6 +180,6 @@ def _message(row: Found, balance: int) -> Message:
     elif row["result_code"] == "reversed":
         text = f"{row['receipt']} confirmed. {money} of {row['original']} was reversed to you on {when}. {left}"
     else:
-        said = _REFUSED.get(row["result_code"], "The request to pay {money} to {shop} failed.")
-        text = said.format(money=money, shop=row["receiver"])
+        template = _REFUSED.get(row["result_code"], "The request to pay {money} to {shop} failed.")
+        text = template.format(money=money, shop=row["receiver"])
     return Message(row["at"], text, row["result_code"] in {"0", "reversed"})

@@ -1,4 +1,4 @@
-"""The simulator plugin, declared."""
+"""The declaration of the simulator plugin."""
 
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.plugin import Plugin, Tables
@@ -24,7 +24,7 @@ from mpesa_gateway_simulator.tables import (
 
 
 def _vouches(_gateway: object, _scope: object, _address: str) -> bool:
-    """For the sandbox only: Daraja's part is called by us, as fast as we can."""
+    """The gateway itself calls the simulated Daraja, without a rate limit."""
     return True
 
 

@@ -1,4 +1,4 @@
-"""Opens and ends prompts on simulated phones, and keeps the ledger of the money that moved."""
+"""Opens and ends prompts on simulated phones, and writes the ledger."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from mpesa_gateway_simulator.validation import Push
 
 
 class Prompts:
-    """The prompts of pushes: each ends once, by a phone, by hand or by time, and then owes its callbacks."""
+    """The prompts of pushes. Each ends once, by its phone, by hand or by time, and then has callbacks due."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Prompts:
         self._due = due
 
     async def open(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
-        """Write an open prompt; returns its CheckoutRequestID and MerchantRequestID."""
+        """Store an open prompt; returns its CheckoutRequestID and MerchantRequestID."""
         now = self._clock.now()
         merchant_request_id = await self._chance.identifier()
         wait = await self._controls.knob("prompt_timeout" if behaviour.waits else "callback_delay")
         is_new = None
         checkout_request_id = ""
-        # The time, three digits and nine of the phone, as Daraja has it. The three digits are counted: the milliseconds
-        # of a clock that stands still would name two pushes alike.
+        # Daraja's format: the time, three digits and nine of the phone. The digits are a counter, because milliseconds
+        # of a frozen clock would repeat.
         while not is_new:
             # raw SQL: function - a sequence of Postgres.
             number = await self._db.fetchval("SELECT nextval('sim_handle')")
@@ -76,7 +76,7 @@ class Prompts:
         return checkout_request_id, merchant_request_id
 
     async def _let_strangers_pay(self, push: Push, now: datetime) -> None:
-        """Write what other people do at the same receiver; nothing while ``strangers`` is 0."""
+        """Write other people's payments at the receiver; none while ``strangers`` is 0."""
         count = await self._controls.knob("strangers")
         if not count:
             return
@@ -106,14 +106,13 @@ class Prompts:
         return await self.find(checkout_request_id)
 
     async def find(self, checkout_request_id: str) -> Row:
-        """Return one push. Raises LookupError."""
+        """Raises LookupError."""
         row = await self._db.fetchrow(tables.FIND, checkout_request_id)
         if row is None:
             raise LookupError("there is no such push")
         return row
 
     async def list_pushes(self, phone: str | None, reference: str | None, state: str | None, limit: int) -> list[Found]:
-        """Return pushes, newest first."""
         wanted = ((PushRow.phone, phone), (PushRow.reference, reference), (PushRow.state, state))
         found: list[Found] = await self._db.run(
             PushRow.select()
@@ -124,15 +123,14 @@ class Prompts:
         return found
 
     async def ledger(self, phone: str | None, limit: int) -> list[Row]:
-        """Return the money that moved, newest first."""
         return await self._db.fetch(tables.LEDGER, phone, limit, self._clock.now())
 
     async def add_money(
         self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None, **more: Any
     ) -> str:
-        """Write money that no push asked for to the ledger, and return its receipt.
+        """Write money without a push to the ledger; returns its receipt.
 
-        ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
+        ``more`` are further fields of `bystanders.Movement`, such as ``kind``.
         """
         moment = at or self._clock.now()
         movement = bystanders.Movement(
@@ -153,12 +151,12 @@ class Prompts:
         async with self._db.transaction():
             rows = await self._db.fetch(tables.DUE_PUSHES, self._clock.now())
             for row in rows:
-                # When the phone acted, however late this process looks: money has the time at which it moved.
+                # Money moves at the time of the phone's answer, not of this poll.
                 await self.end(row, by_name(row["behaviour"]).result_code, row["ends_at"])
         return len(rows)
 
     async def end(self, row: Row, result_code: str, acted_at: datetime | None = None) -> list[int]:
-        """End a prompt in the open transaction: the money moves or not, and callbacks are owed; returns their ids."""
+        """End a prompt in the open transaction, with its ledger row and callbacks; returns the callbacks' ids."""
         now = self._clock.now()
         acted_at = acted_at or now
         behaviour = by_name(row["behaviour"])

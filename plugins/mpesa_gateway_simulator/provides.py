@@ -1,4 +1,4 @@
-"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+"""The objects of this plugin and their construction."""
 
 from mpesa_gateway.asgi_types import ASGIApp
 from mpesa_gateway.plugin import Plugin, Provides
@@ -91,7 +91,6 @@ def _phones(gateway: Runtime) -> Phones:
 
 
 def make_front(gateway: Runtime, app: ASGIApp) -> RootRoutes:
-    """Return the layer in front of all routes."""
     return RootRoutes(app, gateway.port(SimulatedDaraja), is_alone=len(gateway.contributed(Plugin)) == 1)
 
 

@@ -1,4 +1,4 @@
-"""Plays transaction status and reversal, from the ledger of what really moved."""
+"""Simulates transaction status and reversal from the ledger."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -38,7 +38,7 @@ REFUSING_INITIATORS: dict[str, str] = {
     "inactive": "11",
     "poor": "1",
 }
-"""Initiators whose reversals end with this code; every other one's are carried out."""
+"""The result code by initiator of a refused reversal."""
 
 _TEXTS: dict[str, str] = {
     "0": "The service request is processed successfully.",
@@ -58,18 +58,18 @@ _QUEUE_TIMEOUT = {
     "Key": "QueueTimeoutURL",
     "Value": "https://internalsandbox.safaricom.co.ke/mpesa/reversalresults/v1/submit",
 }
-"""The address inside Safaricom that results of reversals name, and not the one of the request."""
+"""Results of reversals contain this address inside Safaricom instead of the request's."""
 
 
 class AckLost(NotJson):
-    """The request was taken, and its answer never says so."""
+    """The request was accepted, and its answer is lost."""
 
     def __init__(self) -> None:
         super().__init__(500, "<html>Internal Server Error</html>")
 
 
 class Results:
-    """The operations that answer twice: an ack at once, and a result at the result URL later."""
+    """The operations with an acknowledgement and a later result."""
 
     def __init__(
         self,
@@ -87,7 +87,6 @@ class Results:
         self._chance = chance
 
     async def record(self, movement: Movement) -> None:
-        """Write a row of the ledger."""
         columns = msgspec.structs.asdict(movement) | {"is_out": movement.kind in OUTGOING}
         await self._db.execute(*tables.INSERT_TRANSACTION.bind(**columns))
 
@@ -98,7 +97,7 @@ class Results:
     # -- transaction status ---------------------------------------------------------------------------------------
 
     async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
-        """Take a question; gives the ack, and the results that are to be sent before it. Raises Fault, AckLost."""
+        """Accept a query; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
         request = read_status(body, https_callbacks=self._settings.https_callbacks)
         habit = await self._controls.habit("transactionstatus")
         if habit == "internal_error":
@@ -134,7 +133,7 @@ class Results:
     # -- reversal -------------------------------------------------------------------------------------------------
 
     async def reverse(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
-        """Take a reversal; gives the ack, and the results that are to be sent before it. Raises Fault, AckLost."""
+        """Accept a reversal; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
         request = read_reversal(body, https_callbacks=self._settings.https_callbacks)
         habit = await self._controls.habit("reversal")
         if habit == "internal_error":
@@ -154,7 +153,7 @@ class Results:
     async def _carry_out(
         self, request: ReversalRequest, conversation_id: str
     ) -> tuple[str, list[tuple[str, Any]], str | None]:
-        """Move the money back, or not: never more of a transaction than came in."""
+        """Never return more of a transaction than its amount."""
         refused = REFUSING_INITIATORS.get(request.initiator)
         if refused is not None:
             return refused, [], None
@@ -193,7 +192,6 @@ class Results:
         reference: dict[str, str],
         conversation_id: str | None = None,
     ) -> dict[str, Any]:
-        """Return the inside of ``Result``, with a new OriginatorConversationID unless there is one."""
         now = self._clock.now()
         envelope: dict[str, Any] = {
             "ResultType": 0,
@@ -214,7 +212,7 @@ class Results:
     async def _take(
         self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
     ) -> tuple[dict[str, str], list[int]]:
-        """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
+        """Store the results of a habit; returns the acknowledgement and the results to send before it."""
         plan = RESULT_PLANS.get(habit, ResultPlan())
         spelling = await self._controls.habit("callback")
         now = self._clock.now()
@@ -250,7 +248,7 @@ def _party(phone: str, name: str = "") -> str:
 
 
 def _hidden(party: str) -> str:
-    """A party whose number, if it has one, is masked."""
+    """Mask a party's number."""
     number, _, name = party.partition(" - ")
     return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 
@@ -261,7 +259,7 @@ def _transaction_status(row: Found, *, is_reversed: bool) -> list[tuple[str, Any
     other = f"{OTHER_SHOP} - OTHER SHOP" if row["kind"] == "shop_payment" else customer
     if row["kind"] == "charge":
         other = "Safaricom - Charges"
-    # The name that has been seen twice, the second time for the one who receives.
+    # Daraja has sent this name twice, the second time for the recipient.
     parties = (
         [("DebitPartyName", shop), ("CreditPartyName", other)]
         if row["is_out"]
@@ -281,9 +279,9 @@ def _transaction_status(row: Found, *, is_reversed: bool) -> list[tuple[str, Any
 
 
 def _push_status(push: Found) -> list[tuple[str, Any]]:
-    said = {"1032": "Cancelled", "1019": "Expired", "1037": "Expired"}.get(push["result_code"] or "", "Failed")
+    ended_status = {"1032": "Cancelled", "1019": "Expired", "1037": "Expired"}.get(push["result_code"] or "", "Failed")
     return [
-        ("TransactionStatus", said if push["state"] == "ended" else "Pending"),
+        ("TransactionStatus", ended_status if push["state"] == "ended" else "Pending"),
         ("Amount", str(push["amount"])),
         ("DebitPartyName", _party(push["phone"])),
         ("CreditPartyName", f"{push['receiver']} - Shop"),

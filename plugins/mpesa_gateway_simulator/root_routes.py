@@ -1,7 +1,6 @@
-"""Daraja's addresses: its refusals of unknown ones and of wrong methods, and its paths at the root of a process.
+"""Daraja's addresses: its 404 and 405 answers, and its paths at the root of a process.
 
-SDKs join a path to the host of their base URL, or to the whole of it. Where the simulator is the only plugin, a process
-answers at both.
+SDKs join a path to the host of their base URL or to the whole URL. A process with the simulator alone serves both.
 """
 
 import msgspec
@@ -24,10 +23,10 @@ DARAJA: frozenset[str] = frozenset(
         "/pulltransactions/v1/query",
     }
 )
-"""Daraja's paths that the simulator answers at."""
+"""Daraja's paths that the simulator serves."""
 
 OWN = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "hold", "let-go", "turn"})
-"""The first parts of paths below the root that are the simulator's own: its pages and its control API."""
+"""The first path segments of the simulator's pages and control API."""
 
 _REFUSALS = {404: Fault(404, "404.001.01", "Resource not found"), 405: Fault(405, "405.001", "Method Not Allowed")}
 _KEPT = frozenset({b"allow", b"connection"})
@@ -35,22 +34,21 @@ _SIMULATED = SIMULATED.lower().encode()
 
 
 class RootRoutes:
-    """An ASGI layer that answers unknown addresses and wrong methods as Daraja does."""
+    """ASGI middleware that answers unknown addresses and wrong methods as Daraja does."""
 
     def __init__(self, app: ASGIApp, daraja: SimulatedDaraja, *, is_alone: bool) -> None:
-        """``is_alone`` says that Daraja's addresses are served at the root as well."""
+        """``is_alone``: Daraja's addresses are served at the root as well."""
         self._app = app
         self._daraja = daraja
         self._is_alone = is_alone
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         path = str(scope["path"])
         if scope["type"] != "http" or not (self._is_alone or path.startswith(ROOT + "/")):
             await self._app(scope, receive, send)
             return
         if self._is_alone and path.rstrip("/") in DARAJA:
-            # In place: the layers outside read the route's template from this dictionary.
+            # Changed in place: outer middleware reads the route's template from this dictionary.
             scope["path"] = ROOT + path
         elif path.startswith(ROOT + "/") and path.split("/")[2] in OWN:
             await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The control API that tests and demos turn the simulator's knobs with."""
+"""The control API for tests and demos."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -35,7 +35,7 @@ from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, pu
 
 @get("/simulator/outcomes", public=True, priority=True, tags=["Simulator"])
 async def outcomes() -> Success[list[OutcomeView]]:
-    """The documented numbers, and what each does."""
+    """List the documented numbers and their behaviours."""
     return Success(
         data=[
             OutcomeView(phone=PREFIX + digits, name=behaviour.name, summary=behaviour.summary)
@@ -63,7 +63,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
     tags=["Simulator"],
 )
 async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
-    """What the phones were asked, newest first."""
+    """List pushes, newest first."""
     rows = await services.get(Prompts).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
     return Success(data=[push_view(row) for row in rows])
 
@@ -77,7 +77,7 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
     tags=["Simulator"],
 )
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
-    """One push."""
+    """Return one push."""
     try:
         return Success(data=push_view(await services.get(Prompts).find(checkout_request_id)))
     except LookupError as problem:
@@ -85,7 +85,7 @@ async def one_push(services: NamedDependency[Services], checkout_request_id: Fro
 
 
 class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an open prompt is answered."""
+    """The answer to an open prompt."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"answer": "pay"}
 
@@ -104,7 +104,7 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[PromptAnswer]
 ) -> Success[PushView]:
-    """PromptAnswer an open prompt, as a finger on the phone would."""
+    """Answer an open prompt as the payer."""
     try:
         return Success(data=push_view(await services.get(Prompts).answer(checkout_request_id, data.answer)))
     except LookupError as problem:
@@ -125,7 +125,7 @@ async def answer_push(
 async def repeat_callback(
     services: NamedDependency[Services], checkout_request_id: FromPath[str]
 ) -> Success[dict[str, int]]:
-    """Make a push's callback once more; says the HTTP status that it was answered with, 0 for none."""
+    """Repeat a push's callback; returns the HTTP status of the answer, 0 for none."""
     try:
         return Success(data={"status": await services.get(CallbackCaller).send_again(checkout_request_id)})
     except LookupError as problem:
@@ -133,7 +133,7 @@ async def repeat_callback(
 
 
 class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A callback that M-Pesa never sent; ``about`` is the push that it speaks of, its own without it."""
+    """A forged callback; ``about`` is the push in its body, by default the push itself."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"amount": 1}
 
@@ -154,9 +154,9 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 async def forge_callback(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Forgery]
 ) -> Success[dict[str, int]]:
-    """Post a success that nobody earned to a push's callback address, as somebody who learned it could.
+    """Post a forged success to a push's callback address.
 
-    Says the HTTP status that it was answered with, 0 for none.
+    Returns the HTTP status of the answer, 0 for none.
     """
     about = data.about or checkout_request_id
     try:
@@ -167,7 +167,7 @@ async def forge_callback(
 
 
 class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A fault to play: for which operation, and how often."""
+    """A fault, its operation and its number of requests."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"fault": one_of(FAULTS)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
@@ -187,7 +187,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tags=["Simulator"],
 )
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
-    """PromptAnswer the next requests of an operation with a fault."""
+    """Answer the next requests of an operation with a fault."""
     await services.get(Controls).set_fault(data.operation, data.fault, data.times)
     return Success(data={"times": data.times})
 
@@ -196,7 +196,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Delays in seconds, the share of chaos, strangers for each push, the seed; those left out stay as they are."""
+    """Delays in seconds, the share of chaos, strangers for each push, the seed; omitted values stay."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"callback_delay": 0.3}
 
@@ -219,17 +219,17 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     tags=["Simulator"],
 )
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
-    """Change delays, chaos and chance, from the next request on."""
+    """Change delays, chaos and seed, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
     await services.get(Controls).set_knobs(turned)
     return Success(data=data)
 
 
 class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How each operation behaves; those left out stay as they are.
+    """Habits by operation; omitted ones stay.
 
-    ``stkpush`` names what an unlisted phone does, ``stkack`` how pushes are acknowledged, and ``callback`` how the
-    bodies that Daraja posts are written.
+    ``stkpush`` is the behaviour of unlisted phones, ``stkack`` the form of acknowledgements, ``callback`` that of
+    posted bodies.
     """
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
@@ -263,7 +263,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     tags=["Simulator"],
 )
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
-    """Change how phones, acknowledgements, callbacks, queries, reversals and Pull behave."""
+    """Change the habits of phones, acknowledgements, callbacks, queries, reversals and Pull."""
     for operation, habit in msgspec.structs.asdict(data).items():
         if habit is not None:
             await services.get(Controls).set_habit(operation, habit)
@@ -271,9 +271,9 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
 
 
 class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Money that no push asked for. ``amount`` is in KES; ``skew`` is by how many seconds M-Pesa's clock is wrong.
+    """Money without a push. ``amount`` is in KES; ``skew`` is the error of M-Pesa's clock in seconds.
 
-    ``kind`` and ``payer_shown`` are what it is, and how the statement shows the payer.
+    ``payer_shown`` is the form of the payer's number on the statement.
     """
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"phone": PHONE}
@@ -300,7 +300,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags=["Simulator"],
 )
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
-    """Write money that no push asked for to the ledger: only statements and status answers show it."""
+    """Write money without a push to the ledger: only statements and status answers show it."""
     more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
     receipt = await services.get(Prompts).add_money(
         str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at, **more
@@ -327,7 +327,7 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 async def ledger(
     services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]
 ) -> Success[list[LedgerEntry]]:
-    """The money that really moved, newest first."""
+    """List the money that moved, newest first."""
     rows = await services.get(Prompts).ledger(filters.phone, filters.limit)
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
@@ -342,7 +342,7 @@ async def ledger(
     tags=["Simulator"],
 )
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
-    """Forget everything."""
+    """Delete all data and settings of the simulator."""
     await services.get(Controls).reset()
     return Success(data={"reset": True})
 

@@ -1,4 +1,4 @@
-"""The simulator's chance: the machine's own, or a sequence that a seed decides, the same in every run."""
+"""The simulator's randomness, repeatable with a seed."""
 
 import hashlib
 from datetime import datetime
@@ -13,21 +13,21 @@ _DAYS = "123456789ABCDEFGHIJKLMNOPQRSTUV"
 _TAIL = 7
 _TAILS = len(_DIGITS) ** _TAIL
 _STEP = 48_431_717_077
-"""No common divisor with ``_TAILS``: successive numbers have tails that are far apart and all different."""
+"""Coprime to ``_TAILS``: successive numbers have distinct, distant tails."""
 
 
 def receipt_day(at: datetime) -> str:
-    """The first three characters of the receipts of a day in East Africa: year (2006 is A), month and day."""
+    """Return a receipt's first three characters: year (2006 is A), month and day in East Africa."""
     try:
         local = at.astimezone(EAT)
     except OverflowError:
-        # The last hours that a datetime can say.
+        # The last hours of the range of datetime.
         local = at
     return f"{_DIGITS[10 + (local.year - 2006) % 26]}{_DIGITS[9 + local.month]}{_DAYS[local.day - 1]}"
 
 
 def receipt_of(at: datetime, number: int) -> str:
-    """The receipt of the ``number``-th transaction: ten characters such as UKN4A1B2C3."""
+    """Return the receipt of the ``number``-th transaction: ten characters such as UKN4A1B2C3."""
     rest, tail = number * _STEP % _TAILS, ""
     for _ in range(_TAIL):
         rest, digit = divmod(rest, len(_DIGITS))
@@ -48,7 +48,7 @@ class SeededRandom:
         self._seed = seed
 
     async def draw(self, size: int) -> bytes:
-        """``size`` bytes, 32 at most."""
+        """Return ``size`` bytes, 32 at most."""
         turned = await self._db.fetchval(tables.KNOB, "seed")
         seed = self._seed if turned is None else int(turned)
         if seed is None:
@@ -58,19 +58,17 @@ class SeededRandom:
         return hashlib.sha256(f"{seed}|{number}".encode()).digest()[:size]
 
     async def identifier(self) -> str:
-        """Return an identifier such as Daraja gives conversations and refusals: 4-4-4-16 hexadecimal digits."""
+        """Return an id in Daraja's form: 4-4-4-16 hexadecimal digits."""
         digits = (await self.draw(14)).hex()
         return f"{digits[:4]}-{digits[4:8]}-{digits[8:12]}-{digits[12:]}"
 
     async def receipt(self, at: datetime) -> str:
-        """Return a receipt that no other transaction has, for money that moves at ``at``."""
+        """Return an unused receipt for money that moves at ``at``."""
         return (await self.receipts([at]))[0]
 
     async def receipts(self, times: list[datetime]) -> list[str]:
-        """Return a receipt for each of these times."""
         rows = await self._db.fetch(tables.NEXT_RECEIPTS, self._seed, len(times))
         return [receipt_of(at, row["number"] + _offset(row["seed"])) for at, row in zip(times, rows, strict=True)]
 
     async def share(self) -> float:
-        """A number from 0 to 1."""
         return int.from_bytes(await self.draw(4), "big") / 2**32

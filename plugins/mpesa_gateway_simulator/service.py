@@ -1,4 +1,4 @@
-"""Plays Daraja: issues tokens, and takes pushes, queries, reversals and Pull requests."""
+"""Simulates Daraja: tokens, pushes, queries, reversals and Pull."""
 
 import asyncio
 import base64
@@ -63,7 +63,7 @@ class SimulatedDaraja:
         self._due = due
 
     async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, Any]:
-        """Return a new access token. With ``one_token_per_key`` it ends the key's earlier one. Raises Fault."""
+        """Return a new access token. With ``one_token_per_key`` the key's earlier one ends. Raises Fault."""
         await self._controls.play_fault("oauth")
         scheme, _, pair = (authorization or "").partition(" ")
         if scheme.lower() != "basic":
@@ -88,12 +88,12 @@ class SimulatedDaraja:
         return {"access_token": token, "expires_in": EXPIRES.get(habit, str(lifetime))}
 
     async def push(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
-        """Take a push and answer as Daraja does. Raises Fault, and AckLost where the answer is to be lost."""
+        """Accept a push and answer as Daraja does. Raises Fault, and AckLost if the answer is to be lost."""
         await self._check_token(authorization)
         await self._controls.play_fault("stkpush")
         push = read_push(body, https_callbacks=self._settings.https_callbacks, strict=self._settings.strict)
         behaviour = await self._behaviour(push.phone) if len(push.prompt) <= MOST_PROMPT else PROMPT_TOO_LONG
-        self._refuse_as_told(behaviour)
+        self._raise_refusal(behaviour)
         if self._settings.lock_subscriber and await self._db.fetchval(tables.HAS_OPEN, push.phone):
             raise named_fault("500.001.1001")
         checkout_request_id, merchant_request_id = await self._prompts.open(push, behaviour)
@@ -120,7 +120,7 @@ class SimulatedDaraja:
         return ack | ({"traceId": {"id": [None, 1.5]}} if habit == "extra_fields" else {})
 
     async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a push's result, never with its receipt. Raises Fault while the prompt is open."""
+        """Return a push's result without its receipt. Raises Fault while the prompt is open."""
         await self._check_token(authorization)
         await self._controls.play_fault("stkquery")
         read_signed(body)
@@ -131,7 +131,7 @@ class SimulatedDaraja:
         if row["state"] == "open":
             status = 200 if habit == "processing_200" else 500
             raise Fault(status, "500.001.1001", "The transaction is being processed")
-        # About another push, it is always paid: an answer that must not be taken for ours.
+        # The other push is always paid: the gateway must reject such an answer.
         is_other = habit == "other_handle"
         code = {"unknown_code": "7777", "code_9999": "9999"}.get(habit, "0" if is_other else row["result_code"])
         return {
@@ -144,13 +144,13 @@ class SimulatedDaraja:
         }
 
     async def transaction_status(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
-        """Take a status query. Raises Fault and AckLost."""
+        """Accept a status query. Raises Fault and AckLost."""
         await self._check_token(authorization)
         await self._controls.play_fault("transactionstatus")
         return await self._acknowledge(self._results.status(body))
 
     async def reversal(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
-        """Take a reversal. Raises Fault and AckLost."""
+        """Accept a reversal. Raises Fault and AckLost."""
         await self._check_token(authorization)
         await self._controls.play_fault("reversal")
         return await self._acknowledge(self._results.reverse(body))
@@ -168,7 +168,7 @@ class SimulatedDaraja:
         return await self._statements.pull(body)
 
     async def fault_body(self, fault: Fault) -> dict[str, str]:
-        """Return a refusal in Daraja's form, under a requestId of its own."""
+        """Return a fault in Daraja's form with a new requestId."""
         request_id = await self._chance.identifier()
         return {"requestId": request_id, "errorCode": fault.code, "errorMessage": fault.message}
 
@@ -189,7 +189,7 @@ class SimulatedDaraja:
             raise named_fault("404.001.03")
 
     async def _behaviour(self, phone: str) -> Behaviour:
-        """Return what this phone does: by its holder's choice, its number, the habit of all phones, or chance."""
+        """In order: answered by hand, number, habit of all phones, chaos."""
         style = await self._db.fetchval(tables.STYLE, phone)
         if style is not None:
             return IN_HAND[style]
@@ -204,7 +204,7 @@ class SimulatedDaraja:
         return behaviour_of(phone)
 
     @staticmethod
-    def _refuse_as_told(behaviour: Behaviour) -> None:
+    def _raise_refusal(behaviour: Behaviour) -> None:
         code = {
             "refused": "400.002.02",
             "busy": "500.001.1001",

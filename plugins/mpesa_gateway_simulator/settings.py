@@ -1,4 +1,4 @@
-"""What can be set about the simulator."""
+"""Settings of the simulator."""
 
 from typing import Annotated
 
@@ -8,18 +8,17 @@ from mpesa_gateway.config import Count, Pause, WholeSeconds
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[simulator]``. Times are in seconds. Delays can also be changed while it runs, through its control API.
+    """``[simulator]``. Times are in seconds. The control API can change delays at run time.
 
-    ``callback_jitter`` is by how much a callback may be later than the others, so that they overtake each other.
-    ``strict`` refuses what the documentation forbids and Daraja acknowledges: a TransactionDesc over 13 characters, an
+    ``callback_jitter`` is the largest random delay of a callback, so that callbacks overtake each other. ``strict``
+    refuses what the documentation forbids and Daraja acknowledges: a TransactionDesc over 13 characters, an
     AccountReference over 12, blanks around TransactionType. ``one_token_per_key`` ends a consumer key's token when the
-    next one is issued, as the documentation says; without it tokens stay valid side by side until they expire.
-    ``lock_subscriber`` refuses a second push to a phone whose prompt is open, as Daraja does; ``https_callbacks``
-    refuses callback addresses without TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of
-    pushes to unlisted numbers that meet a misbehaviour; ``seed`` makes chance, and with it receipts and ids, the same
-    in every run. ``strangers`` is how many payments by people whom no push asked, payouts, charges and portal reversals
-    come with each push, on average; 0 keeps the ledger to what was asked for. ``hosts`` are the names, besides loopback
-    and those of ``public_url`` and ``daraja.sandbox_url``, by which its pages and its control API may be called.
+    next one is issued, as documented; otherwise tokens stay valid until they expire. ``lock_subscriber`` refuses a
+    second push to a phone whose prompt is open, as Daraja does; ``https_callbacks`` refuses callback addresses without
+    TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of pushes to unlisted numbers that fail at
+    random; ``seed`` makes randomness, receipts and ids repeatable. ``strangers`` is the mean number of unrelated
+    payments, payouts, charges and portal reversals for each push. ``hosts`` are further names for its pages and control
+    API, in addition to loopback and the hosts of ``public_url`` and ``daraja.sandbox_url``.
     """
 
     callback_delay: Pause = 0.3

@@ -1,4 +1,4 @@
-"""Plays Pull: registers shortcodes, and pages through the statement of what really moved."""
+"""Simulates Pull: registration, and pages of the statement from the ledger."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from mpesa_gateway_simulator.tables import RegistrationRow
 from mpesa_gateway_simulator.validation import named_fault, read_pull_query, read_registration
 
 PAGE = 100
-"""Rows that one Pull answer holds."""
+"""Rows of one Pull answer."""
 
 
 class Statements:
@@ -46,21 +46,21 @@ class Statements:
             )
         )
         reference = await self._chance.identifier()
-        # Both spellings have been seen.
+        # Daraja has sent both spellings.
         if is_new:
-            said = {"ResponseStatus": "1000", "ResponseDescription": "Shortcode Registered Successfully"}
+            status = {"ResponseStatus": "1000", "ResponseDescription": "Shortcode Registered Successfully"}
         else:
-            said = {"Response Status": "1001", "Response Description": "ShortCode already Registered"}
-        return {"ResponseRefID": reference, "ShortCode": shortcode, **said}
+            status = {"Response Status": "1001", "Response Description": "ShortCode already Registered"}
+        return {"ResponseRefID": reference, "ShortCode": shortcode, **status}
 
     async def pull(self, body: dict[str, Any]) -> tuple[int, Any]:
-        """A page of the statement, with its HTTP status. Raises Fault."""
+        """Return a page of the statement and its HTTP status. Raises Fault."""
         query = read_pull_query(body, self._clock.now())
         if not await self._db.run(RegistrationRow.exists().where(RegistrationRow.shortcode == query.shortcode)):
             raise named_fault("400.003.02")
         habit = await self._controls.habit("pullquery")
         is_peopled = await self._controls.knob("strangers") > 0
-        # A statement has no time in the future, whatever the window.
+        # A statement contains no future times.
         end = min(query.end, self._clock.now())
         rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, end, query.offset, PAGE, is_peopled)
         if habit == "internal_error":
@@ -81,7 +81,7 @@ class Statements:
         return 200, page
 
     async def _endless_row(self) -> dict[str, Any]:
-        """Return a row that is in no ledger, new each time: at any offset there is one more."""
+        """A row outside the ledger, new each time, so that no page is the last."""
         return {
             "transactionId": await self._chance.receipt(self._clock.now()),
             "trxDate": f"{self._clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
@@ -139,7 +139,7 @@ def _statement_row(row: Row, habit: str) -> dict[str, Any]:
         "msisdn": shown_payer(row["phone"], "partial" if habit == "partial_msisdn" else row["payer_shown"]),
         "sender": "MPESA",
         "transactiontype": pull_type(row["kind"], is_till=row["is_till"]),
-        # A till's customers give no account, and what a push to one says of it is not on the statement.
+        # Payers at a till enter no account, and the statement omits a push's reference.
         "billreference": "" if row["is_till"] else row["reference"],
         "amount": amounts.get(habit, str(row["amount"])),
         "organizationname": "Shop",

@@ -1,4 +1,4 @@
-"""The simulator's memory as Piccolo knows it, and the named queries on it; the migrations say the rest."""
+"""Piccolo tables and named queries of the simulator."""
 
 from piccolo.columns import BigInt, BigSerial, Boolean, DoublePrecision, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -28,7 +28,7 @@ class PushRow(Table, tablename="sim_push"):
 
 
 class CallbackRow(Table, tablename="sim_callback"):
-    """One callback that is owed or was made."""
+    """A callback, due or posted."""
 
     callback_id = BigInt(primary_key=True)
     checkout_request_id = Text()
@@ -41,7 +41,7 @@ class CallbackRow(Table, tablename="sim_callback"):
 
 
 class ResultRow(Table, tablename="sim_result"):
-    """One result of a status query or a reversal that is owed or was sent."""
+    """A result of a status query or a reversal, due or posted."""
 
     result_id = BigSerial(primary_key=True)
     operation = Text()
@@ -56,7 +56,7 @@ class ResultRow(Table, tablename="sim_result"):
 
 
 class ReversalRow(Table, tablename="sim_reversal"):
-    """Money that really went back."""
+    """Money that was returned."""
 
     receipt = Text(primary_key=True)
     original = Text()
@@ -66,7 +66,7 @@ class ReversalRow(Table, tablename="sim_reversal"):
 
 
 class TransactionRow(Table, tablename="sim_transaction"):
-    """Money that really moved: the truth that tests hold the gateway against."""
+    """Money that moved: the truth that tests compare the gateway with."""
 
     receipt = Text(primary_key=True)
     checkout_request_id = Text(null=True, default=None)
@@ -85,7 +85,7 @@ class TransactionRow(Table, tablename="sim_transaction"):
 
 
 class FaultRow(Table, tablename="sim_fault"):
-    """What the next requests of an operation are answered with."""
+    """The fault for the next requests of an operation."""
 
     operation = Text(primary_key=True)
     fault = Text()
@@ -93,21 +93,21 @@ class FaultRow(Table, tablename="sim_fault"):
 
 
 class KnobRow(Table, tablename="sim_knob"):
-    """A delay or another number that was set."""
+    """A changed delay or other number."""
 
     name = Text(primary_key=True)
     value = DoublePrecision()
 
 
 class HabitRow(Table, tablename="sim_habit"):
-    """How an operation behaves."""
+    """The habit of an operation."""
 
     operation = Text(primary_key=True)
     habit = Text()
 
 
 class HandRow(Table, tablename="sim_hand"):
-    """A phone that a person holds. Its balance is ``opening`` less what it has spent."""
+    """A phone that is answered by hand. Its balance is ``opening`` less its payments."""
 
     phone = Text(primary_key=True)
     style = Text()
@@ -115,13 +115,13 @@ class HandRow(Table, tablename="sim_hand"):
 
 
 class RegistrationRow(Table, tablename="sim_registration"):
-    """A shortcode that may use Pull."""
+    """A shortcode with Pull enabled."""
 
     shortcode = Text(primary_key=True)
     registered_at = Timestamptz()
 
 
-# raw SQL: lock - one process ends a prompt, pays back or calls back.
+# raw SQL: lock - one process ends a prompt, reverses or calls back.
 DUE_PUSHES = """
 SELECT * FROM sim_push WHERE state = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 200 FOR UPDATE SKIP LOCKED
 """
@@ -158,7 +158,7 @@ HAS_TOKEN = """
 SELECT EXISTS (SELECT 1 FROM sim_token AS shown WHERE token = $1 AND expires_at > $2 AND NOT ($3 AND EXISTS (
     SELECT 1 FROM sim_token AS newer WHERE newer.consumer_key = shown.consumer_key AND newer.number > shown.number)))
 """  # noqa: S105 - a query
-"""``$3``: whether a new token ends the others of its consumer key."""
+"""``$3``: a new token ends the others of its consumer key."""
 
 TAKE_FAULT = """
 UPDATE sim_fault SET remaining = remaining - 1 WHERE operation = $1 AND remaining > 0 RETURNING fault
@@ -214,7 +214,7 @@ SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
              (SELECT min(due_at) FROM sim_result WHERE due_at IS NOT NULL))
 """
 
-# raw SQL: aggregate - money is added up.
+# raw SQL: aggregate - sums of money.
 SPENT = """
 SELECT COALESCE((SELECT sum(amount) FROM sim_transaction WHERE phone = $1 AND NOT is_out), 0)
     - COALESCE((SELECT sum(sim_reversal.amount) FROM sim_reversal
@@ -229,7 +229,7 @@ SELECT COALESCE(sum(CASE WHEN is_out THEN -amount ELSE amount END), 0)
         JOIN sim_transaction AS came ON came.receipt = back.original WHERE came.shortcode = $1 AND back.at <= $2)
 FROM sim_transaction WHERE shortcode = $1 AND at <= $2
 """
-"""The money of a shortcode at a moment, in KES."""
+"""The money of a shortcode at a time, in KES."""
 
 LEDGER = """
 SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind,
@@ -237,7 +237,7 @@ SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, ki
 FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2
 """
 
-# raw SQL: join - what Piccolo reaches by foreign keys only.
+# raw SQL: join - Piccolo joins by foreign keys only.
 FIND_CALLBACK = """
 SELECT sim_callback.callback_id, body, encoding, tries, callback_url
 FROM sim_callback JOIN sim_push USING (checkout_request_id)
@@ -278,4 +278,4 @@ SELECT * FROM (
 ) AS line
 ORDER BY at, receipt OFFSET $4 LIMIT $5
 """
-"""``$6``: whether reversals that were asked for through the API show."""
+"""``$6``: reversals through the API are shown."""

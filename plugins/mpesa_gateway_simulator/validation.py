@@ -1,4 +1,4 @@
-"""Checks a push as strictly as Daraja does, and answers in its words."""
+"""Validates requests as strictly as Daraja, with Daraja's error texts."""
 
 import base64
 import binascii
@@ -19,13 +19,13 @@ SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c
 """The shortcode and passkey that Safaricom publishes for its sandbox."""
 
 _SHORTEST_CREDENTIAL = 64
-"""Bytes: an RSA key's output is longer, a password in clear shorter."""
+"""Bytes: an RSA ciphertext is longer, a plain password shorter."""
 
 _MOST_BITS = 128
-"""Of a number: none of Daraja's has more, and Python writes none of many thousand digits."""
+"""The largest number, in bits: Python does not print integers of many thousand digits."""
 
 MOST_PROMPT = 182
-"""Characters of the prompt that a phone can show; a push with more ends with result 1025."""
+"""Characters of the longest prompt; longer ones end with result 1025."""
 
 _PHONE = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
 _SHORTCODE = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
@@ -44,7 +44,7 @@ class Fault(Exception):
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True):
-    """A push that Daraja would take. ``amount`` is in KES."""
+    """A valid push. ``amount`` is in KES."""
 
     shortcode: str
     receiver: str
@@ -56,13 +56,13 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prompt(self) -> str:
-        """What the phone would show."""
-        asked = f"Do you want to pay Ksh {self.amount:,}.00 to {self.receiver}, account no. {self.reference}?"
-        return f"{asked} {self.description}".rstrip()
+        """The text on the phone."""
+        question = f"Do you want to pay Ksh {self.amount:,}.00 to {self.receiver}, account no. {self.reference}?"
+        return f"{question} {self.description}".rstrip()
 
 
 class NotJson(Exception):
-    """An answer that is not in Daraja's error format, such as those of the proxies in front of it."""
+    """An answer in another format, for example of a proxy in front of Daraja."""
 
     def __init__(
         self, status: int, body: str, media_type: str = "text/html", headers: Mapping[str, str] | None = None
@@ -137,11 +137,11 @@ FAULTS: dict[str, Fault | NotJson] = {
     "switching_101": NotJson(101, "", headers={"Upgrade": "h2c"}),
     "not_gzip": NotJson(200, "{}", "application/json", {"Content-Encoding": "gzip"}),
 }
-"""What an operation can be told to answer with, by name: Daraja's code, and what tells its texts apart."""
+"""The faults that an operation can return, by name: Daraja's code, with a suffix where only the text differs."""
 
 
 def named_fault(code: str) -> Fault | NotJson:
-    """The fault with this name, as Daraja answers it. Raises KeyError for one that we cannot play."""
+    """Return a fault by name. Raises KeyError for an unknown one."""
     return FAULTS[code]
 
 
@@ -150,7 +150,7 @@ def _bad(field: str) -> Fault:
 
 
 def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> Push:
-    """Return the push in a request body. Raises Fault for the first field that Daraja would refuse.
+    """Return the push in a request body. Raises Fault for the first invalid field.
 
     ``strict`` refuses what the documentation forbids and Daraja acknowledges.
     """
@@ -163,7 +163,7 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
     amount, phone = _amount(body), _text(body, "PhoneNumber")
     if not _PHONE.match(phone):
         raise _bad("PhoneNumber")
-    # The phone that is prompted may be another one than PartyA.
+    # PartyA may differ from the prompted phone.
     party = _text(body, "PartyA")
     if not _PHONE.match(party) and not _SHORTCODE.match(party):
         raise _bad("PartyA")
@@ -172,7 +172,7 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
         raise _bad("PartyB")
     callback_url = _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
     reference = _text(body, "AccountReference")
-    # The one field that Daraja does without.
+    # The one optional field.
     description = _text(body, "TransactionDesc") if "TransactionDesc" in body else ""
     if not reference or (strict and len(reference) > 12):
         raise _bad("AccountReference")
@@ -190,7 +190,7 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
 
 
 def read_signed(body: dict[str, Any]) -> str:
-    """The shortcode of a request whose password and timestamp fit it. Raises Fault."""
+    """Return the shortcode of a request with a valid password and timestamp. Raises Fault."""
     shortcode, timestamp = _text(body, "BusinessShortCode"), _text(body, "Timestamp")
     if not _SHORTCODE.match(shortcode):
         raise _bad("BusinessShortCode")
@@ -221,7 +221,7 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 
 class StatusRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A status query that Daraja would take."""
+    """A valid status query."""
 
     shortcode: str
     receipt: str | None
@@ -231,7 +231,7 @@ class StatusRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReversalRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A reversal that Daraja would take. ``amount`` is in KES."""
+    """A valid reversal. ``amount`` is in KES."""
 
     initiator: str
     shortcode: str
@@ -242,7 +242,7 @@ class ReversalRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PullQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A Pull query that Daraja would take; its times in UTC."""
+    """A valid Pull query; times are in UTC."""
 
     shortcode: str
     start: datetime
@@ -251,7 +251,7 @@ class PullQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest:
-    """The status query in a request body. Raises Fault for the first field that Daraja would refuse."""
+    """Raises Fault for the first invalid field."""
     # The documentation's sample spells the field with a space.
     _read_initiator({"CommandID": body.get("Command ID")} | body, "TransactionStatusQuery")
     receipt = body.get("TransactionID") or None
@@ -275,7 +275,7 @@ def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest
 
 
 def read_reversal(body: dict[str, Any], *, https_callbacks: bool) -> ReversalRequest:
-    """The reversal in a request body. Raises Fault for the first field that Daraja would refuse."""
+    """Raises Fault for the first invalid field."""
     initiator = _read_initiator(body, "TransactionReversal")
     receipt = _text(body, "TransactionID")
     if not re.match(r"[A-Z0-9]{6,20}\Z", receipt):
@@ -297,7 +297,7 @@ def read_reversal(body: dict[str, Any], *, https_callbacks: bool) -> ReversalReq
 
 
 def read_registration(body: dict[str, Any], *, https_callbacks: bool) -> str:
-    """The shortcode of a Pull registration. Raises Fault for the first field that Daraja would refuse."""
+    """Return the shortcode of a Pull registration. Raises Fault for the first invalid field."""
     shortcode = _shortcode(body, "ShortCode")
     if body.get("RequestType") != "Pull":
         raise _bad("RequestType")
@@ -310,7 +310,7 @@ def read_registration(body: dict[str, Any], *, https_callbacks: bool) -> str:
 
 
 def read_pull_query(body: dict[str, Any], now: datetime) -> PullQuery:
-    """The Pull query in a request body. Raises Fault for the first field that Daraja would refuse."""
+    """Raises Fault for the first invalid field."""
     shortcode = _shortcode(body, "ShortCode")
     start, end = _moment(body, "StartDate"), _moment(body, "EndDate")
     if start < now - timedelta(hours=48, minutes=1):
@@ -339,7 +339,6 @@ def _read_initiator(body: dict[str, Any], command: str) -> str:
 
 
 def _read_ending(body: dict[str, Any], *, https_callbacks: bool) -> tuple[str, str]:
-    """The addresses of result and timeout; remarks and occasion are only checked."""
     result_url = _callback_url(body, "ResultURL", https_callbacks=https_callbacks)
     timeout_url = _callback_url(body, "QueueTimeOutURL", https_callbacks=https_callbacks)
     if not 1 <= len(_text(body, "Remarks")) <= 100:
@@ -350,7 +349,7 @@ def _read_ending(body: dict[str, Any], *, https_callbacks: bool) -> tuple[str, s
 
 
 def _amount(body: dict[str, Any]) -> int:
-    """A whole number of KES. Digits as text are taken as well: the documentation's samples have them."""
+    """Whole KES, also as text, as in the documentation's samples."""
     amount = body.get("Amount")
     if isinstance(amount, str) and amount.isascii() and amount.isdigit() and len(amount) <= 6:
         amount = int(amount)
@@ -378,7 +377,7 @@ def _callback_url(body: dict[str, Any], name: str, *, https_callbacks: bool) -> 
 
 
 def _moment(body: dict[str, Any], name: str) -> datetime:
-    """A time in East Africa, with seconds or without; ``8:36:00`` and ``10:10:000`` stand in the documentation."""
+    """A time in East Africa, with or without seconds; the documentation has ``8:36:00`` and ``10:10:000``."""
     found = _MOMENT.match(_text(body, name))
     if found is None:
         raise _bad(name)

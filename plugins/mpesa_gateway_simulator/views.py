@@ -1,4 +1,4 @@
-"""What the control API shows."""
+"""The schemas of the control API."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from mpesa_gateway.db.engine import Found
 
 
 class OutcomeView(msgspec.Struct, frozen=True):
-    """A documented number and what it does."""
+    """A documented number and its behaviour."""
 
     phone: str
     name: str
@@ -49,5 +49,5 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def push_view(row: Found) -> PushView:
-    """A push's row as it is shown; without its callback address, which only Daraja is to know."""
+    """Without the callback address, which only Daraja knows."""
     return PushView(**{name: row[name] for name in PushView.__struct_fields__})

@@ -18,7 +18,7 @@ CREATE TABLE ops_session (
 CREATE INDEX ops_session_operator ON ops_session (operator_id);
 CREATE INDEX ops_session_expiry ON ops_session (expires_at);
 
--- The result of an act, shown once on the page that follows.
+-- The result of an action, shown once on the next page.
 CREATE TABLE ops_note (
     note_id text COLLATE "C" PRIMARY KEY,
     owner text COLLATE "C" NOT NULL,

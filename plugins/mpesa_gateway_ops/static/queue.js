@@ -1,4 +1,4 @@
-// Draws SAQ's pages (app.js) with our markup inside our frame. Acts carry the session's form token.
+// Renders SAQ's pages (app.js) with our markup inside the layout. Actions carry the session's form token.
 "use strict";
 
 const saq = document.getElementById("app");

@@ -1,12 +1,12 @@
 CREATE SEQUENCE sim_chance;
 
--- Receipts are numbered, so that no two are equal, and begin at another number in each database.
+-- Receipts are numbered to be unique; each database starts at another number.
 CREATE SEQUENCE sim_receipt;
 
--- The digits that tell the pushes of one second to one phone apart.
+-- The digits that distinguish pushes to one phone within one second.
 CREATE SEQUENCE sim_handle;
 
--- Several tokens of one consumer key. number is their order.
+-- A consumer key can have several tokens, ordered by number.
 CREATE TABLE sim_token (
     consumer_key text NOT NULL,
     token text PRIMARY KEY UNIQUE,
@@ -52,8 +52,8 @@ CREATE TABLE sim_callback (
 CREATE INDEX sim_callback_due ON sim_callback (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX sim_callback_push ON sim_callback (checkout_request_id);
 
--- The ledger of M-Pesa: pushes, customers who pay without a prompt, payouts, charges, reversals on the portal. skew:
--- seconds by which the clock that stamped it was wrong. meant_for: the push whose payer paid by hand instead.
+-- The ledger of M-Pesa: pushes, payments without a prompt, payouts, charges, reversals on the portal.
+-- skew: error of the stamping clock in seconds. meant_for: the push whose payer paid by hand instead.
 CREATE TABLE sim_transaction (
     receipt text PRIMARY KEY CHECK (receipt ~ '^[A-Z0-9]{10}$'),
     checkout_request_id text UNIQUE,
@@ -125,14 +125,14 @@ CREATE TABLE sim_result (
 );
 CREATE INDEX sim_result_due ON sim_result (due_at) WHERE due_at IS NOT NULL;
 
--- Phones that are answered by hand. opening: their balance before all that they ever paid.
+-- Phones that are answered by hand. opening: the balance in KES before all payments.
 CREATE TABLE sim_hand (
     phone text PRIMARY KEY,
     style text NOT NULL DEFAULT 'normal',
     opening bigint NOT NULL CHECK (opening >= 0)
 );
 
--- A reset begins chance anew. Only a sequence's owner restarts it, and the role that runs the simulator is another one.
+-- A reset restarts the random sequence. Only a sequence's owner can restart it; the simulator's role is another one.
 CREATE FUNCTION sim_chance_begins_again() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     ALTER SEQUENCE sim_chance RESTART;

@@ -1,4 +1,4 @@
-// The phone wakes up by itself: changes are told by a stream, or asked for every two seconds where there is none.
+// The page updates by itself: on events of a stream, or every two seconds without one.
 "use strict";
 
 const desk = document.querySelector("main[data-part]");
@@ -8,13 +8,13 @@ let isAsking = false;
 let isWanted = false;
 let polling = 0;
 
-async function look() {
+async function update() {
   if (isAsking) {
     isWanted = true;
     return;
   }
   isAsking = true;
-  const text = await asked();
+  const text = await fetchPart();
   isAsking = false;
   if (text !== undefined) {
     const seen = new DOMParser().parseFromString(text, "text/html");
@@ -23,16 +23,16 @@ async function look() {
   }
   if (isWanted) {
     isWanted = false;
-    look();
+    update();
   }
 }
 
-async function asked() {
+async function fetchPart() {
   try {
     const answer = await fetch(desk.dataset.part, { headers: { Accept: "text/html" } });
     return answer.ok ? await answer.text() : undefined;
   } catch {
-    return undefined; // The server is away: the next look will tell.
+    return undefined; // The server is unreachable: the next update retries.
   }
 }
 
@@ -43,7 +43,7 @@ function showScreen(lit) {
   const now = lit.querySelector("form[data-prompt]")?.elements;
   const isSame = old && now && old.checkout_request_id.value === now.checkout_request_id.value;
   const isAt = old && old.pin === document.activeElement;
-  // What is half typed stays.
+  // Keeps a half-typed PIN.
   if (isSame) now.pin.value = old.pin.value;
   screen.replaceWith(lit);
   const money = desk.querySelector("input[name=balance]");
@@ -56,20 +56,20 @@ function showScreen(lit) {
 function showLog(lines) {
   const log = document.getElementById("lines");
   const list = log.querySelector("ol");
-  const told = lines.querySelector("ol");
-  if (!list || !told) {
-    if (list || told) log.replaceWith(lines);
+  const updated = lines.querySelector("ol");
+  if (!list || !updated) {
+    if (list || updated) log.replaceWith(lines);
     return;
   }
   const known = new Set([...list.children].map((line) => line.dataset.key));
-  const fresh = [...told.children].filter((line) => !known.has(line.dataset.key));
+  const fresh = [...updated.children].filter((line) => !known.has(line.dataset.key));
   const more = log.querySelector("header button");
   const show = () => {
     list.prepend(...fresh);
     while (list.children.length > longest) list.lastElementChild.remove();
     more.hidden = true;
   };
-  // Nothing moves under a pointer, or away from a reader.
+  // The list does not move while it is hovered, focused or open.
   const isRead = list.matches(":hover, :focus-within") || list.querySelector("details[open]");
   if (!fresh.length || !isRead) return show();
   more.hidden = false;
@@ -78,7 +78,7 @@ function showLog(lines) {
 }
 
 function poll() {
-  if (!polling) polling = setInterval(() => document.hidden || look(), 2000);
+  if (!polling) polling = setInterval(() => document.hidden || update(), 2000);
 }
 
 addEventListener("focus", () => (document.title = title));
@@ -88,7 +88,7 @@ if ("EventSource" in window) {
   stream.addEventListener("changed", () => {
     clearInterval(polling);
     polling = 0;
-    look();
+    update();
   });
   stream.addEventListener("error", poll);
 } else {
