@@ -470,7 +470,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from tests.asgi import ask
+from tests.asgi import send_request
 
 seen, hosts = InMemorySpanExporter(), TracerProvider()
 hosts.add_span_processor(SimpleSpanProcessor(seen))
@@ -479,7 +479,7 @@ trace.set_tracer_provider(hosts)
 async def main():
     async with Gateway(GatewayConfig.from_values(json.load(sys.stdin))).running() as gateway:
         with hosts.get_tracer("host").start_as_current_span("checkout"):
-            await ask(gateway.asgi, "GET", b"/v1/merchant/me")
+            await send_request(gateway.asgi, "GET", b"/v1/merchant/me")
         threads = [thread.name for thread in threading.enumerate()]
     spans = {span.name: span for span in seen.get_finished_spans()}
     ours, host = spans["GET /v1/merchant/me"], spans["checkout"]
