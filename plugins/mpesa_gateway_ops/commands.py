@@ -86,7 +86,7 @@ def password_(session: Session, name: str, password_stdin: bool) -> None:
         await gateway.port(Operators).set_password(name, password, actor=actor())
 
     session.run(work)
-    click.echo(f"`{name}` has another password; whoever was signed in has to sign in again.")
+    click.echo(f"Set a new password for `{name}` and ended all open sessions.")
 
 
 @operators.command("role")
@@ -109,13 +109,13 @@ def role_(session: Session, name: str, role: str) -> None:
 @pass_session
 def deactivate(session: Session, name: str, *, yes: bool) -> None:
     """Deactivate NAME and end all open sessions."""
-    confirm(f"Nobody will get in as {name}.", yes=yes)
+    confirm(f"{name} will no longer be able to sign in.", yes=yes)
 
     async def work(gateway: Gateway) -> None:
         await gateway.port(Operators).deactivate(name, actor=actor())
 
     session.run(work)
-    click.echo(f"Deactivated `{name}`: nobody gets in by that name from now on.")
+    click.echo(f"Deactivated `{name}` and ended all open sessions.")
 
 
 def _password(*, from_stdin: bool) -> Secret:

@@ -37,7 +37,7 @@ def _answer_refused(request: Request[Any, Any, Any], refused: ApiError) -> Respo
 
 
 def _answer_without_queue(request: Request[Any, Any, Any], _: ValkeyError) -> Response[Any]:
-    message = "the queue (Valkey) does not answer: payments go on, and what is owed is done once it is back"
+    message = "the queue (Valkey) does not answer: payments go on, and pending jobs run once it is back"
     return _answer_refused(request, ServiceUnavailable(message, retry_after=5))
 
 

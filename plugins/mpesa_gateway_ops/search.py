@@ -16,7 +16,7 @@ async def find(visit: PageRequest) -> Redirect:
     text = visit.text("text")[:_LONGEST]
     path = await visit.gateway.port(PageRegistry).find(visit, text) if text else ""
     if path is None:
-        raise NotFound("no enabled plugin knows what that could be")
+        raise NotFound("no enabled plugin recognises this text")
     return Redirect(path)
 
 

@@ -92,9 +92,9 @@ def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> G
         config = session.running()
         if config is not None and not has_simulator(config):
             raise CommandFailed(
-                "the demo needs simulated phones, and what runs here has none: name another folder with --data"
+                "the demo needs simulated phones, and the running gateway has none: name another folder with --data"
             )
         if config is not None and is_ready(config):
             return config
         time.sleep(_LOOK)
-    raise CommandFailed(f"what runs in {session.data} is not ready: see the logs in {session.data}/logs")
+    raise CommandFailed(f"the gateway in {session.data} is not ready: see the logs in {session.data}/logs")

@@ -61,7 +61,7 @@ async def play(gateway: Runtime, console: Console) -> None:
         )
         try:
             with story.live():
-                await _tell(players)
+                await _run_first_steps(players)
                 refused = await play_faults(players, gateway.clock.now)
             await gateway.db.execute(_REMOVE_REFUSED, refused)
         finally:
@@ -69,7 +69,7 @@ async def play(gateway: Runtime, console: Console) -> None:
             await gateway.merchants.deactivate(merchant_id, actor=ACTOR)
 
 
-async def _tell(players: Cast) -> None:
+async def _run_first_steps(players: Cast) -> None:
     await _store_credentials(players)
     secret = await _set_webhook(players)
     payment = await _request(players)

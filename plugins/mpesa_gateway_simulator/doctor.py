@@ -13,7 +13,7 @@ async def check_simulator(_: Runtime, examination: CheckContext) -> AsyncIterato
             "simulator.enabled", text, "keep its control API off the Internet, or take simulator out of `plugins`"
         )
     else:
-        yield note("simulator.enabled", "the simulator is enabled: its phones stand for Safaricom, and no money moves")
+        yield note("simulator.enabled", "the simulator is enabled: its phones replace Safaricom's, and no money moves")
 
 
 CHECKS = (Check("Simulator", check_simulator),)
