@@ -115,7 +115,7 @@ class Privacy:
     ) -> ErasureReport:
         """Erase a number from records last changed before ``before``; report others.
 
-        ``is_rehearsal`` rolls back. Raises Invalid if ``before`` is less than 48 hours ago, and NotFound.
+        ``is_rehearsal`` rolls back. Raises InvalidFields if ``before`` is less than 48 hours ago, and NotFound.
         """
         latest = self._runtime.clock.now() - MINIMUM_AGE
         before = before or latest

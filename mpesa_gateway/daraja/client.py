@@ -23,6 +23,7 @@ from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.daraja.access_tokens import AccessToken, AccessTokens, TokenUnavailable
 from mpesa_gateway.daraja.exceptions import DarajaFault, NotSent, OutcomeUnknown, Rejected, StillPending
 from mpesa_gateway.daraja.faults import KNOWN_FAULTS, Delivered, FaultMeaning, Retry, read_fault, read_response
 from mpesa_gateway.daraja.operations import (
@@ -35,7 +36,6 @@ from mpesa_gateway.daraja.operations import (
     response_text,
 )
 from mpesa_gateway.daraja.provider_text import mask_secrets, provider_text
-from mpesa_gateway.daraja.token import AccessToken, AccessTokens, TokenUnavailable
 from mpesa_gateway.daraja.wire import (
     Ack,
     read_answer,

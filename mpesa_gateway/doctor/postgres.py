@@ -61,7 +61,7 @@ async def check_postgres(gateway: Runtime, db: Database, examination: CheckConte
     yield ok("postgres.reachable", f"Postgres {row['version']} answers at {where}")
     for observation in (
         version_result(row),
-        *role_result(row),
+        *writable_result(row),
         *_durability(row, examination),
         *connections_result(row),
     ):
@@ -83,7 +83,7 @@ def version_result(row: asyncpg.Record) -> CheckResult:
     return ok("postgres.version", "its version is still maintained")
 
 
-def role_result(row: asyncpg.Record) -> Sequence[CheckResult]:
+def writable_result(row: asyncpg.Record) -> Sequence[CheckResult]:
     if row["is_standby"] or row["read_only"] == "on":
         what = "a standby, which" if row["is_standby"] else "set to read only, and"
         return [

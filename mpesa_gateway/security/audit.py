@@ -213,7 +213,7 @@ class Audit:
         env: Env | None = None,
         count: bool = False,
     ) -> KeysetPage[AuditEntry]:
-        """``env`` includes entries without env. Raises Invalid for a bad cursor."""
+        """``env`` includes entries without env. Raises InvalidFields for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)
         return (await ENTRIES.page(self._db, found, cursor, limit, count=count)).map(_entry)

@@ -11,7 +11,7 @@ _PATIENCE = 10.0
 """Seconds until a call counts as unanswered."""
 
 
-class NotSo(Exception):
+class UnexpectedAnswer(Exception):
     """An unexpected answer. The text states what was expected and received."""
 
 
@@ -36,11 +36,13 @@ class Api:
         try:
             answer = await self._http.request(method, self._base + path, data=content, headers=sent, timeout=_PATIENCE)
         except (niquests.RequestException, OSError) as problem:
-            raise NotSo(f"{method} {path} was expected to answer, and did not: {type(problem).__name__}") from None
+            raise UnexpectedAnswer(
+                f"{method} {path} was expected to answer, and did not: {type(problem).__name__}"
+            ) from None
         content = answer.content or b""
         if answer.status_code != status:
             shown = content[:500].decode(errors="replace")
-            raise NotSo(f"{method} {path}: expected status {status}, saw {answer.status_code}: {shown}")
+            raise UnexpectedAnswer(f"{method} {path}: expected status {status}, saw {answer.status_code}: {shown}")
         return cast("dict[str, Any]", msgspec.json.decode(content)) if content else {}
 
     async def data(self, method: str, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:

@@ -56,7 +56,7 @@ T = TypeVar("T")
 READY_WITHIN = 60.0
 """Seconds until everything must be ready."""
 
-MASTER_KEY_TOLD = "master_key_told"
+MASTER_KEY_SHOWN = "master_key_told"
 """State of a data folder: the location of the master key was printed."""
 
 _LOOK = 0.1
@@ -149,8 +149,8 @@ class Up:
         if embedded.simulator_port is not None:
             simulator = simulator_config(self._base, config, embedded.simulator_port)
             _run(_migrate(owner_config(simulator, embedded)))
-        was_shown = read_state(self._data).get(MASTER_KEY_TOLD, not is_new_key)
-        state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_TOLD: was_shown}
+        was_shown = read_state(self._data).get(MASTER_KEY_SHOWN, not is_new_key)
+        state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_SHOWN: was_shown}
         write_state(self._data, state)
         # Before the API is ready: a program that waits for it may create merchants.
         may_create = self._options.shop and not has_live
@@ -170,7 +170,7 @@ class Up:
             has_simulator=embedded.simulator_port is not None,
             notes=self._notes(has_live=has_live, is_own=is_own),
         ).show(self._console)
-        write_state(self._data, state | {MASTER_KEY_TOLD: True})
+        write_state(self._data, state | {MASTER_KEY_SHOWN: True})
         self._supervisor = supervisor
         if self._stopping:
             # Python cannot raise the interrupt in some callbacks, such as the garbage collector's.

@@ -17,7 +17,7 @@ from mpesa_gateway.ops_contract import TimelineEntry
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import DifferentSubject
-from mpesa_gateway_callbacks.parsers import CallbackParsers, Make, ParsedCallback
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds, Make, ParsedCallback
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tables import CallbackRow
@@ -47,7 +47,7 @@ class CallbackDispatcher:
         clock: Clock,
         settings: CallbacksSettings,
         verifier: CallbackVerifier,
-        kinds: CallbackParsers,
+        kinds: CallbackKinds,
         token_key: Callable[[], bytes],
         public_url: Callable[[str], str],
     ) -> None:

@@ -26,12 +26,12 @@ from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import DifferentSubject
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds
 from mpesa_gateway_callbacks.dedup import Dedup, RepetitionCounter
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
 from mpesa_gateway_callbacks.errors import CallbackRejected, KindRejected, SizeRejected
 from mpesa_gateway_callbacks.incoming import CallbackPost, VerifiedCallback, fingerprint_of, parse
 from mpesa_gateway_callbacks.metrics import label_values
-from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
@@ -60,7 +60,7 @@ class CallbackInbox:
         verifier: CallbackVerifier,
         dispatcher: CallbackDispatcher,
         refusals: RefusedCallbacks,
-        kinds: CallbackParsers,
+        kinds: CallbackKinds,
     ) -> None:
         self._db = db
         self._outbox = outbox
@@ -100,12 +100,12 @@ class CallbackInbox:
                 raise SizeRejected("the body is too large to be a callback: its beginning is kept for the operator")
             if self._kinds.get(incoming.kind) is None:
                 raise KindRejected("there is nothing at this address")
-            subject, kind = self._verifier.read_token(incoming)
+            subject, kind = self._verifier.check_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
                 self._trace_links.link(subject.subject_id)
             self._verifier.check_source(incoming, subject)
-            arrival = await self.prepare(incoming, subject)
+            arrival = await self.check_body(incoming, subject)
             # A callback of ambiguous kind is published alone.
             is_new = None if arrival.report.otherwise else await self._batches.submit(arrival)
             if is_new is None:
@@ -126,7 +126,7 @@ class CallbackInbox:
         )
         return arrival
 
-    async def prepare(self, incoming: CallbackPost, subject: Subject | None) -> VerifiedCallback:
+    async def check_body(self, incoming: CallbackPost, subject: Subject | None) -> VerifiedCallback:
         """Check the signature and parse the body. Raises CallbackRejected."""
         is_signed = await self._verifier.check_signature(incoming, subject)
         report, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)

@@ -12,8 +12,8 @@ import structlog
 from mpesa_gateway.correlation import RequestContext
 from mpesa_gateway.daraja.wire import ContradictoryCallback, InvalidCallback, to_stored_text
 from mpesa_gateway.logs import trace
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds, ParsedCallback
 from mpesa_gateway_callbacks.errors import DuplicateFieldRejected, ShapeRejected
-from mpesa_gateway_callbacks.parsers import CallbackParsers, ParsedCallback
 from mpesa_gateway_callbacks.tokens import Subject
 
 log = structlog.get_logger(__name__)
@@ -105,7 +105,7 @@ class VerifiedCallback:
 
 
 async def parse(
-    incoming: CallbackPost, kinds: CallbackParsers, *, has_token: bool
+    incoming: CallbackPost, kinds: CallbackKinds, *, has_token: bool
 ) -> tuple[ParsedCallback, str, bytes | None]:
     """Return the callback, its text, and its bytes if the text cannot restore them.
 
@@ -132,7 +132,7 @@ def fingerprint_of(kind: str, subject_id: str, report: ParsedCallback) -> bytes:
     return hashlib.sha256("\x1f".join(parts).encode()).digest()[:16]
 
 
-def _read(incoming: CallbackPost, kinds: CallbackParsers, *, has_token: bool) -> ParsedCallback:
+def _read(incoming: CallbackPost, kinds: CallbackKinds, *, has_token: bool) -> ParsedCallback:
     try:
         return kinds.read(incoming.kind, incoming.body, has_token=has_token)
     except ContradictoryCallback as problem:

@@ -14,11 +14,11 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher
 from mpesa_gateway_callbacks.errors import SourceRejected, TokenRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import CallbackPost
-from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
     CallbackView,
@@ -54,7 +54,7 @@ class CallbackOperatorService:
         verifier: CallbackVerifier,
         inbox: CallbackInbox,
         dispatcher: CallbackDispatcher,
-        kinds: CallbackParsers,
+        kinds: CallbackKinds,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -137,7 +137,7 @@ class CallbackOperatorService:
         incoming = CallbackPost(kind, None, body, row["source"], row["signature"])
         if not vouches:
             self._verifier.check_source(incoming, subject)
-        arrival = await self._inbox.prepare(incoming, subject)
+        arrival = await self._inbox.check_body(incoming, subject)
         if vouches:
             arrival = replace(arrival, is_listed=True)
         await self._inbox.store(arrival, counts=False)
@@ -165,11 +165,11 @@ class CallbackOperatorService:
         return row
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
-        """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
+        """Return accepted callbacks of ``env``, or of no env, newest first. Raises InvalidFields for a bad filter."""
         return page_of((await self._accepted(env, filters)).map(callback_view))
 
     async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
-        """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
+        """Return refused callbacks of ``env``, or of no env, newest first. Raises InvalidFields for a bad filter."""
         return page_of((await self._refused(env, filters)).map(refused_view))
 
     async def rows(self, env: Env, filters: CallbackQuery) -> tuple[Sequence[Row], Sequence[Row]]:

@@ -7,12 +7,12 @@ from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds
 from mpesa_gateway_callbacks.dedup import Dedup
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.metrics import CallbackMetrics
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
@@ -26,7 +26,7 @@ def _verifier(gateway: Runtime) -> CallbackVerifier:
         token_key=lambda: gateway.vault.secret(CALLBACK_TOKENS),
         merchants=gateway.merchants,
         secrets=gateway.port_if_provided(CallbackSecrets),
-        kinds=gateway.port(CallbackParsers),
+        kinds=gateway.port(CallbackKinds),
     )
 
 
@@ -37,7 +37,7 @@ def _dispatcher(gateway: Runtime) -> CallbackDispatcher:
         clock=gateway.clock,
         settings=gateway.settings(CallbacksSettings),
         verifier=gateway.port(CallbackVerifier),
-        kinds=gateway.port(CallbackParsers),
+        kinds=gateway.port(CallbackKinds),
         token_key=lambda: gateway.vault.secret(CALLBACK_TOKENS),
         public_url=gateway.url,
     )
@@ -64,7 +64,7 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
         refusals=RefusedCallbacks(
             db=gateway.db, clock=gateway.clock, ids=gateway.ids, audit=gateway.audit, verifier=verifier
         ),
-        kinds=gateway.port(CallbackParsers),
+        kinds=gateway.port(CallbackKinds),
     )
 
 
@@ -76,12 +76,12 @@ def _operator_service(gateway: Runtime) -> CallbackOperatorService:
         verifier=gateway.port(CallbackVerifier),
         inbox=gateway.port(CallbackInbox),
         dispatcher=gateway.port(CallbackDispatcher),
-        kinds=gateway.port(CallbackParsers),
+        kinds=gateway.port(CallbackKinds),
     )
 
 
 PROVIDES: Provides = (
-    (CallbackParsers, lambda gateway: CallbackParsers(gateway.callback_kinds)),
+    (CallbackKinds, lambda gateway: CallbackKinds(gateway.callback_kinds)),
     (CallbackDispatcher, _dispatcher),
     (Callbacks, lambda gateway: gateway.port(CallbackDispatcher)),
     (CallbackVerifier, _verifier),

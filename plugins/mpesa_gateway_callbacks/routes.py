@@ -19,6 +19,7 @@ from mpesa_gateway.http.query import query_dependency
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import DifferentSubject
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds
 from mpesa_gateway_callbacks.errors import (
     DuplicateFieldRejected,
     ShapeRejected,
@@ -30,7 +31,6 @@ from mpesa_gateway_callbacks.errors import (
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody, VerifiedCallback
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.schemas import (
     Accepted,
     CallbackQuery,
@@ -153,7 +153,7 @@ async def _answer_to(arrival: VerifiedCallback, gateway: Runtime) -> bytes:
 async def _receive_at(
     gateway: Runtime, request: Request[Any, Any, Any], path: str, token: str | None
 ) -> Response[bytes]:
-    kinds = gateway.port(CallbackParsers)
+    kinds = gateway.port(CallbackKinds)
     kind = kinds.at(path)
     if kind is None and gateway.port(CallbackVerifier).is_listed(address_of(request)):
         kind = kinds.in_place_of(path)

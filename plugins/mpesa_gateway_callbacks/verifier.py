@@ -16,9 +16,9 @@ from mpesa_gateway.daraja.signatures import (
     read_signature,
 )
 from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway_callbacks.callback_kinds import CallbackKinds
 from mpesa_gateway_callbacks.errors import SignatureRejected, SourceRejected, TokenRejected
 from mpesa_gateway_callbacks.incoming import CallbackPost
-from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tokens import Subject, read_token
 
@@ -40,7 +40,7 @@ class CallbackVerifier:
         token_key: Callable[[], bytes],
         merchants: Merchants,
         secrets: CallbackSecrets | None,
-        kinds: CallbackParsers,
+        kinds: CallbackKinds,
     ) -> None:
         """``secrets`` is None if no plugin provides passkeys."""
         self._settings = settings
@@ -89,7 +89,7 @@ class CallbackVerifier:
                 return subject, self._kinds.merged(address, kind)
         return None
 
-    def read_token(self, incoming: CallbackPost) -> tuple[Subject | None, str]:
+    def check_token(self, incoming: CallbackPost) -> tuple[Subject | None, str]:
         """Return the token's subject and the callback's kind.
 
         Raises TokenRejected, and before it SourceRejected if every source is checked, to reveal nothing about tokens.

@@ -130,7 +130,7 @@ class CredentialReader:
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
     async def page(self, cursor: str | None, limit: int) -> KeysetPage[StoredCredentials]:
-        """Return all shortcodes with their secrets, newest first. Raises Invalid."""
+        """Return all shortcodes with their secrets, newest first. Raises InvalidFields."""
         found = Conditions()
         found.add("wiped_at IS NULL")
         page = await tables.SHORTCODES.page(self._db, found, cursor, limit)

@@ -84,7 +84,7 @@ class CredentialStore:
         self._open_work = open_work
 
     async def store(self, caller: Caller, body: SetProvider) -> StoreResult:
-        """Store the default shortcode of the caller's env, and retire the former one. Raises Invalid for bad fields."""
+        """Store the default shortcode of the caller's env and retire the former one. Raises InvalidFields."""
         fields, merchant_id, env, now = body.mpesa, caller.merchant_id, caller.env, self._clock.now()
         nominated = self._check(caller, body)
         number = fields.till_number or fields.shortcode
@@ -253,7 +253,7 @@ class CredentialStore:
     def _check(self, caller: Caller, body: SetProvider) -> str | None:
         """Check fields against each other, the key and the settings; returns the nominated number normalised.
 
-        Raises Invalid.
+        Raises InvalidFields.
         """
         fields = body.mpesa
         with check_fields() as checks:
@@ -266,7 +266,7 @@ class CredentialStore:
         return None if fields.nominated_number is None else str(Msisdn.parse(fields.nominated_number))
 
     def _encrypt(self, env: Env, password: str) -> str:
-        """Return the encrypted password, as Safaricom requires it. Raises Invalid without a usable certificate."""
+        """Return the password encrypted for Safaricom. Raises InvalidFields without a usable certificate."""
         try:
             certificate = self._certificate_of(env)
         except CertificateError as problem:

@@ -79,7 +79,7 @@ async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
     await require_same_origin(connection, handler)
     session = await admit(connection, is_used=not handler.opt.get(POLLED))
     if connection.scope.get("method") not in _SAFE:
-        require(session, Role.OPERATOR)
+        require_role(session, Role.OPERATOR)
         if not session.has_form_token(connection.headers.get("X-Form-Token", "")):
             raise CrossSiteRequest("this page belongs to another session: open it again")
 
@@ -110,7 +110,7 @@ async def _chosen_env(connection: Connection, gateway: Runtime) -> Env:
     return "live" if await gateway.merchants.any_live() else "sandbox"
 
 
-def require(session: Session, role: Role) -> None:
+def require_role(session: Session, role: Role) -> None:
     """Raise NotAllowed unless the operator has at least this role."""
     if not session.visitor.role.may(role):
         raise NotAllowed(f"this takes the role {role.value}, and yours is {session.visitor.role.value}: ask an admin")
@@ -119,15 +119,15 @@ def require(session: Session, role: Role) -> None:
 Form = dict[str, list[str]]
 
 
-async def checked_form(request: Request[Any, Any, Any]) -> Form:
+async def read_checked_form(request: Request[Any, Any, Any]) -> Form:
     """Return a form's fields. Raises CrossSiteRequest without the session's token."""
-    fields = await form_of(request)
+    fields = await read_form(request)
     if not session_of(request).has_form_token(first(fields, "form_token")):
         raise CrossSiteRequest("this form belongs to another session: open the page again")
     return fields
 
 
-async def form_of(request: Request[Any, Any, Any]) -> Form:
+async def read_form(request: Request[Any, Any, Any]) -> Form:
     """Return a form's fields, each with all its values.
 
     Raises UnsupportedMediaType, and Invalid for too many fields.

@@ -18,7 +18,7 @@ from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import env_of
 from mpesa_gateway_ops.flash import FlashMessage
-from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage, groups, safely
+from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage, group_menu, run_safely
 from mpesa_gateway_ops.sessions import Session
 
 _OWN = "mpesa_gateway_ops"
@@ -151,7 +151,7 @@ class Layout:
                 '<input type="hidden" name="form_token" value="{}"><input type="hidden" name="form_env" value="{}">'
             ).format(session.form_token, visit.env),
             "is_ours": session.is_ours,
-            "menu": groups(menu),
+            "menu": group_menu(menu),
             "is_live": visit.env == "live",
             "env": visit.env,
             # Only lists exist in both envs.
@@ -179,14 +179,14 @@ class Layout:
             shown = await panel.show(visit, about)
             return Markup("") if shown is None else Markup(self._render(plugin, shown, values))  # noqa: S704 - a template's
 
-        drawn = await safely(draw())
+        drawn = await run_safely(draw())
         if drawn is None:
             return Markup(self._templates.get_template("panel_failed.html").render(dict(values), plugin=plugin))  # noqa: S704
         return drawn or None
 
     async def _moments(self, place: str, about: str) -> list[TimelineEntry]:
         readers = [trace.read(self._runtime, about) for trace in self._desk.traces if trace.place == place]
-        found = await asyncio.gather(*map(safely, readers))
+        found = await asyncio.gather(*map(run_safely, readers))
         return sorted((moment for part in found if part is not None for moment in part), key=lambda moment: moment.at)
 
     def _render(self, plugin: str, shown: Rendered, values: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ class LoginLimits:
         return LoginAttempt(name, address, self._read(name, cookie))
 
     @asynccontextmanager
-    async def judging(self, guess: LoginAttempt) -> AsyncGenerator[None]:
+    async def judge(self, guess: LoginAttempt) -> AsyncGenerator[None]:
         """Judge a guess within the block, outside the request's slot.
 
         Raises TooManyFailures, worded alike for every account, and ServiceUnavailable if the queue is full.
@@ -111,7 +111,7 @@ class LoginLimits:
             await self._audit.observe("operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}")
             raise
 
-    async def failed(self, guess: LoginAttempt) -> None:
+    async def record_failure(self, guess: LoginAttempt) -> None:
         for what, counted in guess.counters:
             with suppress(TooManyFailures):
                 # The next guess is rejected.

@@ -90,7 +90,7 @@ class Operators:
         return login
 
     async def create(self, name: str, password: Secret, *, role: Role, actor: str) -> Operator:
-        """Raises Invalid, and Conflict for a name that is or was in use."""
+        """Raises InvalidFields, and Conflict for a name that is or was in use."""
         with check_fields() as checks:
             checks.take("name", _check_name, name)
             checks.take("password", _check_password, password)
@@ -132,7 +132,7 @@ class Operators:
         return [msgspec.convert(row, Operator) for row in rows]
 
     async def set_password(self, name: str, password: Secret, *, actor: str) -> None:
-        """Set a password and end the operator's sessions. Raises Invalid and NotFound."""
+        """Set a password and end the operator's sessions. Raises InvalidFields and NotFound."""
         with check_fields() as checks:
             checks.take("password", _check_password, password)
         password_hash = await self._hash(password)
@@ -161,7 +161,7 @@ class Operators:
         """
         name = name.strip().lower()
         guess = self._guesses.guess(name, address, device)
-        async with self._guesses.judging(guess):
+        async with self._guesses.judge(guess):
             row = await self._find(name) if _NAME.match(name) else None
             known_hash = None if row is None else str(row["password_hash"])
             # Reject impossible passwords without hashing.
@@ -179,7 +179,7 @@ class Operators:
                         return SignedIn(session, self._guesses.device_cookie(name))
             operator_id = None if row is None else row["operator_id"]
             await self._audit("operator.sign_in_failed", f"address:{address}", operator_id)
-            await self._guesses.failed(guess)
+            await self._guesses.record_failure(guess)
             raise WrongPassword("the name or the password is wrong")
 
     async def _find(self, name: str) -> dict[str, Any] | None:

@@ -82,12 +82,12 @@ class PageRegistry:
 
     async def attention_items(self, env: Env) -> list[AttentionItem]:
         """Return the items of all plugins, failures first."""
-        found = await asyncio.gather(*(safely(reader(self._runtime, env)) for reader in self._concerns))
+        found = await asyncio.gather(*(run_safely(reader(self._runtime, env)) for reader in self._concerns))
         concerns = [concern for part in found if part is not None for concern in part]
         return sorted(concerns, key=lambda concern: concern.state != "failed")
 
 
-async def safely(work: Awaitable[T]) -> T | None:
+async def run_safely(work: Awaitable[T]) -> T | None:
     """Await and return the result, or log the error and return None, so that a failing part does not fail the page."""
     try:
         return await work
@@ -132,7 +132,7 @@ def _shape(path: str) -> str:
     return re.sub(r"\{\w+\}", "{}", path)
 
 
-def groups(menu: Iterable[tuple[Menu, Page]]) -> list[tuple[str, list[tuple[Menu, Page]]]]:
+def group_menu(menu: Iterable[tuple[Menu, Page]]) -> list[tuple[str, list[tuple[Menu, Page]]]]:
     """Return the menu by group, in the order of each group's first page."""
     found: dict[str, list[tuple[Menu, Page]]] = {}
     for entry, page in menu:

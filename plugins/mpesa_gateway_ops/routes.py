@@ -22,13 +22,13 @@ from mpesa_gateway_ops.access import (
     ENV_COOKIE,
     Form,
     admit,
-    checked_form,
     cookie_of,
     env_of,
     first,
-    form_of,
     home,
-    require,
+    read_checked_form,
+    read_form,
+    require_role,
     require_same_origin,
     session_of,
 )
@@ -69,7 +69,7 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     operators = gateway.port(Operators)
     if operators.host_login is not None:
         return await _login(request, gateway)
-    fields = await form_of(request)
+    fields = await read_form(request)
     name, password = first(fields, "name"), Secret(first(fields, "password"))
     try:
         device = Secret(request.cookies.get(DEVICE_COOKIE, ""))
@@ -121,7 +121,7 @@ async def _login(
 @post("/ops/logout", **_OPEN)
 async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     await admit(request, is_used=False)
-    await checked_form(request)
+    await read_checked_form(request)
     await gateway.port(Sessions).close(cookie_of(request))
     return redirect(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
 
@@ -185,8 +185,8 @@ async def any_action(
     session = await admit(request, is_used=True)
     if found is None:
         raise NotFound("there is no such page")
-    form = await checked_form(request)
-    require(session, found.it.role)
+    form = await read_checked_form(request)
+    require_role(session, found.it.role)
     request.scope["path_template"] = f"/ops/{found.it.path}"
     env = _form_env(request, form)
     await gateway.audit.record(
@@ -215,7 +215,7 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
         return redirect(_below(request, _filled(act.it.back, act.values)))
     if found is None:
         raise NotFound("there is no such page")
-    require(session, found.it.role)
+    require_role(session, found.it.role)
     request.scope["path_template"] = f"/ops/{found.it.path}".rstrip("/")
     query: dict[str, list[str]] = {}
     for name, text in request.query_params.multi_items():

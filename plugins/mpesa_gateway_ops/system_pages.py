@@ -9,7 +9,7 @@ from mpesa_gateway.config import masked_setting
 from mpesa_gateway.http.health import check_parts
 from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Rendered
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway_ops.page_registry import safely
+from mpesa_gateway_ops.page_registry import run_safely
 
 _PACKAGES = ("mpesa-gateway", "litestar", "uvicorn", "asyncpg", "piccolo", "saq", "valkey", "niquests", "cryptography")
 
@@ -23,8 +23,8 @@ async def system(visit: PageRequest) -> Rendered:
         for plugin in gateway.contributed(Plugin)
         if plugin.settings.__struct_fields__
     }
-    postgres = await safely(gateway.db.fetchval("SHOW server_version"))
-    valkey = await safely(gateway.valkey.info("server"))
+    postgres = await run_safely(gateway.db.fetchval("SHOW server_version"))
+    valkey = await run_safely(gateway.valkey.info("server"))
     return Rendered(
         "system.html",
         {

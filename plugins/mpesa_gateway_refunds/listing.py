@@ -29,7 +29,7 @@ async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) 
 
 
 async def list_refunds(db: Database, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
-    """Return one page, newest first. Raises Invalid for a bad cursor."""
+    """Return one page, newest first. Raises InvalidFields for a bad cursor."""
     found = _conditions(merchant_id, env, filters)
     page = await REFUNDS.page(db, found, filters.cursor, filters.limit, count=filters.count)
     return page_of(page.map(view))

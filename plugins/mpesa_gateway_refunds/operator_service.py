@@ -48,7 +48,7 @@ class RefundOperatorService:
         self._refunds = refunds
 
     async def page(self, env: Env, query: RefundsQuery, limit: int) -> KeysetPage[Row]:
-        """Return a page of refunds of ``env``. Raises Invalid for a bad cursor."""
+        """Return a page of refunds of ``env``. Raises InvalidFields for a bad cursor."""
         return await REFUNDS.page(self._db, _conditions(env, query), query.cursor, limit)
 
     async def total(self, env: Env, query: RefundsQuery) -> Total:
@@ -87,7 +87,8 @@ class RefundOperatorService:
     async def request(self, visit: PageRequest, payment_id: str) -> RefundView:
         """Request a refund from a submitted form.
 
-        Raises Invalid, NotFound, Conflict, KeyMismatch, ProviderNotConfigured, ProviderRejected, ProviderUnavailable.
+        Raises InvalidFields, NotFound, Conflict, KeyMismatch, ProviderNotConfigured, ProviderRejected and
+        ProviderUnavailable.
         """
         payment = await self.payment(payment_id)
         merchant = await self._merchants.require(payment.merchant_id)

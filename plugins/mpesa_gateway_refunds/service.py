@@ -245,7 +245,7 @@ class RefundService:
         return self._public_url(f"/v1/refunds/{refund_id}")
 
     async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
-        """Return one page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
+        """Return one page of the merchant's refunds, newest first. Raises InvalidFields for a bad cursor."""
         return await list_refunds(self._db, merchant_id, env, filters)
 
     def export(self, merchant_id: str, env: Env, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:

@@ -112,13 +112,13 @@ class CallbackCaller:
 
     async def until_called_back(self, checkout_request_id: str) -> None:
         """Wait at most 20 seconds for the first callback of a push."""
-        async with self._pulse.patience(_HELD_BACK):
+        async with self._pulse.limit_wait(_HELD_BACK):
             while not await self._db.run(
                 CallbackRow.exists().where(
                     CallbackRow.checkout_request_id == checkout_request_id, CallbackRow.last_status.is_not_null()
                 )
             ):
-                await self._pulse.beat(_LONGEST_SLEEP)
+                await self._pulse.wait_for_change(_LONGEST_SLEEP)
 
     async def call_back_now(self, checkout_request_id: str) -> None:
         """End a prompt and call back before its push is answered."""
@@ -224,7 +224,7 @@ class CallbackCaller:
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
         ms = round((time.perf_counter() - began) * 1000)
         log.info("simulator_called_back", status=status, ms=ms)
-        self._diary.sent(row["callback_url"], row["body"], status, text, ms)
+        self._diary.record_sent(row["callback_url"], row["body"], status, text, ms)
         return status
 
     @property

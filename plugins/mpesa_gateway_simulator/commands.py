@@ -17,8 +17,8 @@ from mpesa_gateway.commands.session import CONFIG_VARIABLE, CommandFailed, Sessi
 from mpesa_gateway.config import GatewayConfig, LogsConfig
 from mpesa_gateway.standalone.data_folder import read_state, write_state
 from mpesa_gateway.standalone.process import launch, stop, tail
-from mpesa_gateway.standalone.stage import NotSo
-from mpesa_gateway.standalone.up import MASTER_KEY_TOLD, READY_WITHIN, has_simulator, is_ready, is_up
+from mpesa_gateway.standalone.stage import UnexpectedAnswer
+from mpesa_gateway.standalone.up import MASTER_KEY_SHOWN, READY_WITHIN, has_simulator, is_ready, is_up
 
 _LOOK = 0.2
 
@@ -52,7 +52,7 @@ def demo(session: Session, data: str | None) -> None:
 
         try:
             run(work())
-        except NotSo as problem:
+        except UnexpectedAnswer as problem:
             raise CommandFailed(f"the demo stopped: {problem}") from None
     console.print(f"All {STEPS} steps passed, in {time.monotonic() - began:.1f} seconds.", highlight=False)
 
@@ -68,7 +68,7 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
         return
     console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
     log = session.data / "logs" / "up.log"
-    was_warned = read_state(session.data).get(MASTER_KEY_TOLD, bool(read_state(session.data)))
+    was_warned = read_state(session.data).get(MASTER_KEY_SHOWN, bool(read_state(session.data)))
     session.data.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
@@ -81,7 +81,7 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
     finally:
         stop(process, (signal.SIGTERM,), 60)
         if state := read_state(session.data):
-            write_state(session.data, state | {MASTER_KEY_TOLD: was_warned})
+            write_state(session.data, state | {MASTER_KEY_SHOWN: was_warned})
 
 
 def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:

@@ -89,4 +89,4 @@ class Controls:
                 await self._db.run(table.delete(force=True))
             # raw SQL: function - our own, in a migration.
             await self._db.execute("SELECT sim_chance_begins_again()")
-        self._pulse.quicken()
+        self._pulse.notify()

@@ -34,7 +34,7 @@ def _read(body: bytes) -> dict[str, Any]:
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
     answer = await _answered(request, services.get(SimulatedDaraja), operation, body)
     text = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
-    services.get(ExchangeLog).received(operation, body, answer.status_code or 200, text)
+    services.get(ExchangeLog).record_received(operation, body, answer.status_code or 200, text)
     answer.headers[SIMULATED] = "1"
     return answer
 

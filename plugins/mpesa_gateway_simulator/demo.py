@@ -14,8 +14,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import ADMIN, Scope
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIALS
-from mpesa_gateway.standalone.stage import Api, NotSo
-from mpesa_gateway_simulator.demo_clients import Cast, Phones, Telling, expect, receiving
+from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
+from mpesa_gateway_simulator.demo_clients import DemoClients, Phones, ProgressDisplay, expect, run_receiver
 from mpesa_gateway_simulator.demo_faults import play_faults
 
 ACTOR = "cli:demo"
@@ -37,7 +37,7 @@ async def play(gateway: Runtime, console: Console) -> None:
     ``gateway`` is a started one on the same database that creates the demo's merchant and keys. At the end the
     operator's key is revoked and the merchant deactivated.
     """
-    async with niquests.AsyncSession(disable_http3=True) as http, receiving() as receiver:
+    async with niquests.AsyncSession(disable_http3=True) as http, run_receiver() as receiver:
         http.trust_env = False
         merchant_id = (await gateway.merchants.create("Demo story", actor=ACTOR)).merchant_id
 
@@ -49,9 +49,9 @@ async def play(gateway: Runtime, console: Console) -> None:
 
         _, shop_key = await key("demo", *gateway.scopes.of_merchants)
         operator_key_id, operator_key = await key("demo operator", ADMIN)
-        story = Telling(console, STEPS)
+        story = ProgressDisplay(console, STEPS)
         base = gateway.config.public_url
-        players = Cast(
+        players = DemoClients(
             story,
             Api(http, base, shop_key),
             Api(http, base, operator_key),
@@ -69,7 +69,7 @@ async def play(gateway: Runtime, console: Console) -> None:
             await gateway.merchants.deactivate(merchant_id, actor=ACTOR)
 
 
-async def _run_first_steps(players: Cast) -> None:
+async def _run_first_steps(players: DemoClients) -> None:
     await _store_credentials(players)
     secret = await _set_webhook(players)
     payment = await _request(players)
@@ -80,7 +80,7 @@ async def _run_first_steps(players: Cast) -> None:
     await _list(players, payment, cancelled)
 
 
-async def _store_credentials(players: Cast) -> None:
+async def _store_credentials(players: DemoClients) -> None:
     with players.story.step("Credentials stored, and shown masked") as say:
         given = CREDENTIALS["mpesa"]
         masked = {name: f"****{given[name][-4:]}" for name in ("consumer_key", "consumer_secret", "passkey")}
@@ -98,7 +98,7 @@ async def _store_credentials(players: Cast) -> None:
         say(f"consumer_secret {masked['consumer_secret']}, passkey {masked['passkey']}; a token was fetched with them")
 
 
-async def _set_webhook(players: Cast) -> Secret:
+async def _set_webhook(players: DemoClients) -> Secret:
     with players.story.step("Webhook set, its secret shown once") as say:
         endpoint = await players.api.data("PUT", "/v1/merchant/webhook", {"webhook_url": players.receiver.url})
         expect("the webhook's address", players.receiver.url, endpoint["webhook_url"])
@@ -108,7 +108,7 @@ async def _set_webhook(players: Cast) -> Secret:
         return secret
 
 
-async def _create(players: Cast, amount: int) -> dict[str, Any]:
+async def _create(players: DemoClients, amount: int) -> dict[str, Any]:
     body = {"amount": amount, "currency": "KES", "provider": "mpesa", "phone": ASKING_PHONE}
     key = {"Idempotency_Key": f"demo-{amount}"}
     payment = await players.api.data("POST", "/v1/payments", body, status=201, **key)
@@ -119,7 +119,7 @@ async def _create(players: Cast, amount: int) -> dict[str, Any]:
     return cast("dict[str, Any]", payment)
 
 
-async def _request(players: Cast) -> dict[str, Any]:
+async def _request(players: DemoClients) -> dict[str, Any]:
     with players.story.step("Payment of KES 500 asked for: pending") as say:
         payment = await _create(players, 500)
         say(f"{payment['id']}, and the same again for the same Idempotency-Key")
@@ -141,7 +141,7 @@ async def _request(players: Cast) -> dict[str, Any]:
     return payment
 
 
-async def _pay(players: Cast, payment: dict[str, Any]) -> dict[str, Any]:
+async def _pay(players: DemoClients, payment: dict[str, Any]) -> dict[str, Any]:
     with players.story.step("Paid: the callback completes it, with its receipt") as say:
         await players.phones.answer(payment["provider_ref"], "pay")
         ended = await players.settled(payment["id"], "completed")
@@ -152,14 +152,14 @@ async def _pay(players: Cast, payment: dict[str, Any]) -> dict[str, Any]:
         return ended
 
 
-async def _verify_webhook(players: Cast, payment: dict[str, Any], secret: Secret) -> None:
+async def _verify_webhook(players: DemoClients, payment: dict[str, Any], secret: Secret) -> None:
     with players.story.step("Webhook received, both its signatures verified") as say:
-        delivery = await players.receiver.first("payment.completed", payment["id"])
+        delivery = await players.receiver.wait_for_webhook("payment.completed", payment["id"])
         headers = dict(delivery.headers)
         try:
             Webhook(secret.reveal()).verify(delivery.body, headers)
         except WebhookVerificationError as problem:
-            raise NotSo(
+            raise UnexpectedAnswer(
                 f"the standardwebhooks library was expected to accept the webhook, and says: {problem}"
             ) from None
         signed = f"{headers['x-payments-timestamp']}.".encode() + delivery.body
@@ -172,20 +172,20 @@ async def _verify_webhook(players: Cast, payment: dict[str, Any], secret: Secret
         say(f"{headers['webhook-id']}: standardwebhooks and X-Payments-Signature agree")
 
 
-async def _cancel(players: Cast) -> dict[str, Any]:
+async def _cancel(players: DemoClients) -> dict[str, Any]:
     with players.story.step("A payer who cancels: failed, and the merchant hears of it") as say:
         payment = await _create(players, 250)
         await players.phones.answer(payment["provider_ref"], "cancel")
         ended = await players.settled(payment["id"], "failed")
         expect("the reason", "cancelled_by_user", ended["failure_reason"])
         expect("the receipt", None, ended["receipt"])
-        delivery = await players.receiver.first("payment.failed", payment["id"])
+        delivery = await players.receiver.wait_for_webhook("payment.failed", payment["id"])
         expect("the reason in the webhook", "cancelled_by_user", delivery.event["data"]["failure_reason"])
         say(f"{payment['id']}: {ended['failure_reason']} ({ended['result_desc']})")
         return ended
 
 
-async def _repeat_callback(players: Cast, payment: dict[str, Any]) -> None:
+async def _repeat_callback(players: DemoClients, payment: dict[str, Any]) -> None:
     with players.story.step("The same callback again changes nothing") as say:
         status = await players.phones.call_back_again(payment["provider_ref"])
         expect("the answer to the repeated callback", 200, status)
@@ -193,13 +193,13 @@ async def _repeat_callback(players: Cast, payment: dict[str, Any]) -> None:
         now = await players.api.data("GET", f"/v1/payments/{payment['id']}")
         for name in ("status", "receipt", "completed_at", "updated_at", "timeline"):
             expect(f"`{name}` after the repetition", payment[name], now[name])
-        expect("webhooks about this payment", 1, players.receiver.about(payment["id"]))
+        expect("webhooks about this payment", 1, players.receiver.count_webhooks(payment["id"]))
         deliveries = await players.api.data("GET", f"/v1/webhooks/logs?payment_id={payment['id']}")
         expect("deliveries in the log", ["delivered"], [delivery["status"] for delivery in deliveries])
         say("answered 200; status, receipt, updated_at and timeline as before; still one webhook")
 
 
-async def _list(players: Cast, payment: dict[str, Any], cancelled: dict[str, Any]) -> None:
+async def _list(players: DemoClients, payment: dict[str, Any], cancelled: dict[str, Any]) -> None:
     with players.story.step("Listed and searched") as say:
         page = await players.api.call("GET", "/v1/payments?count=true")
         expect("the list, newest first", [cancelled["id"], payment["id"]], [each["id"] for each in page["data"]])

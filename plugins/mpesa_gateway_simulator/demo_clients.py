@@ -15,7 +15,7 @@ from litestar.types import Receive, Scope, Send
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from mpesa_gateway.standalone.stage import Api, NotSo
+from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
 
 _PATIENCE = 10.0
 """Seconds until an expected change counts as missing."""
@@ -24,7 +24,7 @@ _PATIENCE = 10.0
 def expect(what: str, expected: Any, seen: Any) -> None:
     """Raise NotSo unless both are equal."""
     if expected != seen:
-        raise NotSo(f"{what}: expected {expected!r}, saw {seen!r}")
+        raise UnexpectedAnswer(f"{what}: expected {expected!r}, saw {seen!r}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Delivery:
     def event(self) -> dict[str, Any]:
         return cast("dict[str, Any]", msgspec.json.decode(self.body))
 
-    def tells(self, kind: str, payment_id: str) -> bool:
+    def is_event_of(self, kind: str, payment_id: str) -> bool:
         return self.event.get("type") == kind and self.event.get("data", {}).get("payment_id") == payment_id
 
 
@@ -49,20 +49,20 @@ class Receiver:
     url: str
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
 
-    async def first(self, kind: str, payment_id: str) -> Delivery:
+    async def wait_for_webhook(self, kind: str, payment_id: str) -> Delivery:
         """Wait for the webhook of a payment. Raises NotSo."""
-        async for _ in waiting(f"a {kind} webhook"):
+        async for _ in poll(f"a {kind} webhook"):
             for delivery in self.deliveries:
-                if delivery.tells(kind, payment_id):
+                if delivery.is_event_of(kind, payment_id):
                     return delivery
         raise AssertionError("waiting() raises before it ends")
 
-    def about(self, payment_id: str) -> int:
+    def count_webhooks(self, payment_id: str) -> int:
         return sum(delivery.event.get("data", {}).get("payment_id") == payment_id for delivery in self.deliveries)
 
 
 @asynccontextmanager
-async def receiving() -> AsyncGenerator[Receiver]:
+async def run_receiver() -> AsyncGenerator[Receiver]:
     listener = socket.create_server(("127.0.0.1", 0))
     receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/webhooks")
 
@@ -95,16 +95,16 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-async def waiting(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
+async def poll(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
     """Yield until the caller breaks. Raises NotSo on timeout."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         yield
         await asyncio.sleep(0.05)
-    raise NotSo(f"{what} was expected within {patience:g} seconds and did not come")
+    raise UnexpectedAnswer(f"{what} was expected within {patience:g} seconds and did not come")
 
 
-class Telling:
+class ProgressDisplay:
     """Shows progress: a bar in a terminal, one line for each step in a log."""
 
     def __init__(self, console: Console, steps: int) -> None:
@@ -135,7 +135,7 @@ class Telling:
         began = time.monotonic()
         try:
             yield outcomes.append
-        except NotSo:
+        except UnexpectedAnswer:
             self._console.print(f"[red]✗[/] {self._number}/{self._steps} {title}", highlight=False)
             raise
         milliseconds = round((time.monotonic() - began) * 1000)
@@ -163,7 +163,7 @@ class Phones:
 
     async def ended(self, checkout_request_id: str) -> dict[str, Any]:
         """Return a push once its prompt has ended. Raises NotSo."""
-        async for _ in waiting("the end of the prompt"):
+        async for _ in poll("the end of the prompt"):
             push = await self.prompt(checkout_request_id)
             if push["state"] == "ended":
                 return push
@@ -186,10 +186,10 @@ class Phones:
 
 
 @dataclass(frozen=True)
-class Cast:
+class DemoClients:
     """The clients of all roles in the demo, and the progress display."""
 
-    story: Telling
+    story: ProgressDisplay
     api: Api
     operator: Api
     phones: Phones
@@ -198,7 +198,7 @@ class Cast:
 
     async def settled(self, payment_id: str, status: str) -> dict[str, Any]:
         """Return a payment once it has this status. Raises NotSo."""
-        async for _ in waiting(f"a payment that is {status}"):
+        async for _ in poll(f"a payment that is {status}"):
             payment = await self.api.data("GET", f"/v1/payments/{payment_id}")
             if payment["status"] == status:
                 return cast("dict[str, Any]", payment)

@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Any, cast
 
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, PAYING_PHONE, SILENT_PHONE, VANISHING_PHONE
-from mpesa_gateway_simulator.demo_clients import Cast, expect, waiting
+from mpesa_gateway_simulator.demo_clients import DemoClients, expect, poll
 
 _NEVER_MADE = "00000000.00000000"
 """A callback token that no gateway issued."""
 
 
-async def play_faults(players: Cast, now: Callable[[], datetime]) -> list[str]:
+async def play_faults(players: DemoClients, now: Callable[[], datetime]) -> list[str]:
     """Run these steps and return the ids of the refused callbacks. Raises NotSo."""
     began = now()
     await _lose_callback(players, began)
@@ -20,13 +20,13 @@ async def play_faults(players: Cast, now: Callable[[], datetime]) -> list[str]:
     return await _forge(players)
 
 
-async def _ask(players: Cast, phone: str, amount: int) -> dict[str, Any]:
+async def _ask(players: DemoClients, phone: str, amount: int) -> dict[str, Any]:
     body = {"amount": amount, "phone": phone}
     key = {"Idempotency_Key": f"demo-{phone}-{amount}"}
     return cast("dict[str, Any]", await players.api.data("POST", "/v1/payments", body, status=201, **key))
 
 
-async def _lose_callback(players: Cast, began: datetime) -> None:
+async def _lose_callback(players: DemoClients, began: datetime) -> None:
     with players.story.step("A lost callback: asking Daraja completes the payment") as say:
         payment = await _ask(players, SILENT_PHONE, 300)
         await players.phones.ended(payment["provider_ref"])
@@ -36,22 +36,22 @@ async def _lose_callback(players: Cast, began: datetime) -> None:
         check = await players.api.data("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
         expect("Daraja's ack of the status query", "0", check["ResponseCode"])
         (money,) = await players.phones.money(SILENT_PHONE, began)
-        async for _ in waiting("the receipt by transaction status query"):
+        async for _ in poll("the receipt by transaction status query"):
             payment = await players.api.data("GET", f"/v1/payments/{payment['id']}")
             if payment["receipt"] is not None:
                 break
         expect("the receipt, as M-Pesa has it", money["receipt"], payment["receipt"])
-        await players.receiver.first("payment.completed", payment["id"])
+        await players.receiver.wait_for_webhook("payment.completed", payment["id"])
         say(f"STK query: completed; transaction status query: receipt {payment['receipt']}; webhook sent")
 
 
-async def _lose_everything(players: Cast, began: datetime) -> None:
+async def _lose_everything(players: DemoClients, began: datetime) -> None:
     with players.story.step("Answer and callback lost: M-Pesa's statement recovers the payment") as say:
         registered = await players.api.data("POST", "/v1/payments/mpesa/pull/register")
         expect("what is odd about Pull's registration", set(), {registered["response_code"]} - {"1000", "1001"})
         payment = await _ask(players, VANISHING_PHONE, 700)
         expect("Daraja's handle, which never came", None, payment["provider_ref"])
-        async for _ in waiting("the money on the simulator's ledger"):
+        async for _ in poll("the money on the simulator's ledger"):
             if await players.phones.money(VANISHING_PHONE, began):
                 break
         window = {"start": began.isoformat()}
@@ -60,11 +60,11 @@ async def _lose_everything(players: Cast, began: datetime) -> None:
         payment = await players.settled(payment["id"], "completed")
         (money,) = await players.phones.money(VANISHING_PHONE, began)
         expect("the receipt, as M-Pesa has it", money["receipt"], payment["receipt"])
-        await players.receiver.first("payment.completed", payment["id"])
+        await players.receiver.wait_for_webhook("payment.completed", payment["id"])
         say(f"{run['lines']} lines read, {run['recovered']} recovered: receipt {payment['receipt']}; webhook sent")
 
 
-async def _refund(players: Cast, began: datetime) -> None:
+async def _refund(players: DemoClients, began: datetime) -> None:
     payment = await players.settled((await _ask(players, PAYING_PHONE, 450))["id"], "completed")
     body = {"payment_id": payment["id"], "reason": "Out of stock"}
     key = {"Idempotency_Key": "demo-refund"}
@@ -72,7 +72,7 @@ async def _refund(players: Cast, began: datetime) -> None:
         refund = await players.api.data("POST", "/v1/refunds", body, status=201, **key)
         payment = await players.settled(payment["id"], "reversed")
         expect("what was refunded", "450.00", payment["refunded_amount"])
-        delivery = await players.receiver.first("payment.reversed", payment["id"])
+        delivery = await players.receiver.wait_for_webhook("payment.reversed", payment["id"])
         expect("the refund in the webhook", refund["id"], delivery.event["data"]["refund_id"])
         ended = await players.api.data("GET", f"/v1/refunds/{refund['id']}")
         expect("the refund's status and outcome", ("completed", "reversed"), (ended["status"], ended["outcome"]))
@@ -88,7 +88,7 @@ async def _refund(players: Cast, began: datetime) -> None:
         say("with its key or without one it is the same refund, a further part is refused; KES 450 went back, once")
 
 
-async def _forge(players: Cast) -> list[str]:
+async def _forge(players: DemoClients) -> list[str]:
     with players.story.step("Forged callbacks: refused, kept, and shown to the operator") as say:
         mine = await _ask(players, ASKING_PHONE, 310)
         other = await _ask(players, ASKING_PHONE, 320)
@@ -108,11 +108,11 @@ async def _forge(players: Cast) -> list[str]:
             expect(
                 "the status of the payment that the forger wanted", ("pending", None), (now["status"], now["receipt"])
             )
-            expect("webhooks about it", 0, players.receiver.about(payment["id"]))
+            expect("webhooks about it", 0, players.receiver.count_webhooks(payment["id"]))
         await players.phones.answer(push, "cancel")
         await players.phones.answer(other_push, "cancel")
         for payment in (mine, other):
             await players.settled(payment["id"], "failed")
-            await players.receiver.first("payment.failed", payment["id"])
+            await players.receiver.wait_for_webhook("payment.failed", payment["id"])
         say(f"by token, address, signature and subject: {', '.join(reasons)}; both payments still waited")
         return [entry["id"] for entry in refused]

@@ -33,23 +33,23 @@ class ChangeSignal:
         self._next = asyncio.Event()
         self.count = 0
 
-    def quicken(self) -> None:
+    def notify(self) -> None:
         self.count += 1
         self._next.set()
         self._next = asyncio.Event()
 
-    async def quickened(self) -> None:
+    async def notify_after_commit(self) -> None:
         """The same, as an after-commit hook."""
-        self.quicken()
+        self.notify()
 
-    async def beat(self, longest: float) -> None:
+    async def wait_for_change(self, longest: float) -> None:
         """Wait for the next change, ``longest`` seconds at most."""
         waiting = self._next
         with suppress(TimeoutError):
             await asyncio.wait_for(waiting.wait(), longest)
 
     @asynccontextmanager
-    async def patience(self, seconds: float) -> AsyncGenerator[None]:
+    async def limit_wait(self, seconds: float) -> AsyncGenerator[None]:
         """Cancel the block after so many seconds, without an error."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -91,12 +91,12 @@ class ExchangeLog:
         self._count = 0
         self.lines: deque[Exchange] = deque(maxlen=_KEPT)
 
-    def received(self, operation: str, body: bytes, status: int, answer: Any) -> None:
+    def record_received(self, operation: str, body: bytes, status: int, answer: Any) -> None:
         self._note(
             came=True, what=operation, status=status, raw_body=body.decode("utf-8", "replace"), raw_answer=answer
         )
 
-    def sent(self, url: str, body: str, status: int, answer: str, ms: int) -> None:
+    def record_sent(self, url: str, body: str, status: int, answer: str, ms: int) -> None:
         """Store a callback and its answer (status 0 without one)."""
         path = _TOKEN.sub(r"\1…", urlsplit(url).path)
         self._note(came=False, what=path, status=status, raw_body=body, raw_answer=answer, ms=ms)
@@ -106,7 +106,7 @@ class ExchangeLog:
     ) -> None:
         self._count += 1
         self.lines.appendleft(Exchange(self._count, self._clock.now(), came, what, status, raw_body, raw_answer, ms))
-        self._pulse.quicken()
+        self._pulse.notify()
 
 
 def _shown(text: str) -> str:

@@ -84,7 +84,7 @@ async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[A
 async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str, problems: tuple[Problem, ...]) -> str:
     query = read_params(request, _Query)
     controls, diary = gateway.port(Controls), gateway.port(ExchangeLog)
-    phone = await gateway.port(Phones).look(query.phone)
+    phone = await gateway.port(Phones).read_phone(query.phone)
     now = gateway.clock.now()
     root = templating.root(request)
     return _TEMPLATES.get_template(template).render(
@@ -118,7 +118,7 @@ async def _changes(gateway: Runtime) -> AsyncGenerator[dict[str, str]]:
     until, seen, still = loop.time() + _STREAM, -1, 0
     while loop.time() < until and gateway.is_running and not gateway.is_draining:
         if pulse.count == seen and still < _STILL:
-            await pulse.beat(_BEAT)
+            await pulse.wait_for_change(_BEAT)
             still += 1
         else:
             seen, still = pulse.count, 0

@@ -62,8 +62,8 @@ class Phones:
         self._prompts = prompts
         self._pulse = pulse
 
-    async def look(self, number: str) -> Phone:
-        """Raises Invalid for a number that is no Kenyan mobile."""
+    async def read_phone(self, number: str) -> Phone:
+        """Raises InvalidFields for a number that is no Kenyan mobile."""
         with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         hand = await self._hand(msisdn)
@@ -87,7 +87,7 @@ class Phones:
     async def hold(self, number: str, style: str, balance: str) -> None:
         """Answer a phone by hand from now on, with this callback style.
 
-        ``balance`` is in KES. Raises Invalid.
+        ``balance`` is in KES. Raises InvalidFields.
         """
         with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
@@ -110,14 +110,14 @@ class Phones:
                     PushRow.phone == str(msisdn), PushRow.state == "open", PushRow.behaviour.is_in(_ASKING)
                 )
             )
-        self._pulse.quicken()
+        self._pulse.notify()
 
     async def release(self, number: str) -> None:
-        """Let the number decide again. Raises Invalid."""
+        """Let the number decide again. Raises InvalidFields."""
         with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         await self._db.run(HandRow.delete().where(HandRow.phone == msisdn))
-        self._pulse.quicken()
+        self._pulse.notify()
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""

@@ -72,7 +72,7 @@ class Prompts:
             )
         await self._let_strangers_pay(push, now)
         self._due.set()
-        self._pulse.quicken()
+        self._pulse.notify()
         return checkout_request_id, merchant_request_id
 
     async def _let_strangers_pay(self, push: Push, now: datetime) -> None:
@@ -143,7 +143,7 @@ class Prompts:
             **more,
         )
         await self._results.record(movement)
-        self._pulse.quicken()
+        self._pulse.notify()
         return movement.receipt
 
     async def end_due(self) -> int:
@@ -162,7 +162,7 @@ class Prompts:
         behaviour = by_name(row["behaviour"])
         receipt = await self._chance.receipt(acted_at) if result_code == "0" else None
         await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, acted_at)
-        await self._db.after_commit(self._pulse.quickened)
+        await self._db.after_commit(self._pulse.notify_after_commit)
         if receipt is not None:
             shown: dict[str, Any] = {}
             if await self._controls.knob("strangers"):

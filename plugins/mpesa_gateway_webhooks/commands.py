@@ -30,12 +30,12 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import EgressFailed, EgressResponse, check_url
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway.standalone.stage import NotSo
+from mpesa_gateway.standalone.stage import UnexpectedAnswer
 from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.dev_listener import DevListener
+from mpesa_gateway_webhooks.event_trigger import KINDS, EventTrigger, TriggeredEvent
 from mpesa_gateway_webhooks.schemas import ReplayMany
 from mpesa_gateway_webhooks.tables import DeliveryRow
-from mpesa_gateway_webhooks.test_events import KINDS, EventTrigger, TriggeredEvent
 
 _PAUSE = 0.3
 """Seconds between two queries for new events."""
@@ -175,7 +175,7 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
         merchant = await merchant_of(gateway, merchant_id)
         try:
             return await EventTrigger(gateway, merchant, actor=actor()).make(event, amount)
-        except NotSo as problem:
+        except UnexpectedAnswer as problem:
             raise CommandFailed(f"{event} was not triggered: {problem}") from None
 
     made = session.run(work)

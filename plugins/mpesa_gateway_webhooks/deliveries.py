@@ -141,7 +141,7 @@ class DeliveryService:
     # -- reading and replaying ------------------------------------------------------------------------------------
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
-        """Return deliveries, newest first. Raises Invalid for a bad cursor."""
+        """Return deliveries, newest first. Raises InvalidFields for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(status=filters.status, event_type=filters.event_type)
         if filters.payment_id is not None:
@@ -150,7 +150,7 @@ class DeliveryService:
         return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
-        """Return events, newest first. Raises Invalid for a bad cursor."""
+        """Return events, newest first. Raises InvalidFields for a bad cursor."""
         found = public_events(env, merchant_id, kind=filters.type)
         found.since, found.until = filters.since, filters.until
         page = await EVENTS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)

@@ -58,7 +58,7 @@ class EndpointService:
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
         """Set the endpoint with a new secret; the old one also signs for ``overlap_hours``.
 
-        Pending and waiting deliveries go to the new address. Raises Invalid.
+        Pending and waiting deliveries go to the new address. Raises InvalidFields.
         """
         allow_loopback = await self.allows_loopback(caller.env)
         with check_fields() as checks:

@@ -49,7 +49,7 @@ class WebhookOperatorService:
         self._endpoints = endpoints
 
     async def endpoints(self, env: Env, cursor: str | None, limit: int) -> KeysetPage[Row]:
-        """Return active endpoints with their pending and dead deliveries, newest first. Raises Invalid."""
+        """Return active endpoints with their pending and dead deliveries, newest first. Raises InvalidFields."""
         found = Conditions(env)
         found.add("is_active")
         page = await endpoint_tables.ENDPOINTS.page(self._db, found, cursor, limit)
@@ -77,7 +77,7 @@ class WebhookOperatorService:
         return self._endpoints.open(row["merchant_id"], row["secret"]).masked
 
     async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> KeysetPage[Row]:
-        """Raises Invalid for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         found = Conditions(env, query.merchant)
         found.equal(status=query.status, event_type=query.event_type)
         return await tables.DELIVERIES.page(self._db, found, query.cursor, limit)

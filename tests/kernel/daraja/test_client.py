@@ -16,6 +16,7 @@ import valkey.asyncio
 
 from mpesa_gateway.clock import Clock, SetClock
 from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.daraja.access_tokens import AccessToken, AccessTokens
 from mpesa_gateway.daraja.client import (
     DarajaClient,
     DarajaCredentials,
@@ -25,7 +26,6 @@ from mpesa_gateway.daraja.client import (
     OutcomeUnknown,
     Rejected,
 )
-from mpesa_gateway.daraja.token import AccessToken, AccessTokens
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn

@@ -13,7 +13,7 @@ from mpesa_gateway.check_result import CheckContext, CheckResult
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import migrate
-from mpesa_gateway.doctor.postgres import check_postgres, connections_result, role_result, version_result
+from mpesa_gateway.doctor.postgres import check_postgres, connections_result, version_result, writable_result
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually
@@ -158,7 +158,7 @@ async def test_look_at_postgres_that_is_read_only_reports_a_problem(gateway: Gat
 
 def test_see_role_of_a_standby_reports_a_problem() -> None:
     row: Any = {"is_standby": True, "read_only": "on"}
-    (found,) = role_result(row)
+    (found,) = writable_result(row)
     assert (found.level, "standby" in found.text) == ("problem", True)
 
 

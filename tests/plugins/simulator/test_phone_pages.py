@@ -290,10 +290,10 @@ async def test_phone_page_loads_its_own_files_only(town: Town) -> None:
 
 def test_exchange_log_shows_amounts_verbatim_and_no_secret() -> None:
     diary = ExchangeLog(SystemClock(), ChangeSignal())
-    diary.received(
+    diary.record_received(
         "stkpush", b'{"Password": "hidden", "Amount": 1250.00, "PhoneNumber": 254711000001}', 200, {"a": [1]}
     )
-    diary.received("stkpush", b'{"Password": "hidden", "Amount": 1250.00, ', 400, "no")
+    diary.record_received("stkpush", b'{"Password": "hidden", "Amount": 1250.00, ', 400, "no")
     for line in diary.lines:
         assert "1250.00" in line.body
         assert "hidden" not in line.body

@@ -15,7 +15,7 @@ from mpesa_gateway.errors import Conflict
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.standalone.sample_credentials import CREDENTIALS
-from mpesa_gateway.standalone.stage import Api, NotSo
+from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
 from mpesa_gateway_webhooks.events import WebhookTest
 
 PATIENCE = 30.0
@@ -149,7 +149,7 @@ class EventTrigger:
                 if data.get("payment_id") == payment_id:
                     return str(row["event_id"])
             await asyncio.sleep(_LOOK)
-        raise NotSo(
+        raise UnexpectedAnswer(
             f"{kind} of {payment_id} was expected within {PATIENCE:g} seconds and did not come: "
             "check that a worker runs (`mpesa-gateway doctor`)"
         )

@@ -25,7 +25,7 @@ class ParsedCallback:
     """Published in turn until a subscriber applies one."""
 
 
-class CallbackParsers:
+class CallbackKinds:
     """The kinds by name, in the plugins' order."""
 
     def __init__(self, kinds: Mapping[str, CallbackKind]) -> None:
