@@ -20,6 +20,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
     CLOCKS_DIFFER,
+    SHOWN_FOR,
     TRANSACTION_STATUS,
     AlreadyKnown,
     Ambiguous,
@@ -291,9 +292,15 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """The payer's number may decide similar lines too."""
+        """The payer's number may decide similar lines too: those of payments that the queried line may be of."""
         rows = await self._db.fetch(
-            tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
+            tables.OPEN_LIKE,
+            asked["env"],
+            asked["shortcode"],
+            asked["amount"],
+            asked["line_id"],
+            asked["merchant_id"],
+            min(asked["moments"]) - SHOWN_FOR,
         )
         zone = await self.zone_of(asked["env"], asked["shortcode"])
         # M-Pesa has been queried about all of them.

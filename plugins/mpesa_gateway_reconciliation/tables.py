@@ -51,6 +51,7 @@ class NoteRow(Table, tablename="statement_note"):
     """Facts of a statement line beyond its transaction, if it was unexplained or its amount or time differs."""
 
     transaction_id = Text(primary_key=True)
+    receiver_id = Text()
     merchant_id = Text()
     env = Text()
     moments = Array(base_column=Timestamptz())
@@ -118,10 +119,11 @@ WITH locked AS (
     -- After the notes are locked.
     WHERE (SELECT count(*) FROM locked) IS NOT NULL
 ), noted AS (
-    INSERT INTO statement_note AS known (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed,
-        is_of_till, created_at)
-    SELECT transaction_id, $merchant_id, $env, array_remove(ARRAY[likely, other], NULL), amount, amount_text, is_timed,
-        $is_of_till, $created_at
+    INSERT INTO statement_note AS known (transaction_id, receiver_id, merchant_id, env, moments, amount, amount_text,
+        is_timed, is_of_till, created_at)
+    SELECT transaction_id,
+        (SELECT receiver_id FROM transaction WHERE transaction.transaction_id = given.transaction_id), $merchant_id,
+        $env, array_remove(ARRAY[likely, other], NULL), amount, amount_text, is_timed, $is_of_till, $created_at
     FROM given WHERE NOT is_explained ORDER BY transaction_id
     ON CONFLICT (transaction_id) DO UPDATE SET
         (moments, is_timed) = (
@@ -179,15 +181,22 @@ SELECT found.* FROM (
     FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id)
     WHERE receiver.env = $1 AND receiver.number = wanted.number AND amount_cents = wanted.value * 100::bigint
         AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
+        AND transaction.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
+        AND note.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
         AND note.created_at >= wanted.since AND note.set_aside_at IS NULL
     ORDER BY note.created_at DESC LIMIT 1000
 ) AS found
 """
-"""Unallocated money on these receivers' statements, of all merchants, except money known from status answers only."""
+"""Unallocated money on these receivers' statements, of all merchants, except money known from status answers only.
+
+A statement shows the last 48 hours, so a note is written at most that long after its transaction. The bound is stated
+for both tables: Postgres infers only equal columns.
+"""
 
 ZONES = """
-SELECT note.zone FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
-WHERE note.env = $1 AND receiver.number = $2 AND zone IS NOT NULL ORDER BY note.transaction_id DESC LIMIT 5
+SELECT zone FROM statement_note
+WHERE receiver_id = (SELECT receiver_id FROM receiver WHERE env = $1 AND number = $2) AND env = $1 AND zone IS NOT NULL
+ORDER BY transaction_id DESC LIMIT 5
 """
 
 # raw SQL: lock
@@ -231,12 +240,18 @@ WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
         SELECT transaction_id FROM transaction JOIN receiver USING (receiver_id)
             JOIN statement_note AS note USING (transaction_id)
         WHERE receiver.env = $1 AND receiver.number = $2 AND amount_cents = $3 * 100::bigint AND direction = 'in'
-            AND subject_id IS NULL AND conflict_id IS NULL AND note.merchant_id = $5 AND asked_at IS NOT NULL
+            AND subject_id IS NULL AND conflict_id IS NULL
+            AND transaction.transaction_id >= id_least('txn', $6::timestamptz - interval '48 hours')
+            AND note.transaction_id >= id_least('txn', $6::timestamptz - interval '48 hours')
+            AND note.merchant_id = $5 AND asked_at IS NOT NULL
             AND finding = 'ambiguous' AND set_aside_at IS NULL
         ORDER BY note.created_at DESC LIMIT 100)))
 ORDER BY line_id
 """
-"""The queried line and the newest similar ones."""
+"""The queried line and the newest similar ones since ``$6``, the earliest time of money for the same payments.
+
+A transaction is recorded after its money; 48 hours cover readings in another zone and differing clocks.
+"""
 
 # raw SQL: expression
 STORE_ANSWER = """
