@@ -80,7 +80,7 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
         assert page.unbalanced_tags == []
         token = page.field("form_token")
         empty = await browser.send(f"/reconciliation/lines/{line_id}", {"form_token": token})
-        assert (empty.status, "reason: say in a few words" in empty.words) == (422, True)
+        assert (empty.status, "reason: state what this money is" in empty.words) == (422, True)
         filled = {"form_token": token, "reason": "Paid at the till"}
         answer = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert "Dismissed. Later runs skip this line." in answer.words
@@ -127,7 +127,7 @@ async def test_ambiguous_line_is_matched_to_one_of_its_candidates(ops_site: OpsS
         assert ("differs" in compared.words, "A match cannot be undone" in compared.words) == (False, True)
         assert compared.unbalanced_tags == []
         unsaid = await browser.submit(compared, "/match")
-        assert (unsaid.status, "reason: say in a few words how you know" in unsaid.words) == (422, True)
+        assert (unsaid.status, "reason: state how you know" in unsaid.words) == (422, True)
         answer = await browser.submit(compared, "/match", reason="She called")
         assert "Matched: recovered." in answer.words
         assert "/match" not in answer.text
