@@ -191,7 +191,7 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
         again = await browser.send(
             f"/payments/{made['id']}/look-after", {"form_token": page.field("form_token"), "reason": "Once more"}
         )
-        assert "does not wait for a person" in again.words
+        assert "does not need review" in again.words
     timeline = (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
     assert (timeline[-1]["kind"], timeline[-1]["cause"]) == ("looked_after", "operator")
 
