@@ -22,7 +22,6 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
 from mpesa_gateway_transactions.api import ReportedTransaction, Transactions
 from mpesa_gateway_webhooks import tables as webhook_tables
 from tests.conftest import Town
@@ -403,25 +402,6 @@ async def test_report_after_the_erasure_does_not_restore_the_number(town: Town) 
     payers = await town.gateway.db.fetch("SELECT payer FROM transaction")
     assert [row["payer"] for row in payers] == ["erased", "erased"]
     assert (await erase(town)).cases == 0
-
-
-async def test_erased_payer_of_a_line_is_not_compared_with_erased_payments(town: Town) -> None:
-    failed = await failed_payment(town, "other amount")
-    money = {"phone": PAYER, "amount": 60, "shortcode": "174379", "reference": "table 5"}
-    await town.api.call("POST", "/simulator/control/ledger", money)
-    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
-    reconciliation = town.gateway.services.get(ReconciliationOperatorService)
-    sql = "SELECT * FROM statement WHERE finding = 'not_found'"
-    before = await town.gateway.db.fetchrow(sql)
-    assert before is not None
-    assert [one.id for one in await reconciliation.candidates(before)] == [failed["id"]]
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    await erase(town)
-    line = await town.gateway.db.fetchrow(sql)
-    assert line is not None
-    assert line["phone"] == "erased"
-    assert await reconciliation.candidates(line) == []
 
 
 async def test_erasure_keeps_money_recorded_in_the_last_48_hours(town: Town) -> None:
