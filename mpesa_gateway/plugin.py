@@ -134,7 +134,7 @@ class Plugin:
     callbacks: tuple[CallbackKind, ...] = ()
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
-    """All events of this plugin, those of callbacks too: an event that is not listed cannot be read back."""
+    """All events of this plugin, callback events included: an event that is not listed cannot be read back."""
     subscribers: tuple[Subscriber, ...] = ()
     provides: Provides = ()
     """Providers may have async ``start()`` and ``stop()``."""

@@ -95,6 +95,8 @@ async def abort_job(
 ) -> Response[Any]:
     """Cancel a running job, or remove a waiting one."""
     found = await _job(gateway, queue, job)
+    if found.status in TERMINAL_STATUSES:
+        raise Conflict("this job has ended: it cannot be aborted")
     await _audit(gateway, request, "job.aborted", found)
     await found.abort("aborted by an operator")
     return _json({})

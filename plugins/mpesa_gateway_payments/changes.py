@@ -75,6 +75,9 @@ class PaymentChange:
         if reported.receipt is None or not reported.is_proven:
             return
         is_its_own = reported.receipt == row["receipt"]
+        if not is_its_own and not reported.names_receiver:
+            # The first report of a receipt fixes its receiver, and this money may be another till's.
+            return
         # The payment's own money has the requested amount unless another is stated.
         is_unstated = is_its_own and reported.amount is None and reported.amount_text is None
         amount = row["amount"] if is_unstated else reported.amount

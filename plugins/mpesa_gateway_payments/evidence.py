@@ -99,6 +99,8 @@ class Evidence:
     time: tuple[datetime, ...] = ()
     is_impossible: bool = False
     is_receipt_unread: bool = False
+    names_receiver: bool = True
+    """False for a status answer whose credit party is not ``receiver``'s own number: tills may share a store number."""
 
 
 def read_callback(result: StkResulted) -> Evidence:
@@ -131,6 +133,8 @@ class ReportedMoney(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime | None = None
     is_proven: bool = True
     """False if the sender is unproven: only M-Pesa's own answer counts."""
+    names_receiver: bool = True
+    """As in ``Evidence``. If False, the money is recorded only as the payment's own."""
 
     @property
     def amount_shown(self) -> str | None:
@@ -149,6 +153,7 @@ def reported_money(evidence: Evidence, *, code: str = "0", text: str = "") -> Re
         text=text,
         at=evidence.time[0] if evidence.time else None,
         is_proven=evidence.proof is not Proof.NONE,
+        names_receiver=evidence.names_receiver,
     )
 
 
@@ -219,14 +224,22 @@ def read_direction(
     return Direction.IN if all(number in known for number in named) else Direction.OUT
 
 
+def names_only(creditors: Iterable[str], number: str) -> bool:
+    """True if each credit party is ``number``, and one is stated."""
+    return {party_number(party) for party in creditors} == {number}
+
+
 def unallocated_transaction(evidence: Evidence, merchant_id: str) -> ReportedTransaction | None:
     """Return a status answer as unallocated money; None unless it states receipt, direction, amount and one time.
 
-    ``merchant_id`` is the merchant that sent the query.
+    None too if it does not name the receiver by its own number: the first report of a receipt fixes the receiver, and
+    the money may be another's with the same store number. ``merchant_id`` is the merchant that sent the query.
     """
     is_certain = evidence.proof is Proof.ANSWER and evidence.direction is Direction.IN and len(evidence.time) == 1
     receiver, receipt, amount = evidence.receiver, evidence.receipt, evidence.amount
     if not is_certain or receiver is None or receipt is None or not isinstance(amount, Kes):
+        return None
+    if not evidence.names_receiver:
         return None
     return ReportedTransaction(
         source="status",

@@ -27,6 +27,7 @@ from mpesa_gateway_payments.evidence import (
     Proof,
     Receiver,
     Source,
+    names_only,
     possible_times,
     read_amount,
     read_direction,
@@ -327,6 +328,7 @@ class StatusQueryService:
             payer=read_payer(result.payers),
             time=time,
             is_impossible=result.finished_at is not None and not time,
+            names_receiver=names_only(result.payees, check["shortcode"]),
         )
 
     async def _numbers(self, check: Row) -> set[str]:

@@ -44,9 +44,12 @@ def amount_to_confirm(line: Row) -> str:
 
 def require_confirmation(line: Row, payment: PaymentView, decided: Decided) -> None:
     """Raise InvalidFields if the amounts differ and the received amount was not typed."""
-    typed = decided.confirmed_amount.replace(",", "").removesuffix(".00").strip()
-    if _amounts_differ(line, payment) and typed != amount_to_confirm(line).removesuffix(".00"):
+    if _amounts_differ(line, payment) and _plain(decided.confirmed_amount) != _plain(amount_to_confirm(line)):
         raise InvalidFields.field_error("confirm", f"the amounts differ: type {amount_to_confirm(line)} to confirm")
+
+
+def _plain(text: str) -> str:
+    return text.strip().replace(",", "").removesuffix(".00")
 
 
 def _amounts_differ(line: Row, payment: PaymentView) -> bool:

@@ -132,7 +132,7 @@ class ReconciliationOperatorService:
             )
             if not rows:
                 await self.line(line_id)
-                raise Conflict("this line belongs to a payment, or is already set aside")
+                raise Conflict("this line belongs to a payment, or is already dismissed")
             (row,) = rows
             await self._audit.record(
                 "statement_line.set_aside",

@@ -234,7 +234,7 @@ async def test_proxy_logs_contain_no_key_and_no_phone_number(proxied: ProxiedGat
 
 
 async def test_proxied_client_address_cannot_be_forged(proxied: ProxiedGateway) -> None:
-    token = self_probe.ask(proxied.gateway.vault, b"0123456789abcdef")
+    token = self_probe.create_challenge(proxied.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, ALLOWED_BY_PROXY, UNKNOWN_ADDRESS):
         for forwarded_for in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
             path = f"/health/live?challenge={token}"

@@ -28,8 +28,8 @@ def page(plugins: Sequence[Plugin]) -> str:
         *(_public(kind) for kind in sorted(public, key=lambda kind: kind.kind)),
         "## For plugins and hosts",
         "Handlers of `gateway.on(…)` and a plugin's `on_event(…)` receive all events above as values of these classes, "
-        "and the following ones, which are not sent as webhooks. Every event has `event_id`, `occurred_at`, `merchant_id`, "
-        "`env` (None without one) and `subject_id`, the id of its subject.",
+        "and the following ones, which are not sent as webhooks. Every event has `event_id`, `occurred_at`, "
+        "`merchant_id`, `env` (None without one) and `subject_id`, the id of its subject.",
         *(_inner(kind) for kind in sorted(kinds, key=lambda kind: kind.kind) if kind not in public),
     )
 

@@ -165,14 +165,14 @@ async def test_audit_cut_deletes_old_entries_and_keeps_young_ones_with_old_times
     first = f"1:{digest}"
     assert (await Retention(gateway).delete_expired())["audit entries"] == 2
     assert await gateway.audit.verify(noted) == 2
-    with pytest.raises(ValueError, match="note the head anew"):
+    with pytest.raises(ValueError, match="store the current head"):
         await gateway.audit.verify(first)
     # A note with its time proves a cut that was too early, by any role.
     young = f"{first}:{datetime.now(UTC).isoformat()}"
     with pytest.raises(BrokenChain, match=r"was noted at .* was deleted before"):
         await gateway.audit.verify(young)
     old = f"{first}:{(datetime.now(UTC) - timedelta(days=2560)).isoformat()}"
-    with pytest.raises(ValueError, match="note the head anew"):
+    with pytest.raises(ValueError, match="store the current head"):
         await gateway.audit.verify(old)
 
 

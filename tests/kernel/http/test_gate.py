@@ -532,7 +532,7 @@ def test_route_below_one_with_priority_is_refused(values: dict[str, Any], path: 
     async def mine() -> None: ...
 
     plugin = Plugin(name="mine", summary="Overlaps.", routes=(mine,))
-    with pytest.raises(PriorityError, match="give routes with priority addresses of their own"):
+    with pytest.raises(PriorityError, match="a priority route needs its own path"):
         _ = Gateway(GatewayConfig.from_values(values), plugins=(plugin,)).asgi.litestar
 
 

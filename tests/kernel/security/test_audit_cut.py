@@ -145,7 +145,7 @@ UPDATE audit_checkpoint SET number = 11, digest = previous_digest FROM audit_ent
             ["DELETE FROM audit_entry WHERE number = 11", _MOVED],
             "up to 11 are missing, and no entry announces",
         ),
-        (["UPDATE audit_checkpoint SET digest = sha256('a')"], "entry 10 is not the one"),
+        (["UPDATE audit_checkpoint SET digest = sha256('a')"], "entry 10 is not the last one of the announced cut"),
         (["DELETE FROM audit_checkpoint"], "entry 1 was changed or removed"),
         (["DELETE FROM audit_entry WHERE action = 'audit.cut'"], "up to 10 are missing, and no entry announces"),
     ],

@@ -381,7 +381,7 @@ async def test_initiator_password_without_a_readable_certificate_is_refused(
 ) -> None:
     values["daraja"] = {"sandbox_certificate": str(tmp_path / "a.cer"), "sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
-        for word in ("cannot be read", "no X.509"):
+        for word in ("cannot be read", "is not an X.509 certificate"):
             answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
             assert (answer.status, answer.error["field"]) == (422, "mpesa.initiator_password")
             assert word in answer.error["message"]

@@ -508,6 +508,7 @@ async def test_queue_retry_and_abort_need_the_form_token_and_are_audited(ops: Op
                 assert (await browser.send(path, {}, act | token)).status == 403
         act["X-Form-Token"] = page.field("form_token")
         assert (await browser.send(f"{jobs}/{later}/retry", {}, act)).status == 409
+        assert (await browser.send(f"{jobs}/{job.key}/abort", {}, act)).status == 409
         assert (await browser.send(f"{jobs}/{job.key}/retry", {}, act)).text == "{}"
         assert (await browser.send(f"{jobs}/{later}/abort", {}, act)).text == "{}"
         assert (await browser.send(f"{jobs}/nothing/abort", {}, act)).status == 404

@@ -183,7 +183,7 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
         assert payment_ids(page) == [made["id"]]
         page = await browser.open(f"/payments/{made['id']}")
         assert "requested KES 500, reported KES 501" in page.words
-        assert "reason: say in a few words" in (await browser.submit(page, "/look-after", reason="x")).words
+        assert "reason: state what was done about it" in (await browser.submit(page, "/look-after", reason="x")).words
         answer = await browser.submit(page, "/look-after", reason="Given back at the till")
         assert "resolved Marked as resolved: Given back at the till" in answer.words
         assert not answer.has_form("/look-after")
@@ -191,7 +191,7 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
         again = await browser.send(
             f"/payments/{made['id']}/look-after", {"form_token": page.field("form_token"), "reason": "Once more"}
         )
-        assert "does not wait for a person" in again.words
+        assert "does not need review" in again.words
     timeline = (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
     assert (timeline[-1]["kind"], timeline[-1]["cause"]) == ("looked_after", "operator")
 

@@ -1,13 +1,18 @@
 """Protects the reconciliation pages: runs, findings, manual matches and dismissed lines."""
 
 import re
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.ops_contract import Role
+from mpesa_gateway_payments.api import PaymentView
 from mpesa_gateway_reconciliation.agreement import gaps_of
+from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
 from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import OpsSite
 
@@ -80,13 +85,13 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
         assert page.unbalanced_tags == []
         token = page.field("form_token")
         empty = await browser.send(f"/reconciliation/lines/{line_id}", {"form_token": token})
-        assert (empty.status, "reason: say in a few words" in empty.words) == (422, True)
+        assert (empty.status, "reason: state what this money is" in empty.words) == (422, True)
         filled = {"form_token": token, "reason": "Paid at the till"}
         answer = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert "Dismissed. Later runs skip this line." in answer.words
         assert "Paid at the till" in answer.words
         again = await browser.send(f"/reconciliation/lines/{line_id}", filled)
-        assert (again.status, "set aside before" in again.words) == (409, True)
+        assert (again.status, "is already dismissed" in again.words) == (409, True)
         run = await reconcile(ops_site, browser)
         assert "not found dismissed" in run.words
         left = line_ids(await browser.open("/reconciliation/lines?finding=not_found"))
@@ -127,7 +132,7 @@ async def test_ambiguous_line_is_matched_to_one_of_its_candidates(ops_site: OpsS
         assert ("differs" in compared.words, "A match cannot be undone" in compared.words) == (False, True)
         assert compared.unbalanced_tags == []
         unsaid = await browser.submit(compared, "/match")
-        assert (unsaid.status, "reason: say in a few words how you know" in unsaid.words) == (422, True)
+        assert (unsaid.status, "reason: state how you know" in unsaid.words) == (422, True)
         answer = await browser.submit(compared, "/match", reason="She called")
         assert "Matched: recovered." in answer.words
         assert "/match" not in answer.text
@@ -194,6 +199,28 @@ async def test_overview_with_more_merchants_than_compared_says_so(
         monkeypatch.setattr("mpesa_gateway_reconciliation.pages._COMPARED", 1)
         await ops_site.gateway.merchants.create("Second", actor="test")
         assert "older merchants are not compared" in (await browser.open()).words
+
+
+@pytest.mark.parametrize(
+    ("amount", "text", "typed", "is_confirmed"),
+    [
+        (700, "700.00", "700", True),
+        (1500, "1500.00", "1,500.00 ", True),
+        (None, "1,500.50", "1,500.50", True),
+        (None, "1,500.50", "1500.50", True),
+        (None, "one of 500, 600 KES", "one of 500, 600 KES", True),
+        (None, "1,500.50", "1500", False),
+        (700, "700.00", "", False),
+    ],
+)
+def test_confirmation_of_a_different_amount_accepts_its_spellings_only(
+    amount: int | None, text: str, typed: str, *, is_confirmed: bool
+) -> None:
+    line: Any = {"amount": amount, "amount_text": text}
+    payment = SimpleNamespace(amount="110.00")
+    decided = Decided(reason="seen on the portal", confirmed_amount=typed)
+    with nullcontext() if is_confirmed else pytest.raises(InvalidFields):
+        require_confirmation(line, cast("PaymentView", payment), decided)
 
 
 def test_gaps_of_windows_are_the_uncovered_times() -> None:

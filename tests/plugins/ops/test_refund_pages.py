@@ -66,7 +66,7 @@ async def test_refund_form_of_a_failed_payment_is_refused_and_viewers_have_none(
         refused = await browser.send(
             f"/payments/{failed['id']}/refund", {"form_token": page.field("form_token"), "confirm": failed["id"]}
         )
-        assert (refused.status, "only money that has come in" in refused.words) == (409, True)
+        assert (refused.status, "only a paid payment can be refunded" in refused.words) == (409, True)
         assert (await browser.open("/payments/pay_00000000000000000000000000/refund")).status == 404
     payment = await completed_payment(ops_site)
     async with ops_site.browser(Role.VIEWER) as browser:

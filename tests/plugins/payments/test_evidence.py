@@ -110,6 +110,81 @@ async def test_status_query_of_a_reversal_receipt_is_not_ours(town: Town, daraja
     assert (await get_payment(town, other))["status"] == "pending"
 
 
+# -- tills with one store number ------------------------------------------------------------------------------------
+
+TILL_A, TILL_B, STORE = "5123456", "5123457", "600638"
+
+
+async def put_till(api: Api, till: str | None, store: str = STORE) -> None:
+    fields = INITIATED["mpesa"] | {"shortcode": store} | ({} if till is None else {"till_number": till})
+    answer = await api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": fields})
+    assert answer.status == 200, answer.body
+
+
+async def call_back(town: Town, payment: Any, receipt: str) -> None:
+    """Post the callback of KES 700 to the payment's own address."""
+    url = town.gateway.services.get(Callbacks).url_for(
+        "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
+    )
+    body = stk_callback(payment["provider_ref"], amount=700, receipt=receipt)
+    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
+
+
+async def receiver_of(town: Town, receipt: str) -> str | None:
+    """The number of the receiver that the receipt's transaction is recorded for."""
+    sql = "SELECT number FROM transaction JOIN receiver USING (receiver_id) WHERE receipt = $1"
+    number: str | None = await town.gateway.db.fetchval(sql, receipt)
+    return number
+
+
+@pytest.mark.parametrize("till_b", [TILL_B, None], ids=["another till of the store", "the store's number is a paybill"])
+async def test_status_query_of_the_store_numbers_money_leaves_it_to_its_receiver(
+    town: Town, daraja: Daraja, till_b: str | None
+) -> None:
+    await put_till(town.api, TILL_A)
+    async with shop(town.gateway, town.base) as other:
+        await put_till(other, till_b)
+        payment = (await other.pay(PHONE, 700, key="b")).data
+        assert await query_status(town, daraja, "UKA1B2C3D1", CreditPartyName=f"{STORE} - STORE") == "not_ours"
+        assert await receiver_of(town, "UKA1B2C3D1") is None
+        await call_back(town, payment, "UKA1B2C3D1")
+        after = (await other.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (after["status"], after["receipt"], after["mismatch"]) == ("completed", "UKA1B2C3D1", None)
+    assert await receiver_of(town, "UKA1B2C3D1") == (till_b or STORE)
+
+
+async def test_status_query_contradicting_a_payment_by_store_number_leaves_the_money_to_its_till(
+    town: Town, daraja: Daraja
+) -> None:
+    await put_till(town.api, TILL_A)
+    own = await create_payment(town, 900)
+    async with shop(town.gateway, town.base) as other:
+        await put_till(other, TILL_B)
+        payment = (await other.pay(PHONE, 700, key="b")).data
+        says = {"ReceiptNo": "UKA1B2C3D1", "CreditPartyName": f"{STORE} - STORE"}
+        # The answer about A's own push states B's money.
+        assert await query_status(town, daraja, own["id"], **says) == "mismatched"
+        assert await receiver_of(town, "UKA1B2C3D1") is None
+        await call_back(town, payment, "UKA1B2C3D1")
+        after = (await other.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (after["status"], after["mismatch"]) == ("completed", None)
+    assert (await get_payment(town, own))["mismatch"]["of"] == "amount"
+
+
+async def test_status_query_naming_the_till_itself_records_its_money(town: Town, daraja: Daraja) -> None:
+    await put_till(town.api, TILL_A)
+    assert await query_status(town, daraja, "UKA1B2C3D1", CreditPartyName=f"{TILL_A} - SHOP") == "not_ours"
+    assert await receiver_of(town, "UKA1B2C3D1") == TILL_A
+
+
+async def test_status_query_naming_the_store_number_recovers_the_tills_payment(town: Town, daraja: Daraja) -> None:
+    await put_till(town.api, TILL_A)
+    payment = await create_payment(town)
+    assert await query_status(town, daraja, "UKA1B2C3D1", CreditPartyName=f"{STORE} - STORE") == "recovered"
+    assert (await get_payment(town, payment))["receipt"] == "UKA1B2C3D1"
+    assert await receiver_of(town, "UKA1B2C3D1") == TILL_A
+
+
 # -- our own push: B9, and callbacks without a token ----------------------------------------------------------------
 
 

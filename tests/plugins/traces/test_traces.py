@@ -441,11 +441,13 @@ async def test_trace_link_without_valkey_is_missing_and_raises_nothing(traced: T
 
 
 async def test_trace_link_answered_after_the_block_is_on_the_span(traced: Traced) -> None:
+    has_ended = asyncio.Event()
+
     class SlowValkey:
-        """A Valkey that answers after half of the timeout."""
+        """A Valkey that answers when the block has ended."""
 
         async def get(self, _: str) -> bytes:
-            await asyncio.sleep(0.2)
+            await has_ended.wait()
             return THEIRS.encode()
 
     links = TraceLinks(SlowValkey(), traced.gateway.config.valkey, 48)
@@ -453,6 +455,7 @@ async def test_trace_link_answered_after_the_block_is_on_the_span(traced: Traced
         span.update_name("here")
         links.link("pay_1")
     assert span.is_recording()
+    has_ended.set()
     (here,) = await traced.collector.wait_for("here")
     assert here.links == {THEIRS.split("-")[1]}
 
