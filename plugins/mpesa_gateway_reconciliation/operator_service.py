@@ -7,6 +7,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery, Total
 from mpesa_gateway.env import Env
+from mpesa_gateway.erasure import ERASED
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments.api import Payments, PaymentView, Similar
@@ -93,7 +94,7 @@ class ReconciliationOperatorService:
                 line["env"],
                 Similar(
                     amount=line["amount"],
-                    phone=line["phone"],
+                    phone=None if line["phone"] == ERASED else line["phone"],
                     reference=line["reference"],
                     before=max(line["moments"]),
                 ),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpesa_gateway.erasure import ErasedNumber, ErasureCase
+from mpesa_gateway.erasure import ERASED, ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.tables import TransactionRow
@@ -42,11 +42,21 @@ async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     return {row["transaction_id"] for row in rows}
 
 
+async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
+    # By the time of recording, which is in the id: M-Pesa's own time may be unreadable or wrong.
+    least = gateway.ids.least("txn", case.before)
+    for row in await gateway.db.fetch(_OF_CASE, case.named):
+        if row["transaction_id"] >= least:
+            return f"{row['transaction_id']} is too recent"
+    return None
+
+
 async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(_OF_CASE, case.named):
         cleaned: dict[Any, Any] = {name: row[name] and case.number.without(row[name]) for name in _TEXTS}
-        cleaned["payer"] = None if case.number.is_in(row["payer"]) else row["payer"]
+        # A NULL would be filled by the next report of the receipt.
+        cleaned["payer"] = ERASED if case.number.is_in(row["payer"]) else row["payer"]
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(
                 TransactionRow.update(cleaned).where(TransactionRow.transaction_id == row["transaction_id"])
@@ -55,4 +65,4 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     return {"transactions": count}
 
 
-TRANSACTIONS = Eraser(find=_find, widen=_widen, erase=_erase)
+TRANSACTIONS = Eraser(find=_find, widen=_widen, objects=_objects, erase=_erase)

@@ -289,18 +289,13 @@ ABOUT = """delivery_id = ANY(ARRAY(
 
 _OF_CASE = "event_id IN (SELECT event_id FROM event WHERE subject_id = ANY($1::uuid[]))"
 
-OWED_OF_CASE = f"""
-SELECT delivery_id FROM delivery WHERE {_OF_CASE} AND status = 'pending' LIMIT 1
+DELIVERIES_OF_CASE = f"""
+SELECT delivery_id, status, answer FROM delivery WHERE {_OF_CASE} ORDER BY delivery_id FOR UPDATE NOWAIT
 """  # noqa: S608 - the clause above
 
 ATTEMPTS_OF_CASE = f"""
 SELECT attempt_id, attempt.answer FROM attempt JOIN delivery USING (delivery_id) WHERE {_OF_CASE}
 FOR UPDATE OF attempt NOWAIT
-"""  # noqa: S608 - the clause above
-
-ANSWERS_OF_CASE = f"""
-SELECT delivery_id, answer FROM delivery WHERE {_OF_CASE} AND answer IS NOT NULL
-ORDER BY delivery_id FOR UPDATE NOWAIT
 """  # noqa: S608 - the clause above
 
 EVENTS_SINCE = """

@@ -1,6 +1,7 @@
 """Protects retention and erasure: the record of money stays, other rows expire, a payer's number can be erased."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -21,6 +22,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_transactions.api import ReportedTransaction, Transactions
+from mpesa_gateway_webhooks import tables as webhook_tables
 from tests.conftest import Town
 from tests.daraja import stk_callback
 from tests.identifiers import identifier
@@ -363,6 +366,87 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
     assert refund["status"] == "pending"
     with pytest.raises(InvalidFields, match="at least 48 hours ago"):
         await erase(town, before=town.gateway.clock.now())
+
+
+def loose_money(merchant_id: str, receipt: str) -> ReportedTransaction:
+    """Return a report of the payer's money without a payment."""
+    return ReportedTransaction(
+        source="status",
+        env="sandbox",
+        number="174379",
+        merchant_id=merchant_id,
+        direction="in",
+        receipt=receipt,
+        occurred_at=datetime(2026, 11, 24, 8, 0, tzinfo=UTC),
+        amount_cents=6000,
+        payer=PAYER,
+    )
+
+
+async def record(town: Town, report: ReportedTransaction) -> None:
+    """Record a report of money."""
+    async with town.gateway.db.transaction():
+        assert None not in await town.gateway.port(Transactions).record([report])
+
+
+async def test_report_after_the_erasure_does_not_restore_the_number(town: Town) -> None:
+    payment = await completed_payment(town.api, PAYER, "order")
+    loose = loose_money(payment["merchant_id"], "TKN0000001")
+    await record(town, loose)
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(hours=60))
+    assert (await erase(town)).erased["transactions"] == 2
+    for report in (loose, replace(loose, receipt=payment["receipt"], amount_cents=50_000)):
+        await record(town, replace(report, source="pull"))
+    assert await rows_with_number(town) == []
+    payers = await town.gateway.db.fetch("SELECT payer FROM transaction")
+    assert [row["payer"] for row in payers] == ["erased", "erased"]
+    assert (await erase(town)).cases == 0
+
+
+async def test_erasure_keeps_money_recorded_in_the_last_48_hours(town: Town) -> None:
+    merchant_id = await town.gateway.db.fetchval("SELECT merchant_id FROM webhook_endpoint")
+    await record(town, loose_money(merchant_id, "TKN0000001"))
+    advance_clock(town, timedelta(hours=60))
+    await record(town, loose_money(merchant_id, "TKN0000002"))
+    done = await erase(town)
+    assert (done.erased["transactions"], [left.why for left in done.left]) == (
+        1,
+        [f"{done.left[0].subject_id} is too recent"],
+    )
+    rows = await town.gateway.db.fetch("SELECT receipt FROM transaction WHERE payer = $1", PAYER)
+    assert [row["receipt"] for row in rows] == ["TKN0000002"]
+
+
+async def test_erasure_with_a_replay_between_its_reads_leaves_no_answer(
+    town: Town, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = town.gateway.db
+    payment = await payment_with_every_row(town)
+    advance_clock(town, timedelta(hours=60))
+    delivery_id = await db.fetchval("SELECT delivery_id FROM delivery WHERE answer IS NOT NULL LIMIT 1")
+    schema = {"search_path": town.gateway.config.database.schema, "lock_timeout": "100ms"}
+    other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
+    await read_ids(other)
+    fetch, waited = db.fetch, list[bool]()
+
+    async def fetch_then_replay(sql: str, *values: Any) -> Any:
+        rows = await fetch(sql, *values)
+        if sql == webhook_tables.ATTEMPTS_OF_CASE:
+            try:
+                now = town.gateway.clock.now()
+                await other.fetch(webhook_tables.REPLAY_ONE, payment["merchant_id"], "sandbox", now, delivery_id)
+            except asyncpg.LockNotAvailableError:
+                waited.append(True)
+        return rows
+
+    monkeypatch.setattr(db, "fetch", fetch_then_replay)
+    await erase(town)
+    monkeypatch.undo()
+    await other.close()
+    answers = await db.fetch("SELECT answer FROM attempt UNION ALL SELECT answer FROM delivery")
+    assert [row["answer"] for row in answers if row["answer"] and PAYER in row["answer"]] == []
+    assert waited == [True]
 
 
 async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
