@@ -19,8 +19,8 @@ _PATIENCE = 300.0
 _INTERVAL = 0.2
 """Seconds between two samples of a process's memory."""
 
-# $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 number: payments with a lost
-# callback that their reference identifies.
+# $1 merchant, $2 the ids' common part in hexadecimal, $3 the first six letters of the references, $4 number: payments
+# with a lost callback that their own reference, twelve letters, identifies.
 _LOST = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
@@ -50,7 +50,7 @@ async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> 
     stem, mark = id_stem(), "".join(secrets.choice(ascii_uppercase) for _ in range(6))
     connection = await connect(site.database("gateway"), "mpesa")
     try:
-        lost = await connection.fetch(_LOST, shop.merchant_id, stem, f"L{mark}", lines * 3 // 10)
+        lost = await connection.fetch(_LOST, shop.merchant_id, stem, mark, lines * 3 // 10)
         known = await connection.fetch(_KNOWN, shop.merchant_id, lines * 6 // 10)
     finally:
         await connection.close()
