@@ -10,7 +10,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation import matching_queries
 from tests.identifiers import expression, identifier, literal
 from tests.plugins.payments.test_lists_at_size import SHORTCODE, rows_read, steps
 
@@ -101,10 +101,10 @@ async def complaints(db: Database, sql: str, *values: Any, index: str) -> list[s
 async def test_unallocated_money_is_read_from_its_time_on(filled: tuple[Database, str]) -> None:
     db, _ = filled
     given = "sandbox", ["174379"], [500], [LAST - timedelta(hours=5)]
-    assert await complaints(db, tables.UNALLOCATED, *given, index="transaction_unallocated") == []
-    assert len(await db.fetch(tables.UNALLOCATED, *given)) == 31
+    assert await complaints(db, matching_queries.UNALLOCATED, *given, index="transaction_unallocated") == []
+    assert len(await db.fetch(matching_queries.UNALLOCATED, *given)) == 31
     # Counter-test: without the bound, all money ever of the receiver and amount is read.
-    unbounded = tables.UNALLOCATED.replace("interval '48 hours'", "interval '48 months'")
+    unbounded = matching_queries.UNALLOCATED.replace("interval '48 hours'", "interval '48 months'")
     assert await complaints(db, unbounded, *given, index="transaction_unallocated")
 
 
@@ -115,7 +115,7 @@ async def test_money_noted_up_to_48_hours_after_its_record_is_found(filled: tupl
     await db.execute(
         "UPDATE statement_note SET created_at = $2 WHERE transaction_id = $1", identifier("txn", number, at=early), LAST
     )
-    found = await db.fetch(tables.UNALLOCATED, "sandbox", ["174379"], [500], [LAST])
+    found = await db.fetch(matching_queries.UNALLOCATED, "sandbox", ["174379"], [500], [LAST])
     assert sorted(row["receipt"] for row in found) == [f"S{number:09}", f"S{MANY:09}"]
 
 
@@ -123,8 +123,8 @@ async def test_lines_like_an_answered_one_are_read_from_its_time_on(filled: tupl
     db, merchant_id = filled
     line_id = identifier("txn", MANY, at=LAST)
     given = "sandbox", "174379", 500, line_id, merchant_id, LAST - timedelta(hours=48)
-    assert await complaints(db, tables.OPEN_LIKE, *given, index="transaction_unallocated") == []
-    found = [row["line_id"] for row in await db.fetch(tables.OPEN_LIKE, *given)]
+    assert await complaints(db, matching_queries.OPEN_LIKE, *given, index="transaction_unallocated") == []
+    found = [row["line_id"] for row in await db.fetch(matching_queries.OPEN_LIKE, *given)]
     assert found == [identifier("txn", n, at=FIRST + n * timedelta(minutes=10)) for n in range(MANY - 99, MANY + 1)]
 
 
@@ -132,10 +132,10 @@ async def test_proofs_of_a_zone_are_read_by_their_receiver(filled: tuple[Databas
     db, _ = filled
     for number, zone in (("174379", "eat"), ("600000", "utc")):
         given = "sandbox", number
-        assert await complaints(db, tables.ZONES, *given, index="statement_note_zone") == []
-        assert [row["zone"] for row in await db.fetch(tables.ZONES, *given)] == [zone] * 5
-    assert await db.fetch(tables.ZONES, "live", "174379") == []
+        assert await complaints(db, matching_queries.ZONES, *given, index="statement_note_zone") == []
+        assert [row["zone"] for row in await db.fetch(matching_queries.ZONES, *given)] == [zone] * 5
+    assert await db.fetch(matching_queries.ZONES, "live", "174379") == []
     # Not one row of the transactions is read.
-    rows = await db.fetch_planned("EXPLAIN (FORMAT JSON) " + tables.ZONES, "sandbox", "174379")
+    rows = await db.fetch_planned("EXPLAIN (FORMAT JSON) " + matching_queries.ZONES, "sandbox", "174379")
     read = {step.get("Relation Name") for step in steps(json.loads(rows[0][0])[0]["Plan"])}
     assert read - {None} == {"statement_note", "receiver"}
