@@ -25,6 +25,7 @@ from mpesa_gateway_payments.evidence import (
     read_kind,
     read_unsigned,
 )
+from mpesa_gateway_payments.matching import SHOWN_FOR
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
@@ -41,6 +42,7 @@ from mpesa_gateway_payments.verdicts import (
 
 __all__ = [
     "CLOCKS_DIFFER",
+    "SHOWN_FOR",
     "TRANSACTION_STATUS",
     "AlreadyKnown",
     "Ambiguous",

@@ -21,13 +21,13 @@ from mpesa_gateway_payments.api import (
     read_kind,
     read_unsigned,
 )
-from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation import matching_queries
 from mpesa_gateway_transactions.api import ReportedTransaction
 
 
 async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
     """Return the zone of the latest proofs; None without proofs or if they contradict."""
-    zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
+    zones: set[Zone] = {row["zone"] for row in await db.fetch(matching_queries.ZONES, env, shortcode)}
     return zones.pop() if len(zones) == 1 else None
 
 

@@ -20,6 +20,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
     CLOCKS_DIFFER,
+    SHOWN_FOR,
     TRANSACTION_STATUS,
     AlreadyKnown,
     Ambiguous,
@@ -45,7 +46,7 @@ from mpesa_gateway_payments.api import (
     transaction_state,
 )
 from mpesa_gateway_payments.events import StatusResulted
-from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation import matching_queries, tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
 from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
@@ -166,14 +167,14 @@ class LineMatching:
         """Lines that a person has decided keep their finding."""
         if rows:
             run_id = None if run is None else run["run_id"]
-            await self._db.fetch(tables.STORE_FINDINGS, [row["line_id"] for row in rows], finding, run_id)
+            await self._db.fetch(matching_queries.STORE_FINDINGS, [row["line_id"] for row in rows], finding, run_id)
 
     async def _match_line(self, row: Row, report: Evidence, run: Row | None) -> Settled:
         return await self._write(row, run, partial(self._recovery.apply, report))
 
     async def _write(self, row: Row, run: Row | None, settle: Callable[[Lock], Awaitable[Settled]]) -> Settled:
         async def lock() -> None:
-            _require_open(await self._db.fetchrow(tables.LOCK_NOTE, row["line_id"]))
+            _require_open(await self._db.fetchrow(matching_queries.LOCK_NOTE, row["line_id"]))
 
         settled = Settled("already_known")
         try:
@@ -184,7 +185,9 @@ class LineMatching:
                 is_settled = settled.finding in _SETTLED
                 payment_id, owner = (settled.payment_id, settled.merchant_id) if is_settled else (None, None)
                 now = self._clock.now()
-                await self._db.fetch(tables.STORE_FINDING, row["line_id"], settled.finding, payment_id, now, owner)
+                await self._db.fetch(
+                    matching_queries.STORE_FINDING, row["line_id"], settled.finding, payment_id, now, owner
+                )
                 if run is not None:
                     # Another merchant's payment is not shown.
                     is_shown = owner in {None, run["merchant_id"]}
@@ -265,7 +268,9 @@ class LineMatching:
                 await self._learn(asked, result)
             else:
                 log.error("status_answer_of_other_money", line_id=asked["line_id"], says=result.transaction_status)
-                await self._db.execute(tables.STORE_ANSWER, asked["line_id"], None, None, result.received_at, None)
+                await self._db.execute(
+                    matching_queries.STORE_ANSWER, asked["line_id"], None, None, result.received_at, None
+                )
 
             async def decide() -> None:
                 await self._decide_like(asked)
@@ -282,7 +287,7 @@ class LineMatching:
         direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
         moments = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
         await self._db.execute(
-            tables.STORE_ANSWER,
+            matching_queries.STORE_ANSWER,
             line["line_id"],
             read_payer(result.payers),
             list(moments) or None,
@@ -291,9 +296,15 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """The payer's number may decide similar lines too."""
+        """The payer's number may decide similar lines too: those of payments that the queried line may be of."""
         rows = await self._db.fetch(
-            tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
+            matching_queries.OPEN_LIKE,
+            asked["env"],
+            asked["shortcode"],
+            asked["amount"],
+            asked["line_id"],
+            asked["merchant_id"],
+            min(asked["moments"]) - SHOWN_FOR,
         )
         zone = await self.zone_of(asked["env"], asked["shortcode"])
         # M-Pesa has been queried about all of them.
@@ -318,7 +329,7 @@ class LineMatching:
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
 
         async def lock() -> None:
-            note = await self._db.fetchrow(tables.LOCK_NOTE, line_id)
+            note = await self._db.fetchrow(matching_queries.LOCK_NOTE, line_id)
             if note is None or note["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
 
@@ -327,7 +338,7 @@ class LineMatching:
             if isinstance(settled, NotAssignable):
                 raise LineSettled(_NOT_ASSIGNABLE[settled.reason])
             now, owner = self._clock.now(), settled.merchant_id
-            await self._db.fetch(tables.STORE_FINDING, line_id, settled.finding, payment_id, now, owner)
+            await self._db.fetch(matching_queries.STORE_FINDING, line_id, settled.finding, payment_id, now, owner)
             assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
             # Last: the audit log is locked after all other rows.
             detail = {"payment_id": payment_id, "finding": settled.finding}

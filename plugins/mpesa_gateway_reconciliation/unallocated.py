@@ -9,7 +9,7 @@ from mpesa_gateway_payments.api import (
     WantedMoney,
     Zone,
 )
-from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation import matching_queries
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, zone_of
 
 
@@ -21,7 +21,7 @@ class UnallocatedMoneyReader:
 
     async def find(self, env: str, wanted: Sequence[WantedMoney]) -> Sequence[Transaction]:
         rows = await self._db.fetch(
-            tables.UNALLOCATED,
+            matching_queries.UNALLOCATED,
             env,
             [one.number for one in wanted],
             [one.amount for one in wanted],

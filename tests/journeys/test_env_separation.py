@@ -255,10 +255,10 @@ async def test_row_with_another_env_than_its_parent_is_rejected_by_postgres(env_
     for statement in (
         "UPDATE status_check SET env = 'live' WHERE env = 'sandbox'",
         (
-            "INSERT INTO statement_note (transaction_id, merchant_id, env, moments, amount_text, is_timed, is_of_till, "
-            "created_at, settled_at, finding, payment_id) "
-            "SELECT transaction_id, merchant_id, env, ARRAY[now()], '', true, false, now(), now(), 'recovered', "
-            "(SELECT payment_id FROM payment WHERE env = 'live') FROM transaction WHERE env = 'sandbox' "
+            "INSERT INTO statement_note (transaction_id, receiver_id, merchant_id, env, moments, amount_text, "
+            "is_timed, is_of_till, created_at, settled_at, finding, payment_id) "
+            "SELECT transaction_id, receiver_id, merchant_id, env, ARRAY[now()], '', true, false, now(), now(), "
+            "'recovered', (SELECT payment_id FROM payment WHERE env = 'live') FROM transaction WHERE env = 'sandbox' "
             "ON CONFLICT (transaction_id) DO UPDATE SET payment_id = excluded.payment_id, finding = 'recovered'"
         ),
         "UPDATE delivery SET env = 'live' WHERE env = 'sandbox'",

@@ -47,9 +47,11 @@ CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (rece
 CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, run_id);
 
 -- Facts of a statement line beyond its transaction. A line has a row if it was unexplained when it was read, or states
--- another amount or time. payer is from M-Pesa's answer to a status query.
+-- another amount or time. payer is from M-Pesa's answer to a status query. receiver_id is the transaction's, which never
+-- changes.
 CREATE TABLE statement_note (
     transaction_id uuid PRIMARY KEY REFERENCES transaction,
+    receiver_id uuid NOT NULL REFERENCES receiver,
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     moments timestamptz[] NOT NULL CHECK (cardinality(moments) BETWEEN 1 AND 2),
@@ -80,7 +82,7 @@ CREATE INDEX statement_note_unresolved ON statement_note (merchant_id, env, tran
     WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
 CREATE INDEX statement_note_payment ON statement_note (payment_id) WHERE payment_id IS NOT NULL;
 CREATE INDEX statement_note_payer ON statement_note (merchant_id, payer) WHERE payment_id IS NULL AND payer IS NOT NULL;
-CREATE INDEX statement_note_zone ON statement_note (env, transaction_id) WHERE zone IS NOT NULL;
+CREATE INDEX statement_note_zone ON statement_note (receiver_id, transaction_id) WHERE zone IS NOT NULL;
 CREATE TRIGGER statement_note_env_is_its_payments AFTER INSERT OR UPDATE OF env, payment_id ON statement_note
     FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL) EXECUTE FUNCTION refuse_another_env('payment', 'payment_id');
 
@@ -101,7 +103,7 @@ SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.numb
     amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
     payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, set_aside_at,
     set_aside_by, set_aside_reason
-FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id);
+FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id);
 
 -- All lines: those of transactions without a note have the facts of their first report.
 CREATE VIEW statement AS

@@ -27,8 +27,8 @@ CREATE TABLE transaction (
 CREATE UNIQUE INDEX transaction_subject ON transaction (subject_id)
     WHERE subject_kind IN ('payment', 'refund', 'payout');
 CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id IS NOT NULL;
--- For unallocated money by receiver and amount.
-CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents)
+-- For recent unallocated money by receiver and amount.
+CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
     WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
 CREATE INDEX transaction_loose_payer ON transaction (merchant_id, payer) WHERE subject_id IS NULL AND payer IS NOT NULL;
 

@@ -13,9 +13,10 @@ FROM merchant, receiver;
 INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, occurred_at, first_source)
 SELECT {literal("txn")}, merchant_id, 'sandbox', receiver_id, 'in', 'TKN4A1B2C3', now(), 'pull'
 FROM merchant, receiver;
-INSERT INTO statement_note (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed, is_of_till,
-    created_at)
-SELECT {literal("txn")}, merchant_id, 'sandbox', ARRAY[now()], 500, '500', true, false, now() FROM merchant;
+INSERT INTO statement_note (transaction_id, receiver_id, merchant_id, env, moments, amount, amount_text, is_timed,
+    is_of_till, created_at)
+SELECT {literal("txn")}, receiver_id, merchant_id, 'sandbox', ARRAY[now()], 500, '500', true, false, now()
+FROM merchant, receiver;
 """  # noqa: S608 - ids that the test chose
 
 SECOND = f"""

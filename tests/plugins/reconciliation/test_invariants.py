@@ -10,10 +10,10 @@ from tests.ledger import drop_constraints, find_missed_corruptions
 initiated = pytest.mark.usefixtures("initiated")
 
 NOTE = """
-INSERT INTO statement_note (transaction_id, merchant_id, moments, amount_text, is_timed, is_of_till, created_at,
-    settled_at, env, amount, finding, payment_id)
-SELECT transaction_id, merchant_id, ARRAY[now()], '', true, false, now(), now(), {values}
-FROM (SELECT transaction_id, payment.* FROM payment JOIN transaction ON subject_id = payment_id) AS paid
+INSERT INTO statement_note (transaction_id, receiver_id, merchant_id, moments, amount_text, is_timed, is_of_till,
+    created_at, settled_at, env, amount, finding, payment_id)
+SELECT transaction_id, receiver_id, merchant_id, ARRAY[now()], '', true, false, now(), now(), {values}
+FROM (SELECT transaction_id, receiver_id, payment.* FROM payment JOIN transaction ON subject_id = payment_id) AS paid
 WHERE idempotency_key = 'paid-{number}' RETURNING transaction_id
 """
 
