@@ -50,8 +50,8 @@ class Collisions:
 
     def __init__(self, paths: Paths, seed: int) -> None:
         self._paths, self._chance = paths, random.Random(seed)  # noqa: S311 - a test's order
-        self._town, self._services = paths.town, paths.town.gateway.services
-        self._db, self._call = paths.town.gateway.db, paths.town.api.call
+        self._harness, self._services = paths.harness, paths.harness.gateway.services
+        self._db, self._call = paths.harness.gateway.db, paths.harness.api.call
         self._payments: list[dict[str, Any]] = []
         self._number = 0
         self._made: dict[str, Any] = {}
@@ -272,7 +272,7 @@ class Collisions:
         if self._chance.random() < 0.3:
             await self._ask("DELETE", self._WEBHOOK)
         else:
-            await self._ask("PUT", self._WEBHOOK, {"webhook_url": self._town.receiver.url})
+            await self._ask("PUT", self._WEBHOOK, {"webhook_url": self._harness.receiver.url})
 
     async def webhook_replay(self) -> None:
         """Replay the newest webhooks."""
@@ -288,7 +288,7 @@ class Collisions:
     async def retention(self) -> None:
         """An idempotency key is past its retention."""
         await self._db.execute(OLD_KEY, self._other["id"])
-        await Retention(self._town.gateway).delete_expired()
+        await Retention(self._harness.gateway).delete_expired()
 
     async def credentials(self) -> None:
         """Store the credentials again."""
@@ -296,6 +296,6 @@ class Collisions:
 
     async def api_key(self) -> None:
         """Create an API key and revoke it."""
-        keys, merchant_id = self._town.gateway.api_keys, self._paths.merchant_id
+        keys, merchant_id = self._harness.gateway.api_keys, self._paths.merchant_id
         key, _ = await keys.create(merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
         await keys.revoke(merchant_id, key.key_id, actor="a person")

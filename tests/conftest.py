@@ -87,7 +87,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @dataclass(frozen=True)
-class Town:
+class Harness:
     """A running gateway, a shop with its API client, and the shop's webhook receiver."""
 
     gateway: Gateway
@@ -95,7 +95,7 @@ class Town:
     api: Api
     receiver: Receiver
 
-    async def told(self, count: int) -> list[str]:
+    async def delivered(self, count: int) -> list[str]:
         """Return the received event types, sorted, once ``count`` have arrived and no event or callback is pending."""
         await self.receiver.wait_for(count)
 
@@ -192,12 +192,12 @@ def gateway_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def town(served: ServedGateway, shop_api: Api, webhook_receiver: Receiver) -> Town:
+def harness(served: ServedGateway, shop_api: Api, webhook_receiver: Receiver) -> Harness:
     """Return a running gateway with a shop and a webhook receiver."""
-    return Town(served.gateway, served.base, shop_api, webhook_receiver)
+    return Harness(served.gateway, served.base, shop_api, webhook_receiver)
 
 
 @pytest.fixture
-async def initiated(town: Town) -> None:
+async def initiated(harness: Harness) -> None:
     """Store the shop's credentials with an initiator and a nominated number, for refunds and reconciliation."""
-    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200

@@ -25,7 +25,7 @@ from mpesa_gateway_reconciliation.operator_service import ReconciliationOperator
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja, fault, result, stk_callback
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
@@ -45,23 +45,23 @@ async def ignore(_: Event, __: Runtime) -> None:
 class Paths:
     """All paths of payments and refunds, one at a time."""
 
-    def __init__(self, town: Town, daraja: Daraja) -> None:
-        self.town, self.daraja = town, daraja
+    def __init__(self, harness: Harness, daraja: Daraja) -> None:
+        self.harness, self.daraja = harness, daraja
         self.number = 0
         self.merchant_id = ""
 
     async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
         """Send a callback to the address of its subject."""
-        dispatcher = self.town.gateway.services.get(CallbackDispatcher)
+        dispatcher = self.harness.gateway.services.get(CallbackDispatcher)
         url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
-        answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
+        answer = await self.harness.api.call("POST", url.removeprefix(self.harness.base), body)
         assert answer.status == 200, answer.body
 
     async def pay(self) -> dict[str, Any]:
         """Create a payment that Daraja has acknowledged."""
         self.number += 1
         made: dict[str, Any] = (
-            await self.town.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
+            await self.harness.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
         ).data
         self.merchant_id = made["merchant_id"]
         return made
@@ -78,40 +78,42 @@ class Paths:
         self.daraja.add_answers("stkpush", fault("500.003.02", "Spike arrest violation", 503))
         number = self.number = self.number + 1
         for status in (503, 201):
-            assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
+            assert (await self.harness.api.pay("254711099999", 500, key=f"k{number}")).status == status
 
     async def expired(self) -> None:
         """A payment expires that M-Pesa never received."""
         self.daraja.add_answers("stkpush", (500, b"<html>"))
         made = await self.pay()
-        await self.town.gateway.db.execute(
+        await self.harness.gateway.db.execute(
             "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
         )
-        await self.town.gateway.services.get(StkQueries).query_payment(made["id"])
+        await self.harness.gateway.services.get(StkQueries).query_payment(made["id"])
 
     async def mismatched(self) -> None:
         """A payment with a mismatched amount is closed by an operator."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
-        desk = self.town.gateway.services.get(PaymentOperatorService)
+        desk = self.harness.gateway.services.get(PaymentOperatorService)
         await desk.resolve(made["id"], "seen to", actor="a person")
 
     async def waiting(self) -> None:
         """A callback arrives before its subject is known, and an operator replays it."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
-        callback_id = await self.town.gateway.db.fetchval(
+        callback_id = await self.harness.gateway.db.fetchval(
             "SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 1"
         )
-        await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
-        await self.town.gateway.services.get(CallbackDispatcher).sweep()
+        await self.harness.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
+        await self.harness.gateway.services.get(CallbackDispatcher).sweep()
 
     async def refunded(self, *, code: int = 0) -> None:
         """A payment is refunded in part, then the rest."""
         made = await self.paid()
         headers = {"Idempotency-Key": f"r{self.number}"}
         for body in ({"payment_id": made["id"], "amount": 200}, {"payment_id": made["id"]}):
-            answer = await self.town.api.call("POST", "/v1/refunds", body, headers=headers if "amount" in body else {})
+            answer = await self.harness.api.call(
+                "POST", "/v1/refunds", body, headers=headers if "amount" in body else {}
+            )
             says = {"OriginalTransactionID": answer.data["receipt"]}
             said = result(code, transaction_id=f"{answer.data['receipt'][:9]}{len(body)}", says=says)
             await self.call_back("reversal", answer.data["id"], said)
@@ -121,16 +123,18 @@ class Paths:
         made = await self.paid()
         self.daraja.add_answers("reversal", fault("500.003.02", "Spike arrest violation", 503))
         body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
-        await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
-        refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
-        await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
-        await self.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
+        await self.harness.api.call("POST", "/v1/refunds", body, headers=headers)
+        refund = (await self.harness.api.call("POST", "/v1/refunds", body, headers=headers)).data
+        await self.harness.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
+        await self.harness.gateway.services.get(RefundStatusQueries).ask(refund["id"])
 
     async def checked(self) -> None:
         """A status query reports that the payment was reversed."""
         made = await self.paid()
-        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
-        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
+        check = (await self.harness.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
+        receipt = await self.harness.gateway.db.fetchval(
+            "SELECT receipt FROM payment WHERE payment_id = $1", made["id"]
+        )
         says = {"ReceiptNo": receipt, "TransactionStatus": "Reversed", "Amount": "500.00"}
         await self.call_back("status", check["check_id"], result(0, says=says))
 
@@ -139,7 +143,9 @@ class Paths:
         paid, own, known = await self.paid(), await self.pay(), await self.pay()
         twins = [await self.pay_at_table(f"t{number}") for number in range(2)]
         by_rule = await self.pay_at_table("alone", 700)
-        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", paid["id"])
+        receipt = await self.harness.gateway.db.fetchval(
+            "SELECT receipt FROM payment WHERE payment_id = $1", paid["id"]
+        )
         lines = [
             line(receipt),
             line("OWN0000001", reference=own["reference"]),
@@ -149,24 +155,24 @@ class Paths:
             line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
         ]
         self.daraja.add_answers("pullquery", page(*lines))
-        run = (await self.town.api.call("POST", RUN, {})).data
+        run = (await self.harness.api.call("POST", RUN, {})).data
         assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
-        assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
-        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM noted_line WHERE receipt = 'TWIN000001'")
+        assert (await self.harness.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
+        line_id = await self.harness.gateway.db.fetchval("SELECT line_id FROM noted_line WHERE receipt = 'TWIN000001'")
         path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
-        assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
+        assert (await self.harness.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
 
     async def pay_at_table(self, key: str, amount: int = 600) -> dict[str, Any]:
         """Create a payment with a reference of the merchant."""
         made: dict[str, Any] = (
-            await self.town.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
+            await self.harness.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
         ).data
         return made
 
     async def reported_reversed(self) -> None:
         """M-Pesa reports a receipt as reversed, and the callback of its payment follows."""
         made = await self.pay()
-        check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
+        check = (await self.harness.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
         says = {
             "ReceiptNo": "GONE000001",
             "TransactionStatus": "Reversed",
@@ -175,13 +181,13 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
-        await self.town.gateway.services.get(ExternalReversals).apply_recorded()
+        await self.harness.gateway.services.get(ExternalReversals).apply_recorded()
 
     async def ended(self) -> None:
         """A payment expires."""
         made = await self.pay()
-        await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
-        await self.town.gateway.services.get(Expiry).end_due()
+        await self.harness.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
+        await self.harness.gateway.services.get(Expiry).end_due()
 
     async def batched(self) -> None:
         """A whole batch of payments, and their callbacks in reverse order."""
@@ -194,47 +200,47 @@ class Paths:
         """Unmatched lines: an operator closes one, then all of the run."""
         lines = [line(f"LOOSE{number:05}", 77, reference="nothing") for number in range(3)]
         self.daraja.add_answers("pullquery", page(*lines))
-        run = (await self.town.api.call("POST", RUN, {})).data
-        desk = self.town.gateway.services.get(ReconciliationOperatorService)
+        run = (await self.harness.api.call("POST", RUN, {})).data
+        desk = self.harness.gateway.services.get(ReconciliationOperatorService)
         sql = "SELECT line_id FROM noted_line WHERE receipt = 'LOOSE00001'"
-        await desk.dismiss(await self.town.gateway.db.fetchval(sql), "seen to", actor="a person")
+        await desk.dismiss(await self.harness.gateway.db.fetchval(sql), "seen to", actor="a person")
         assert await desk.dismiss_all(run["id"], "seen to", actor="a person") == 2
 
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
-        refund = (await self.town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).data
+        refund = (await self.harness.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).data
         sql = "UPDATE refund SET attention = 'look' WHERE refund_id = $1"
-        await self.town.gateway.db.execute(sql, refund["id"])
+        await self.harness.gateway.db.execute(sql, refund["id"])
         await self.resolve(refund["id"], "completed")
 
     async def resolve(self, refund_id: str, outcome: Literal["completed", "failed"]) -> None:
         """Resolve a refund as an operator."""
-        endings = self.town.gateway.services.get(RefundCompletion)
+        endings = self.harness.gateway.services.get(RefundCompletion)
         decided = Resolution(outcome=outcome, confirm=refund_id, note="seen on the portal")
         await endings.resolve("sandbox", refund_id, decided, "a person")
 
     async def delivered(self) -> None:
         """Webhooks are sent, replayed, and sent to an endpoint that changes."""
-        call, address = self.town.api.call, "/v1/merchant/webhook"
+        call, address = self.harness.api.call, "/v1/merchant/webhook"
         await self.paid()
         await self.replay()
         assert (await call("POST", f"{address}/rotate")).status == 200
         assert (await call("DELETE", address)).status == 200
         await self.paid()
-        assert (await call("PUT", address, {"webhook_url": self.town.receiver.url})).status == 200
+        assert (await call("PUT", address, {"webhook_url": self.harness.receiver.url})).status == 200
         await self.replay()
 
     async def replay(self, seconds: float = 3600) -> Any:
         """Replay the webhooks of the last ``seconds``."""
         since = rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))
-        return await self.town.api.call("POST", "/v1/webhooks/replay", {"since": since})
+        return await self.harness.api.call("POST", "/v1/webhooks/replay", {"since": since})
 
     async def forgotten(self) -> None:
         """Everything finished is old: payers are erased, and retention deletes rows."""
-        gateway = self.town.gateway
+        gateway = self.harness.gateway
         made = await self.paid()
-        await self.town.receiver.wait_for(1)
+        await self.harness.receiver.wait_for(1)
         for sql in OLD:
             await gateway.db.execute(sql)
         done = await self.erase(made["phone"])
@@ -243,7 +249,7 @@ class Paths:
 
     async def erase(self, *phones: str) -> ErasureReport:
         """Erase payers, three days from now: the time of a transaction's id cannot be changed."""
-        done, later = ErasureReport(), copy(self.town.gateway)
+        done, later = ErasureReport(), copy(self.harness.gateway)
         later.clock = SetClock(datetime.now(UTC) + timedelta(days=3))
         for phone in phones:
             done.add(await Privacy(later).erase(Msisdn(phone), actor="a person"))
@@ -251,8 +257,8 @@ class Paths:
 
     async def set_up(self) -> None:
         """A merchant gets keys, credentials and a webhook endpoint; statistics are counted."""
-        gateway = self.town.gateway
-        async with shop(gateway, self.town.base) as other:
+        gateway = self.harness.gateway
+        async with shop(gateway, self.harness.base) as other:
             assert (await other.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             assert (await other.pay("254711000009", 500, key="first")).status == 201
         keys = gateway.api_keys
@@ -262,7 +268,7 @@ class Paths:
 
     async def published_to_host(self) -> None:
         """A subscriber of the host receives events after commit."""
-        self.town.gateway.outbox.subscribe(Subscriber(Event, ignore))
+        self.harness.gateway.outbox.subscribe(Subscriber(Event, ignore))
         await self.paid()
 
     def all(self) -> Iterator[Any]:

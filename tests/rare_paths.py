@@ -33,15 +33,15 @@ class RarePaths(Paths):
 
     async def refused(self) -> None:
         """A callback from an unknown address is rejected, and an operator replays it."""
-        db, made = self.town.gateway.db, await self.pay()
-        assert (await self.town.api.call("POST", EARLY, stk_callback(made["provider_ref"]))).status == 403
+        db, made = self.harness.gateway.db, await self.pay()
+        assert (await self.harness.api.call("POST", EARLY, stk_callback(made["provider_ref"]))).status == 403
         refused = await db.fetchval("SELECT refused_id FROM refused_callback ORDER BY refused_id DESC LIMIT 1")
-        operators = self.town.gateway.services.get(CallbackOperatorService)
+        operators = self.harness.gateway.services.get(CallbackOperatorService)
         await operators.replay(refused, actor="a person", vouches=True)
 
     async def unnamed(self) -> None:
         """Callbacks and results without a token: their subject is known after Daraja's answer."""
-        call, daraja, services = self.town.api.call, self.daraja, self.town.gateway.services
+        call, daraja, services = self.harness.api.call, self.daraja, self.harness.gateway.services
         verifier: Any = services.get(CallbackVerifier)
         verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
         pushed = {"MerchantRequestID": "m", "CheckoutRequestID": "ws_CO_early", "ResponseCode": "0"}
@@ -60,37 +60,37 @@ class RarePaths(Paths):
         await self._early("reversal", refund, f"{EARLY}/reversal/result", answer)
         # Without a subject: it waits, and is dispatched again.
         assert (await call("POST", EARLY, stk_callback("ws_CO_nothing"))).status == 200
-        await self.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
+        await self.harness.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
         await services.get(CallbackDispatcher).sweep()
 
     async def _early(self, operation: str, work: Any, path: str, body: dict[str, Any]) -> None:
         go, before = self.daraja.hold(operation), len(self.daraja.requests_of(operation))
         under_way = asyncio.ensure_future(work)
         await self.daraja.wait_for_requests(operation, before + 1)
-        assert (await self.town.api.call("POST", path, body)).status == 200
+        assert (await self.harness.api.call("POST", path, body)).status == 200
         go.set()
         await under_way
 
     async def _receipt(self, payment: dict[str, Any]) -> Any:
         sql = "SELECT receipt FROM payment WHERE payment_id = $1"
-        return await self.town.gateway.db.fetchval(sql, payment["id"])
+        return await self.harness.gateway.db.fetchval(sql, payment["id"])
 
     async def query_refused(self) -> None:
         """Daraja rejects status queries, and the outcome of a reversal request is unknown."""
-        call, paid = self.town.api.call, await self.paid()
+        call, paid = self.harness.api.call, await self.paid()
         self.daraja.add_answers("transactionstatus", fault("500.003.02", "Spike arrest violation", 503))
         await call("POST", f"/v1/payments/mpesa/check-status/{paid['id']}")
         self.daraja.add_answers("reversal", (500, b"<html>"))
         await call("POST", "/v1/refunds", {"payment_id": paid["id"]}, headers={"Idempotency-Key": f"q{paid['id']}"})
         sql = "SELECT refund_id FROM refund WHERE payment_id = $1"
-        refund = await self.town.gateway.db.fetchval(sql, paid["id"])
+        refund = await self.harness.gateway.db.fetchval(sql, paid["id"])
         assert (await call("POST", f"/v1/refunds/{refund}/query")).status < 500
         await self.call_back("reversal", refund, result("R000001", says={}))
         await self.call_back("reversal-timeout", refund, result(1))
 
     async def abandoned(self) -> None:
         """The process of a create ended, and payments are expired one at a time."""
-        db, services = self.town.gateway.db, self.town.gateway.services
+        db, services = self.harness.gateway.db, self.harness.gateway.services
         made, late = await self.pay(), await self.pay()
         await db.execute(
             "UPDATE payment SET charge = 'ready', checkout_request_id = NULL, due_at = now(), "
@@ -107,11 +107,11 @@ class RarePaths(Paths):
     async def asked_about_lines(self) -> None:
         """A line matches two payments: a status query decides."""
         for phone in ("254711000001", "254799999001"):
-            await self.town.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
+            await self.harness.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
         self.daraja.add_answers("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
-        await self.town.api.call("POST", RUN, {})
+        await self.harness.api.call("POST", RUN, {})
         sql = "SELECT line_id FROM noted_line WHERE receipt = 'ASKED00001'"
-        line_id = await self.town.gateway.db.fetchval(sql)
+        line_id = await self.harness.gateway.db.fetchval(sql)
         says = {
             "ReceiptNo": "ASKED00001",
             "TransactionStatus": "Completed",
@@ -122,7 +122,7 @@ class RarePaths(Paths):
 
     async def delivery_failed(self) -> None:
         """Webhooks to a failing endpoint, then to a deleted one; one is replayed."""
-        db, call, receiver = self.town.gateway.db, self.town.api.call, self.town.receiver
+        db, call, receiver = self.harness.gateway.db, self.harness.api.call, self.harness.receiver
         receiver.status = 500
         await self.paid()
         failed = "SELECT delivery_id FROM delivery WHERE last_status = 500 ORDER BY delivery_id DESC LIMIT 1"
@@ -134,7 +134,7 @@ class RarePaths(Paths):
 
     async def woken(self) -> None:
         """An operator repeats the work of a subscriber."""
-        gateway = self.town.gateway
+        gateway = self.harness.gateway
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM event_task WHERE done_at IS NOT NULL"))
         row = await gateway.db.fetchrow("SELECT event_id, subscriber FROM event_task LIMIT 1")
         assert row is not None
@@ -142,20 +142,20 @@ class RarePaths(Paths):
 
     async def closed(self) -> None:
         """A merchant is deactivated."""
-        merchants = self.town.gateway.merchants
+        merchants = self.harness.gateway.merchants
         made = await merchants.create("Test shop", actor="a person")
         await merchants.deactivate(made.merchant_id, actor="a person")
 
     async def erased_everywhere(self) -> None:
         """Erase a payer whose number is in a step, a status query and a statement line."""
-        gateway, made = self.town.gateway, await self.paid()
+        gateway, made = self.harness.gateway, await self.paid()
         phone = made["phone"]
-        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
+        check = (await self.harness.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
         said = result(1, f"of {phone}", says={"TransactionStatus": "Failed"})
         await self.call_back("status", check["check_id"], said)
         receipt = await self._receipt(made)
         self.daraja.add_answers("pullquery", page(line(receipt, phone=phone[3:])))
-        await self.town.api.call("POST", RUN, {})
+        await self.harness.api.call("POST", RUN, {})
         await gateway.db.execute(STEP, made["id"], f"of {phone}")
         for sql in (*OLD, OLD_LINES):
             await gateway.db.execute(sql)

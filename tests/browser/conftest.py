@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD
-from tests.conftest import Town
+from tests.conftest import Harness
 
 DESK = (1280, 800)
 SLIM = (390, 844)
@@ -83,10 +83,10 @@ async def clipped(page: Page) -> list[str]:
 
 
 @pytest.fixture
-async def amina(town: Town) -> str:
+async def amina(harness: Harness) -> str:
     """Create an operator with every right; returns the URL of the operator pages."""
-    await town.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-    return f"{town.base}/ops"
+    await harness.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    return f"{harness.base}/ops"
 
 
 async def signs_in(page: Page, ops: str) -> None:

@@ -12,7 +12,7 @@ from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_simulator.exchange_log import ExchangeLog
 from tests.browser.conftest import DESK, SLIM, clipped, opened, overflows, signs_in, violations
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.house.tree import ROOT
 
 ASKS = "254700000020"
@@ -36,13 +36,13 @@ async def save_screenshot(page: Page, name: str) -> None:
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "plain"])
 async def test_phone_page_shows_the_prompt_and_the_pin_completes_it(
-    town: Town, amina: str, chromium: Browser, size: tuple[int, int], scripts: bool
+    harness: Harness, amina: str, chromium: Browser, size: tuple[int, int], scripts: bool
 ) -> None:
     page, wrong = await opened(chromium, size, scripts=scripts)
-    await page.goto(f"{town.base}/simulator")
+    await page.goto(f"{harness.base}/simulator")
     if not scripts:
         await page.click("noscript a[href*=watch]")
-    made: dict[str, Any] = (await town.api.pay(ASKS, 1250, key="order")).data
+    made: dict[str, Any] = (await harness.api.pay(ASKS, 1250, key="order")).data
     await expect(page.locator("#prompt")).to_contain_text("1,250.00", timeout=15_000)
     if scripts:
         await expect(page.locator("input[name=pin]")).to_be_focused()
@@ -50,7 +50,7 @@ async def test_phone_page_shows_the_prompt_and_the_pin_completes_it(
         await save_screenshot(page, f"simulator-prompt-{size[0]}")
     await page.locator("input[name=pin]").press_sequentially("1234")
     await page.keyboard.press("Enter")
-    payment = await town.api.settled(made["id"], "completed")
+    payment = await harness.api.settled(made["id"], "completed")
     await expect(page.locator("#screen")).to_contain_text(f"{payment['receipt']} Confirmed. Ksh1,250.00 sent to")
     await expect(page.locator("#screen")).to_contain_text("New M-PESA balance is Ksh23,750.00.")
     if scripts:
@@ -65,23 +65,23 @@ async def test_phone_page_shows_the_prompt_and_the_pin_completes_it(
     assert wrong == []
 
 
-async def test_phone_page_update_keeps_typed_input_and_the_log_position(town: Town, chromium: Browser) -> None:
+async def test_phone_page_update_keeps_typed_input_and_the_log_position(harness: Harness, chromium: Browser) -> None:
     page, wrong = await opened(chromium)
-    await page.goto(f"{town.base}/simulator")
-    await town.api.pay(ASKS, key="order")
+    await page.goto(f"{harness.base}/simulator")
+    await harness.api.pay(ASKS, key="order")
     await expect(page.locator("input[name=pin]")).to_be_focused()
     await page.keyboard.type("12")
     walk_in = {"phone": ASKS, "amount": 10, "shortcode": "174379", "reference": "counter"}
-    receipt = (await town.api.call("POST", "/simulator/control/ledger", walk_in)).data["receipt"]
+    receipt = (await harness.api.call("POST", "/simulator/control/ledger", walk_in)).data["receipt"]
     await expect(page.locator("#screen")).to_contain_text(receipt)
     await expect(page.locator("input[name=pin]")).to_be_focused()
     await expect(page.locator("input[name=pin]")).to_have_value("12")
     await expect(page.locator("input[name=balance]")).to_have_value("24990")
     lines = page.locator("#lines li")
-    shown = len(town.gateway.services.get(ExchangeLog).lines)
+    shown = len(harness.gateway.services.get(ExchangeLog).lines)
     await expect(lines).to_have_count(shown)
     await page.locator("#lines summary").first.click()
-    await town.api.pay("254700000001", key="another")
+    await harness.api.pay("254700000001", key="another")
     more = page.locator("#lines header button")
     # The push and its callback. A click between the two would show the first line, and a button for the second.
     await expect(more).to_have_text(re.compile(r"^2 new\b"))
@@ -94,33 +94,33 @@ async def test_phone_page_update_keeps_typed_input_and_the_log_position(town: To
     assert wrong == []
 
 
-async def test_phone_page_without_a_stream_polls(town: Town, chromium: Browser) -> None:
+async def test_phone_page_without_a_stream_polls(harness: Harness, chromium: Browser) -> None:
     page, _ = await opened(chromium)
     await page.route("**/simulator/changes", lambda route: route.abort())
-    await page.goto(f"{town.base}/simulator")
-    await town.api.pay(ASKS, key="order")
+    await page.goto(f"{harness.base}/simulator")
+    await harness.api.pay(ASKS, key="order")
     await expect(page.locator("#prompt")).to_be_visible(timeout=15_000)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
 async def test_main_pages_have_no_axe_violations(
-    town: Town, amina: str, chromium: Browser, size: tuple[int, int], dark: bool
+    harness: Harness, amina: str, chromium: Browser, size: tuple[int, int], dark: bool
 ) -> None:
-    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    paid = (await town.api.pay("254700000000", 500, key="paid")).data
-    await town.api.settled(paid["id"], "completed")
-    failed = (await town.api.pay("254700000001", 500, key="failed")).data
-    await town.api.settled(failed["id"], "failed")
-    await town.api.pay(ASKS, key="asked")
-    await town.gateway.services.get(PaymentStatsReader).count()
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    paid = (await harness.api.pay("254700000000", 500, key="paid")).data
+    await harness.api.settled(paid["id"], "completed")
+    failed = (await harness.api.pay("254700000001", 500, key="failed")).data
+    await harness.api.settled(failed["id"], "failed")
+    await harness.api.pay(ASKS, key="asked")
+    await harness.gateway.services.get(PaymentStatsReader).count()
     page, _ = await opened(chromium, size, dark=dark)
     await page.goto(f"{amina}/login")
     found = {"login": await violations(page)}
-    await page.goto(f"{town.base}/simulator")
+    await page.goto(f"{harness.base}/simulator")
     await page.locator("#lines summary").first.click()
     found["simulator, asked"] = await violations(page)
-    await page.goto(f"{town.base}/simulator?phone=254722000001")
+    await page.goto(f"{harness.base}/simulator?phone=254722000001")
     found["simulator"] = await violations(page)
     await signs_in(page, amina)
     links = await page.eval_on_selector_all("nav a[href]", "links => links.map(link => link.href)")
@@ -141,9 +141,9 @@ async def test_main_pages_have_no_axe_violations(
     assert not broken, "\n".join(sorted(broken))
 
 
-async def _with_data(town: Town) -> list[str]:
+async def _with_data(harness: Harness) -> list[str]:
     """Create one object of each kind on the operator pages; returns the pages that are not in the menu."""
-    api = town.api
+    api = harness.api
     assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
     paid = (await api.pay("254700000000", 60_392, key="paid", reference="INV-2026-001")).data
@@ -155,13 +155,13 @@ async def _with_data(town: Town) -> list[str]:
     walk_in = {"phone": "254799000111", "amount": 700, "shortcode": "174379", "reference": "WALKIN"}
     await api.call("POST", "/simulator/control/ledger", walk_in)
     run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data
-    line = await town.gateway.db.fetchval(
+    line = await harness.gateway.db.fetchval(
         "SELECT transaction_id FROM statement_note WHERE finding = 'not_found' LIMIT 1"
     )
-    await town.gateway.services.get(PaymentStatsReader).count()
+    await harness.gateway.services.get(PaymentStatsReader).count()
     event = (await api.call("GET", "/v1/events")).data[0]["id"]
-    delivery = await town.gateway.db.fetchval("SELECT delivery_id FROM delivery LIMIT 1")
-    endpoint = await town.gateway.db.fetchval("SELECT endpoint_id FROM webhook_endpoint LIMIT 1")
+    delivery = await harness.gateway.db.fetchval("SELECT delivery_id FROM delivery LIMIT 1")
+    endpoint = await harness.gateway.db.fetchval("SELECT endpoint_id FROM webhook_endpoint LIMIT 1")
     return [
         *(f"payments/{payment['id']}" for payment in (paid, failed)),
         f"payments/{paid['id']}/refund",
@@ -183,13 +183,13 @@ async def _look(page: Page, name: str, width: int) -> None:
         await page.screenshot(path=Path(LOOK or "", f"{name[:40]}-{width}-{scheme}.png"), full_page=True)
 
 
-async def test_pages_fit_the_width_of_the_screen(town: Town, amina: str, chromium: Browser) -> None:
-    pages = await _with_data(town)
+async def test_pages_fit_the_width_of_the_screen(harness: Harness, amina: str, chromium: Browser) -> None:
+    pages = await _with_data(harness)
     page, _ = await opened(chromium)
     await signs_in(page, amina)
     links = await page.eval_on_selector_all("nav a[href]", "links => links.map(link => link.href)")
     wide: list[str] = []
-    for link in dict.fromkeys([*links, *(f"{amina}/{each}" for each in pages), f"{town.base}/simulator"]):
+    for link in dict.fromkeys([*links, *(f"{amina}/{each}" for each in pages), f"{harness.base}/simulator"]):
         answer = await page.goto(link)
         assert answer is not None
         assert answer.status == 200, link

@@ -5,19 +5,19 @@ from playwright.async_api import Browser, expect
 from saq import Job, Status
 
 from tests.browser.conftest import DESK, SLIM, opened, overflows, signs_in, violations
-from tests.conftest import Town
+from tests.conftest import Harness
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
 async def test_queue_pages_are_framed_and_readable(
-    town: Town, amina: str, chromium: Browser, size: tuple[int, int], dark: bool
+    harness: Harness, amina: str, chromium: Browser, size: tuple[int, int], dark: bool
 ) -> None:
-    queue = town.gateway.jobs.queues["maintenance"]
+    queue = harness.gateway.jobs.queues["maintenance"]
     error = "Traceback (most recent call last):\n  File x, line 1, in run\n    a()\nRuntimeError: the endpoint is away"
     failed = Job("payments.sweep", key="payments.sweep:1", queue=queue)
     await queue.finish(failed, Status.FAILED, error=error)
-    await town.gateway.jobs.enqueue("payments.sweep", delay=3000)
+    await harness.gateway.jobs.enqueue("payments.sweep", delay=3000)
     page, wrong = await opened(chromium, size, dark=dark)
     await signs_in(page, amina)
     found: list[str] = []
@@ -38,7 +38,7 @@ async def test_queue_pages_are_framed_and_readable(
     assert found == []
     await page.get_by_role("button", name="Retry").click()
     await expect(page.locator("[data-queue] [data-tone]").first).to_have_text("complete")
-    assert (await town.gateway.audit.page(1, None, "job.retried", None)).rows[0].subject_id == failed.key
+    assert (await harness.gateway.audit.page(1, None, "job.retried", None)).rows[0].subject_id == failed.key
     await page.get_by_role("link", name="All queues").click()
     await expect(page.locator("h1")).to_have_text("Queues")
     assert wrong == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpesa_gateway.http.openapi import document_of
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.house.tree import ROOT
 from tests.interop import environments
 
@@ -25,9 +25,9 @@ HAS_JAVA, HAS_GO = shutil.which("java") is not None, shutil.which("go") is not N
 
 
 @pytest.fixture
-def folder(town: Town, tmp_path: Path) -> Path:
+def folder(harness: Harness, tmp_path: Path) -> Path:
     """Return an empty folder with the OpenAPI document."""
-    document = document_of(town.gateway.asgi.litestar)
+    document = document_of(harness.gateway.asgi.litestar)
     (tmp_path / "openapi.json").write_text(json.dumps(document), encoding="utf-8")
     return tmp_path
 
@@ -57,32 +57,32 @@ def path_with(*folders: Path | str) -> str:
     return ":".join([*map(str, folders), environments.own()["PATH"]])
 
 
-async def is_paid(town: Town, output: str) -> None:
+async def is_paid(harness: Harness, output: str) -> None:
     """Assert that the program printed a completed payment."""
     payment_id, status = output.split()[-2:]
     assert status == "pending"
-    assert (await town.api.settled(payment_id, "completed"))["amount"] == "500.00"
+    assert (await harness.api.settled(payment_id, "completed"))["amount"] == "500.00"
 
 
 if HAS_JAVA:
 
-    async def test_generated_python_client_makes_a_payment(town: Town, folder: Path) -> None:
+    async def test_generated_python_client_makes_a_payment(harness: Harness, folder: Path) -> None:
         tools = Path(environments.python("openapi-generator-cli")).parent
         # The environment contains the generator and the imports of its clients: no download.
         commands = [line for line in PYTHON_MADE.splitlines() if not line.startswith("pip install")]
         (folder / "pay.py").write_text(PYTHON, encoding="utf-8")
-        shop = {"GATEWAY": town.base, "KEY": str(town.api.key), "PATH": path_with(tools)}
+        shop = {"GATEWAY": harness.base, "KEY": str(harness.api.key), "PATH": path_with(tools)}
         await shell("\n".join(commands), folder, **shop)
-        await is_paid(town, await shell("PYTHONPATH=generated python pay.py", folder, **shop))
+        await is_paid(harness, await shell("PYTHONPATH=generated python pay.py", folder, **shop))
 
 
 if HAS_JAVA and HAS_GO:
 
-    async def test_generated_go_client_compiles_and_makes_a_payment(town: Town, folder: Path) -> None:
+    async def test_generated_go_client_compiles_and_makes_a_payment(harness: Harness, folder: Path) -> None:
         tools = Path(environments.python("openapi-generator-cli")).parent
         cache = environments.FOLDER / "go-cache"
-        shop = {"GATEWAY": town.base, "KEY": str(town.api.key), "PATH": path_with(tools), "GOFLAGS": "-mod=mod"}
+        shop = {"GATEWAY": harness.base, "KEY": str(harness.api.key), "PATH": path_with(tools), "GOFLAGS": "-mod=mod"}
         shop |= {"GOCACHE": str(cache), "GOPATH": str(folder / "go"), "GOPROXY": "off"}
         (folder / "pay.go").write_text(GO, encoding="utf-8")
         await shell(GO_MADE, folder, **shop)
-        await is_paid(town, await shell("go run pay.go", folder, **shop))
+        await is_paid(harness, await shell("go run pay.go", folder, **shop))

@@ -7,7 +7,7 @@ import pytest
 
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, shop
-from tests.conftest import Town
+from tests.conftest import Harness
 
 PAYS = "254711000001"
 
@@ -20,8 +20,8 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-async def test_audited_actions_record_actor_address_and_change(town: Town) -> None:
-    api, gateway = town.api, town.gateway
+async def test_audited_actions_record_actor_address_and_change(harness: Harness) -> None:
+    api, gateway = harness.api, harness.gateway
     me = (await api.call("GET", "/v1/merchant/me")).data
     merchant_id, key_id = me["id"], me["key"]["id"]
 
@@ -41,13 +41,13 @@ async def test_audited_actions_record_actor_address_and_change(town: Town) -> No
     await api.call("POST", "/v1/webhooks/replay", {"since": payment["created_at"]})
     url = await gateway.db.fetchval("SELECT callback_url FROM sim_push")
     signed = {"X-Mpesa-Signature": "Zm9yZ2Vk"}
-    await api.call("POST", url.removeprefix(town.base), {"Body": {}}, headers=signed)
-    async with shop(gateway, town.base, scopes=(ADMIN, AUDIT_READ), is_configured=False) as admin:
+    await api.call("POST", url.removeprefix(harness.base), {"Body": {}}, headers=signed)
+    async with shop(gateway, harness.base, scopes=(ADMIN, AUDIT_READ), is_configured=False) as admin:
         admin_key = (await gateway.api_keys.list(await _merchant_of(gateway, admin)))[0].key_id
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data["merchant_id"]
         path = f"/v1/admin/merchants/{merchant}"
         made = (await admin.call("POST", f"{path}/keys", {"name": "till", "scopes": ["payments:read"]})).data
-        weak = Api(town.base, made["api_key"])
+        weak = Api(harness.base, made["api_key"])
         await weak.pay(PAYS, 5, key="no")
         made_id = made["key"]["key_id"]
         await admin.call("POST", f"{path}/keys/{made_id}/revoke", {"confirm": made_id})
@@ -127,8 +127,8 @@ async def _merchant_of(gateway: Any, api: Api) -> str:
     return merchant_id
 
 
-async def test_audit_log_without_the_scope_is_rejected(town: Town) -> None:
-    scopes = tuple(scope for scope in town.gateway.scopes.of_merchants if scope is not AUDIT_READ)
-    async with shop(town.gateway, town.base, scopes=scopes, is_configured=False) as api:
+async def test_audit_log_without_the_scope_is_rejected(harness: Harness) -> None:
+    scopes = tuple(scope for scope in harness.gateway.scopes.of_merchants if scope is not AUDIT_READ)
+    async with shop(harness.gateway, harness.base, scopes=scopes, is_configured=False) as api:
         answer = await api.call("GET", "/v1/audit/logs")
         assert (answer.status, answer.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")

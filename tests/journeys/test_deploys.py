@@ -18,7 +18,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, eventually, shop
 from mpesa_gateway_payments.api import PaymentRequest, Payments
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.journeys.site import Site, books, running_site, until_up
 
 pytestmark = pytest.mark.as_owner
@@ -271,9 +271,9 @@ async def apply(gateway: Gateway, statements: list[str]) -> None:
     assert await migrate(gateway.db, [*earlier, *added]) == added
 
 
-async def call_everything(town: Town, day: str) -> None:
+async def call_everything(harness: Harness, day: str) -> None:
     """Call a bit of every merchant operation."""
-    api = town.api
+    api = harness.api
     paid = (await api.pay("254711000001", 500, key=f"paid-{day}", metadata={"order": "7"})).data
     failed = (await api.pay("254700000001", 5, key=f"failed-{day}")).data
     await api.settled(paid["id"], "completed")
@@ -287,7 +287,7 @@ async def call_everything(town: Town, day: str) -> None:
     assert (await api.call("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed"
     silent = (await api.pay("254700000007", 9, key=f"silent-{day}")).data
     paying = "SELECT count(*) FROM sim_transaction WHERE reference = $1"
-    await eventually(lambda: town.gateway.db.fetchval(paying, silent["reference"]))
+    await eventually(lambda: harness.gateway.db.fetchval(paying, silent["reference"]))
     assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["status"] == "completed"
     await api.settled(silent["id"], "completed")
     assert (await api.call("POST", f"/v1/payments/mpesa/check-status/{paid['id']}")).status == 200
@@ -307,31 +307,33 @@ async def call_everything(town: Town, day: str) -> None:
     assert (await api.call("POST", f"/v1/webhooks/logs/{delivery['id']}/replay")).data["status"] == "pending"
 
 
-async def status_of_ready(town: Town) -> tuple[int, dict[str, Any]]:
+async def status_of_ready(harness: Harness) -> tuple[int, dict[str, Any]]:
     """Return the status of /health/ready and its part about migrations."""
-    answer = await town.api.call("GET", "/health/ready")
+    answer = await harness.api.call("GET", "/health/ready")
     return answer.status, answer.body["data"]["parts"]["migrations"]
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_release_on_a_schema_with_additions_serves_and_restarts(town: Town) -> None:
-    assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
-    await call_everything(town, "before")
-    await add_what_a_release_may_add(town.gateway)
-    assert await status_of_ready(town) == (200, {"ok": True})
-    await call_everything(town, "meanwhile")
+async def test_release_on_a_schema_with_additions_serves_and_restarts(harness: Harness) -> None:
+    assert (await harness.api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+    await call_everything(harness, "before")
+    await add_what_a_release_may_add(harness.gateway)
+    assert await status_of_ready(harness) == (200, {"ok": True})
+    await call_everything(harness, "meanwhile")
     # A process of the old release that crashes now is restarted.
-    await town.gateway.stop()
-    await town.gateway.start()
-    await call_everything(town, "afterwards")
-    assert await town.gateway.db.fetchval("SELECT bool_and(NOT next_flag AND next_word IS NULL) FROM payment")
+    await harness.gateway.stop()
+    await harness.gateway.start()
+    await call_everything(harness, "afterwards")
+    assert await harness.gateway.db.fetchval("SELECT bool_and(NOT next_flag AND next_word IS NULL) FROM payment")
 
 
-async def test_release_on_a_schema_with_removals_is_not_ready(town: Town) -> None:
-    await apply(town.gateway, ["-- contract: nobody reads it any more\nALTER TABLE payment DROP COLUMN received_phone"])
-    status, migrations = await status_of_ready(town)
+async def test_release_on_a_schema_with_removals_is_not_ready(harness: Harness) -> None:
+    await apply(
+        harness.gateway, ["-- contract: nobody reads it any more\nALTER TABLE payment DROP COLUMN received_phone"]
+    )
+    status, migrations = await status_of_ready(harness)
     assert (status, migrations["ok"]) == (503, False)
     assert "took away what it needs): run the newer release" in migrations["detail"]
-    await town.gateway.stop()
+    await harness.gateway.stop()
     with pytest.raises(MigrationError, match="ahead of this release"):
-        await town.gateway.start()
+        await harness.gateway.start()

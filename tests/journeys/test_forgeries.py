@@ -9,7 +9,7 @@ from mpesa_gateway.security.scopes import ADMIN, Env
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja, result, stk_callback
 
 RECEIPT = "TKN4A1B2C3"
@@ -36,23 +36,23 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 class Victim:
     """A merchant with a pending payment, a completed one, a status query and a refund: the targets of a forger."""
 
-    def __init__(self, town: Town) -> None:
-        self.town = town
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
         self.pending: Any = None
         self.paid: Any = None
         self.check: Any = None
         self.refund: Any = None
 
     @classmethod
-    async def of(cls, town: Town, receipt: str = RECEIPT) -> "Victim":
-        victim = cls(town)
-        assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-        victim.pending = (await town.api.pay("254711000001", 500, key="pending")).data
-        victim.paid = (await town.api.pay("254711000002", 60, key="paid")).data
+    async def of(cls, harness: Harness, receipt: str = RECEIPT) -> "Victim":
+        victim = cls(harness)
+        assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        victim.pending = (await harness.api.pay("254711000001", 500, key="pending")).data
+        victim.paid = (await harness.api.pay("254711000002", 60, key="paid")).data
         body = stk_callback(victim.paid["provider_ref"], amount=60, receipt=receipt)
         assert (await victim.post("stk", body)).status == 200
-        victim.check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{victim.pending['id']}")).data
-        victim.refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": victim.paid["id"]})).data
+        victim.check = (await harness.api.call("POST", f"/v1/payments/mpesa/check-status/{victim.pending['id']}")).data
+        victim.refund = (await harness.api.call("POST", "/v1/refunds", {"payment_id": victim.paid["id"]})).data
         return victim
 
     def subject(self, kind: str) -> str:
@@ -66,10 +66,10 @@ class Victim:
 
     def path(self, kind: str, env: Env = "sandbox", subject_id: str | None = None) -> str:
         """Return the path that Daraja posts to."""
-        url = self.town.gateway.services.get(Callbacks).url_for(
+        url = self.harness.gateway.services.get(Callbacks).url_for(
             kind, env=env, merchant_id=self.paid["merchant_id"], subject_id=subject_id or self.subject(kind)
         )
-        return url.removeprefix(self.town.base)
+        return url.removeprefix(self.harness.base)
 
     def forged_body(self, kind: str, receipt: str = "FORGED0001") -> dict[str, Any]:
         """Return a forged body."""
@@ -82,11 +82,11 @@ class Victim:
         return result(1)
 
     async def post(self, kind: str, body: Any, path: str | None = None, **headers: str) -> Any:
-        return await self.town.api.call("POST", path or self.path(kind), body, headers=headers)
+        return await self.harness.api.call("POST", path or self.path(kind), body, headers=headers)
 
     async def state(self) -> dict[str, Any]:
         """Return everything that a forged callback could change."""
-        db = self.town.gateway.db
+        db = self.harness.gateway.db
         return {
             table: [dict(row) for row in await db.fetch(f"SELECT * FROM {table} ORDER BY 1")]  # noqa: S608
             for table in ("payment", "payment_step", "status_check", "refund", "event", "callback")
@@ -102,11 +102,11 @@ def broken(path: str) -> str:
 
 
 async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Above this rate forgeries are counted and not stored.
     monkeypatch.setattr("mpesa_gateway_callbacks.refusals._STORED_A_SECOND", 1000)
-    victim = await Victim.of(town)
+    victim = await Victim.of(harness)
     before = await victim.state()
     expected: list[tuple[str, str]] = []
     for kind in KINDS:
@@ -131,24 +131,24 @@ async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
                 expected.append((kind, reason))
         if not kind.endswith("-timeout"):
             # Any body at a timeout address is a timeout.
-            answer = await town.api.call("POST", path, raw=b"not a callback at all")
+            answer = await harness.api.call("POST", path, raw=b"not a callback at all")
             assert answer.status == 422
             expected.append((kind, "shape"))
     assert await victim.state() == before
-    async with shop(town.gateway, town.base, scopes=(ADMIN,), is_configured=False) as operator:
+    async with shop(harness.gateway, harness.base, scopes=(ADMIN,), is_configured=False) as operator:
         shown = (await operator.call("GET", "/v1/admin/callbacks/refused?limit=100")).data
         assert [(one["kind"], one["reason"]) for one in reversed(shown)] == expected
         assert {one["source"] for one in shown} == {"127.0.0.1"}
         assert any("FORGED0001" in one["body"] for one in shown)
         own = {one["merchant_id"] for one in shown if one["reason"] in {"signature", "shape"}}
         assert own == {victim.paid["merchant_id"]}
-        assert (await town.api.call("GET", "/v1/admin/callbacks/refused")).status == 403
+        assert (await harness.api.call("GET", "/v1/admin/callbacks/refused")).status == 403
 
 
-async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(town: Town) -> None:
-    victim = await Victim.of(town)
+async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(harness: Harness) -> None:
+    victim = await Victim.of(harness)
     assert (await victim.post("stk", victim.forged_body("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
-    (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
+    (entry,) = (await harness.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     assert entry["detail"] == {
         "env": "sandbox",
         "kind": "stk",
@@ -156,12 +156,12 @@ async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(town: 
         "refused_id": entry["detail"]["refused_id"],
     }
     assert entry["subject_id"] == victim.pending["id"]
-    async with shop(town.gateway, town.base) as other:
+    async with shop(harness.gateway, harness.base) as other:
         assert (await other.call("GET", "/v1/audit/logs?action=callback.refused")).data == []
 
 
-async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(town: Town) -> None:
-    victim = await Victim.of(town)
+async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(harness: Harness) -> None:
+    victim = await Victim.of(harness)
     for kind in ("stk", "status", "reversal"):
         forged_body = victim.forged_body(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
         if kind == "status":
@@ -179,10 +179,10 @@ async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(town: 
         for row in after["callback"]:
             row.pop("repeats", None)
         assert after == before
-    repeated = (await town.api.call("GET", "/v1/audit/logs?action=callback.repeated&limit=100")).data
+    repeated = (await harness.api.call("GET", "/v1/audit/logs?action=callback.repeated&limit=100")).data
     # One entry of each kind per interval; the callbacks themselves count the repetitions.
     assert [entry["detail"]["kind"] for entry in repeated] == ["reversal", "status", "stk"]
-    kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(3)]
+    kinds = [one.headers["x-event-type"] for one in await harness.receiver.wait_for(3)]
     assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
 
 
@@ -191,10 +191,10 @@ def every_address_allowed(_: CallbackVerifier, __: str) -> None:
 
 
 async def test_callback_at_address_of_the_other_env_changes_nothing(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No supported path creates such an address: this is the last check if one did."""
-    victim = await Victim.of(town)
+    victim = await Victim.of(harness)
     monkeypatch.setattr(CallbackVerifier, "_check_listed", every_address_allowed)
     before = await victim.state()
     for kind in KINDS:
@@ -207,16 +207,16 @@ async def test_callback_at_address_of_the_other_env_changes_nothing(
     }
 
 
-async def test_callback_at_address_of_another_merchant_changes_nothing(town: Town, daraja: Daraja) -> None:
-    victim = await Victim.of(town)
-    async with shop(town.gateway, town.base) as api:
-        forger = await Victim.of(Town(town.gateway, town.base, api, town.receiver), receipt="OTHER00001")
+async def test_callback_at_address_of_another_merchant_changes_nothing(harness: Harness, daraja: Daraja) -> None:
+    victim = await Victim.of(harness)
+    async with shop(harness.gateway, harness.base) as api:
+        forger = await Victim.of(Harness(harness.gateway, harness.base, api, harness.receiver), receipt="OTHER00001")
         before = await victim.state()
         for kind in ("stk", "status", "reversal"):
             # Their own address, with a body about our request.
             forged_body = victim.forged_body(kind)
             if kind != "stk":
-                handle = await town.gateway.db.fetchval(
+                handle = await harness.gateway.db.fetchval(
                     "SELECT originator_conversation_id FROM refund WHERE refund_id = $1", victim.refund["id"]
                 )
                 forged_body["Result"]["OriginatorConversationID"] = handle
@@ -228,10 +228,10 @@ async def test_callback_at_address_of_another_merchant_changes_nothing(town: Tow
             if strange != forger.path(kind):
                 assert (await forger.post(kind, victim.forged_body(kind), strange)).status == 404
             # A token for their merchant and our request, which no supported path issues.
-            url = town.gateway.services.get(Callbacks).url_for(
+            url = harness.gateway.services.get(Callbacks).url_for(
                 kind, env="sandbox", merchant_id=forger.paid["merchant_id"], subject_id=mine
             )
-            answer = await api.call("POST", url.removeprefix(town.base), victim.forged_body(kind))
+            answer = await api.call("POST", url.removeprefix(harness.base), victim.forged_body(kind))
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
         assert await victim.state() == before
     assert len(daraja.requests_of("reversal")) == 2

@@ -19,7 +19,7 @@ from mpesa_gateway.db.star_expansion import StarExpansion
 from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_payments import tables, transition_sql
 from tests.collisions import PLAYED, Collisions
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja
 from tests.house.tree import ROOT, parsed, shipped_modules
 from tests.locks import RANKS, TURN, Recorder, count_deadlocks, lockings, tables_of, unsorted_changes
@@ -90,10 +90,10 @@ def of_tests() -> bool:
 
 
 @pytest.fixture
-async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
+async def recorder(harness: Harness, of_tests: bool) -> AsyncGenerator[Recorder]:
     """Record the locks of each transaction from now on."""
     found = Recorder(of_tests=of_tests)
-    async with as_owner(town.gateway) as owner:
+    async with as_owner(harness.gateway) as owner:
         await found.install(owner)
     with pytest.MonkeyPatch.context() as patch:
         found.follow(patch)
@@ -101,13 +101,13 @@ async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_code_paths_lock_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
-    for path in RarePaths(town, daraja).all():
+async def test_code_paths_lock_in_the_order_of_the_tables(harness: Harness, daraja: Daraja, recorder: Recorder) -> None:
+    for path in RarePaths(harness, daraja).all():
         await path
     assert list(recorder.wrong) == []
     # Only recorded paths can prove an order.
     assert RANKS.keys() & {TURN, *recorder.catalogue.primary} == recorder.seen
-    assert set(unplayed(recorder, town.gateway.db.columns)) - UNPLAYED.keys() == set()
+    assert set(unplayed(recorder, harness.gateway.db.columns)) - UNPLAYED.keys() == set()
     assert {name for name in recorder.unranked if not name.startswith("sim_")} == PLAIN.keys()
 
 
@@ -206,9 +206,9 @@ KEY = "UPDATE idempotency_key SET leased_until = now() WHERE key = (SELECT min(k
     ],
 )
 async def test_lock_out_of_order_is_found(
-    town: Town, daraja: Daraja, recorder: Recorder, statements: list[str], found: list[str]
+    harness: Harness, daraja: Daraja, recorder: Recorder, statements: list[str], found: list[str]
 ) -> None:
-    paths, db = Paths(town, daraja), town.gateway.db
+    paths, db = Paths(harness, daraja), harness.gateway.db
     first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
     # Now after the other one in the order of the tables.
     await db.execute(f"{MARK} WHERE payment_id = $1", first)
@@ -225,14 +225,14 @@ async def test_lock_out_of_order_is_found(
 
 
 @pytest.mark.parametrize("of_tests", [True])
-async def test_unordered_insert_is_found(town: Town, recorder: Recorder) -> None:
+async def test_unordered_insert_is_found(harness: Harness, recorder: Recorder) -> None:
     sql = """
     INSERT INTO outgoing_receipt (env, receipt, noted_at)
     SELECT 'sandbox', t.receipt, now() FROM unnest($1::text[]) AS t(receipt)
     """
-    await town.gateway.db.execute(sql, ["OUT0000001", "OUT0000002"])
+    await harness.gateway.db.execute(sql, ["OUT0000001", "OUT0000002"])
     assert list(recorder.wrong) == []
-    await town.gateway.db.execute(sql, ["OUT0000004", "OUT0000003"])
+    await harness.gateway.db.execute(sql, ["OUT0000004", "OUT0000003"])
     assert [one.partition(":")[0] for one in recorder.wrong] == ["rows of outgoing_receipt are inserted in no order"]
 
 
@@ -276,7 +276,7 @@ async def deadlocks_of(database_url: str) -> int:
 )
 @pytest.mark.usefixtures("quick_to_see", "initiated")
 async def test_code_paths_run_concurrently_cause_no_deadlock(
-    town: Town,
+    harness: Harness,
     daraja: Daraja,
     database_url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -285,9 +285,9 @@ async def test_code_paths_run_concurrently_cause_no_deadlock(
     rounds: int,
 ) -> None:
     found = count_deadlocks(monkeypatch, dawdle=0.004)
-    collisions = Collisions(Paths(town, daraja), seed=seed)
+    collisions = Collisions(Paths(harness, daraja), seed=seed)
     await collisions.play(rounds)
-    assert await town.gateway.db.fetchval("SHOW deadlock_timeout") == "20ms"
+    assert await harness.gateway.db.fetchval("SHOW deadlock_timeout") == "20ms"
     counted = await deadlocks_of(database_url)
     record_property(PLAYED, {"rounds": rounds, "deadlocks": counted, "paths": dict(collisions.played)})
     assert found == []
@@ -297,10 +297,10 @@ async def test_code_paths_run_concurrently_cause_no_deadlock(
 
 @pytest.mark.usefixtures("quick_to_see")
 async def test_deadlock_is_counted(
-    town: Town, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = count_deadlocks(monkeypatch)
-    paths, db, both = Paths(town, daraja), town.gateway.db, asyncio.Barrier(2)
+    paths, db, both = Paths(harness, daraja), harness.gateway.db, asyncio.Barrier(2)
     first, second = [(await paths.pay())["id"] for _ in range(2)]
 
     async def lock(*payments: str) -> None:
@@ -322,15 +322,15 @@ CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION
 """Two statements that each update two payments overlap."""
 
 
-async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(town: Town, daraja: Daraja) -> None:
+async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(harness: Harness, daraja: Daraja) -> None:
     """The batches have different payments: only the receipts, which are unique, make one wait for the other."""
-    paths, db = Paths(town, daraja), town.gateway.db
+    paths, db = Paths(harness, daraja), harness.gateway.db
     ids = [(await paths.pay())["id"] for _ in range(4)]
-    async with as_owner(town.gateway) as owner:
+    async with as_owner(harness.gateway) as owner:
         await owner.execute(SLOWLY)
 
     async def end(payments: list[str], receipts: list[str]) -> None:
-        now = town.gateway.clock.now()
+        now = harness.gateway.clock.now()
         async with db.transaction():
             rows = {row["payment_id"]: dict(row) for row in await db.fetch(tables.READ, payments)}
             paid = {"status": "completed", "completed_at": now, "completed_by": "callback", "due_at": None}

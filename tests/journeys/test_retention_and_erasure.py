@@ -24,7 +24,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_ga
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_transactions.api import ReportedTransaction, Transactions
 from mpesa_gateway_webhooks import tables as webhook_tables
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import stk_callback
 from tests.identifiers import identifier
 from tests.ledger import broken_invariants
@@ -52,7 +52,7 @@ def confirm() -> str:
 
 
 @pytest.fixture
-async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
+async def harness(values: dict[str, Any], confirm: str) -> AsyncGenerator[Harness]:
     """A running gateway with the simulator and a clock set by the test."""
     values["simulator"] = {"callback_delay": 0}
     values["payments"] = {"confirm": confirm}
@@ -63,12 +63,12 @@ async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
     ):
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
-        yield Town(gateway, base, api, receiver)
+        yield Harness(gateway, base, api, receiver)
 
 
-def advance_clock(town: Town, by: timedelta) -> None:
+def advance_clock(harness: Harness, by: timedelta) -> None:
     """Advance the clock."""
-    cast(SetClock, town.gateway.clock).advance(by)
+    cast(SetClock, harness.gateway.clock).advance(by)
 
 
 async def completed_payment(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
@@ -76,23 +76,23 @@ async def completed_payment(api: Api, phone: str, key: str, **more: Any) -> dict
     return await api.settled((await api.pay(phone, 500, key=key, **more)).data["id"], "completed")
 
 
-async def wait_for_deliveries(town: Town) -> None:
+async def wait_for_deliveries(harness: Harness) -> None:
     """Wait until all webhooks are delivered."""
 
     async def are_delivered() -> bool:
-        return not await town.gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'pending')")
+        return not await harness.gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'pending')")
 
     await eventually(are_delivered)
 
 
-async def erase(town: Town, **options: Any) -> ErasureReport:
+async def erase(harness: Harness, **options: Any) -> ErasureReport:
     """Run the erasure as the command does."""
-    return await Privacy(town.gateway).erase(PAYER, actor="test", **options)
+    return await Privacy(harness.gateway).erase(PAYER, actor="test", **options)
 
 
-async def rows_with_number(town: Town, *, but: str = "") -> list[str]:
+async def rows_with_number(harness: Harness, *, but: str = "") -> list[str]:
     """Return the rows that contain the number, or Daraja's masked form of it."""
-    db, found = town.gateway.db, list[str]()
+    db, found = harness.gateway.db, list[str]()
     others = str(UUID(bytes=uuid_of(but)))
     tables = await db.fetch(TABLES)
     for name in (row["relname"] for row in tables if not row["relname"].startswith("sim_")):
@@ -101,37 +101,37 @@ async def rows_with_number(town: Town, *, but: str = "") -> list[str]:
     return found
 
 
-async def payment_with_every_row(town: Town) -> dict[str, Any]:
+async def payment_with_every_row(harness: Harness) -> dict[str, Any]:
     """Return a payment with queries, a statement line and a partial refund, and the number in every free field."""
     payment = await completed_payment(
-        town.api,
+        harness.api,
         PAYER,
         "order 1",
         reference="0711000001",
         description="711000001",
         metadata={"phone": "+254711000001", "note": "Call 0711000001 after five", "other": OTHER},
     )
-    query = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+    query = (await harness.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
     body = {"payment_id": payment["id"], "amount": 100, "reason": "Back to 0711000001"}
-    refund = (await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "back"})).data
-    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 1
+    refund = (await harness.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "back"})).data
+    assert (await harness.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 1
 
     async def is_done() -> bool:
-        check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
-        found = (await town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
+        check = (await harness.api.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
+        found = (await harness.api.call("GET", f"/v1/refunds/{refund['id']}")).data
         return (check["state"], found["status"]) == ("answered", "completed")
 
     await eventually(is_done)
-    await wait_for_deliveries(town)
+    await wait_for_deliveries(harness)
     # The merchant's answer to the webhook.
-    await town.gateway.db.execute("UPDATE delivery SET answer = 'thanks, 254711000001' WHERE ms IS NOT NULL")
-    found: dict[str, Any] = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    await harness.gateway.db.execute("UPDATE delivery SET answer = 'thanks, 254711000001' WHERE ms IS NOT NULL")
+    found: dict[str, Any] = (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found
 
 
-async def set_checkout_id(town: Town, payment: dict[str, Any]) -> str:
+async def set_checkout_id(harness: Harness, payment: dict[str, Any]) -> str:
     """Set a checkout id that ends in the payer's number, as Daraja's do, and a callback address with it."""
-    name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
+    name, db = f"ws_CO_24112026110000123{PAYER[3:]}", harness.gateway.db
     for change in (
         "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
         "UPDATE payment SET checkout_request_id = $2 WHERE checkout_request_id = $1",
@@ -142,10 +142,10 @@ async def set_checkout_id(town: Town, payment: dict[str, Any]) -> str:
     return name
 
 
-async def receive_unmatched(town: Town, days: int) -> None:
+async def receive_unmatched(harness: Harness, days: int) -> None:
     """Store an unmatched callback of this many days ago that names the payer."""
-    at = town.gateway.clock.now() - timedelta(days=days)
-    await town.gateway.db.execute(
+    at = harness.gateway.clock.now() - timedelta(days=days)
+    await harness.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
         "body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, 'ws_CO_0', "
         "'0', $3, 'unmatched')",
@@ -155,87 +155,87 @@ async def receive_unmatched(town: Town, days: int) -> None:
     )
 
 
-async def failed_payment(town: Town, key: str) -> dict[str, Any]:
+async def failed_payment(harness: Harness, key: str) -> dict[str, Any]:
     """Return a payment failed by a result "no answer" while its prompt is still open."""
-    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
-    payment = (await town.api.pay(PAYER, 500, key=key)).data
-    await town.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
+    await harness.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
+    payment = (await harness.api.pay(PAYER, 500, key=key)).data
+    await harness.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
     body = stk_callback(payment["provider_ref"], 1037)
-    assert (await town.api.call("POST", await address(town, payment), body)).status == 200
-    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
-    return await town.api.settled(payment["id"], "failed")
+    assert (await harness.api.call("POST", await address(harness, payment), body)).status == 200
+    await harness.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
+    return await harness.api.settled(payment["id"], "failed")
 
 
-async def address(town: Town, payment: dict[str, Any]) -> str:
+async def address(harness: Harness, payment: dict[str, Any]) -> str:
     """Return the address that Daraja posts a payment's callback to."""
-    callbacks = town.gateway.services.get(Callbacks)
+    callbacks = harness.gateway.services.get(Callbacks)
     url = callbacks.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
-    return url.removeprefix(town.base)
+    return url.removeprefix(harness.base)
 
 
-async def post_rejected_callbacks(town: Town, payment: dict[str, Any]) -> None:
+async def post_rejected_callbacks(harness: Harness, payment: dict[str, Any]) -> None:
     """Post two rejected callbacks: one to an unknown address, one to a payment's own without a usable body."""
-    address: str = await town.gateway.db.fetchval(
+    address: str = await harness.gateway.db.fetchval(
         "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", payment["provider_ref"]
     )
     body = {"Body": {"PhoneNumber": int(PAYER)}}
-    assert (await town.api.call("POST", "/v1/cb/stk/nobody", body)).status == 404
-    assert (await town.api.call("POST", address.removeprefix(town.base), body)).status == 422
+    assert (await harness.api.call("POST", "/v1/cb/stk/nobody", body)).status == 404
+    assert (await harness.api.call("POST", address.removeprefix(harness.base), body)).status == 422
 
 
-async def count_rows(town: Town) -> dict[str, int]:
+async def count_rows(harness: Harness) -> dict[str, int]:
     """Return the number of rows in each table."""
-    tables = await town.gateway.db.fetch(TABLES)
+    tables = await harness.gateway.db.fetch(TABLES)
     return {
-        row["relname"]: await town.gateway.db.fetchval(f"SELECT count(*) FROM {row['relname']}")  # noqa: S608
+        row["relname"]: await harness.gateway.db.fetchval(f"SELECT count(*) FROM {row['relname']}")  # noqa: S608
         for row in tables
         if not row["relname"].startswith("sim_")
     }
 
 
-async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: Town) -> None:
-    db = town.gateway.db
-    payment = await payment_with_every_row(town)
+async def test_retention_after_ten_years_keeps_only_the_record_of_money(harness: Harness) -> None:
+    db = harness.gateway.db
+    payment = await payment_with_every_row(harness)
     # A second attempt is stored in a row of its own, and so is the first one then.
     delivery_id = await db.fetchval("SELECT delivery_id FROM delivery ORDER BY delivery_id LIMIT 1")
-    assert (await town.api.call("POST", f"/v1/webhooks/logs/{delivery_id}/replay")).data["status"] == "pending"
-    await wait_for_deliveries(town)
-    await post_rejected_callbacks(town, payment)
-    await town.api.call("PATCH", "/simulator/control/habits", {"pullquery": "partial_msisdn"})
-    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
+    assert (await harness.api.call("POST", f"/v1/webhooks/logs/{delivery_id}/replay")).data["status"] == "pending"
+    await wait_for_deliveries(harness)
+    await post_rejected_callbacks(harness, payment)
+    await harness.api.call("PATCH", "/simulator/control/habits", {"pullquery": "partial_msisdn"})
+    await harness.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
     for phone in ("254711000018", "254711999018"):
-        await town.api.pay(phone, 60, key=phone, reference="table 4")
+        await harness.api.pay(phone, 60, key=phone, reference="table 4")
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
-    await town.api.call("POST", "/simulator/control/ledger", money)
+    await harness.api.call("POST", "/simulator/control/ledger", money)
     # Unmatched money: its note is deleted, the transaction stays.
-    await town.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
-    await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
-    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
-    before = await count_rows(town)
+    await harness.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
+    await harness.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
+    assert (await harness.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
+    before = await count_rows(harness)
     assert min(before[name] for name in GOES) > 0
 
     # The two unanswered prompts stay pending.
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
-    assert not any((await Retention(town.gateway).delete_expired()).values())
-    now = await count_rows(town)
+    assert not any((await Retention(harness.gateway).delete_expired()).values())
+    now = await count_rows(harness)
     assert [name for name in before if now[name] < before[name]] == []
-    advance_clock(town, timedelta(days=3653))
-    async with as_owner(town.gateway) as owner:
+    advance_clock(harness, timedelta(days=3653))
+    async with as_owner(harness.gateway) as owner:
         # The audit log expires by Postgres' clock, which the test does not move.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE audit_entry SET recorded_at = recorded_at - interval '3653 days'")
-    await Retention(town.gateway).delete_expired()
-    after = await count_rows(town)
-    assert set(await broken_invariants(town.gateway)) <= {"payments.nothing_overdue"}
+    await Retention(harness.gateway).delete_expired()
+    after = await count_rows(harness)
+    assert set(await broken_invariants(harness.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
     assert await db.fetchval("SELECT count(answer) FROM delivery") == 0
     assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_note": 1, "audit_entry": 1}
-    assert await town.gateway.audit.verify() == 1
+    assert await harness.gateway.audit.verify() == 1
     assert await db.fetchval("SELECT finding FROM statement_note") == "ambiguous"
 
     # The keys are deleted, and a repeated request still makes no second payment.
-    again = await town.api.pay(
+    again = await harness.api.pay(
         PAYER,
         500,
         key="order 1",
@@ -244,15 +244,15 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
         metadata={"phone": "+254711000001", "note": "Call 0711000001 after five", "other": OTHER},
     )
     assert (again.status, again.data["id"], again.headers["Idempotent-Replayed"]) == (200, payment["id"], "true")
-    other = await town.api.pay(OTHER, 500, key="order 1")
+    other = await harness.api.pay(OTHER, 500, key="order 1")
     assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
     body = {"payment_id": payment["id"], "amount": 100, "reason": "Back to 0711000001"}
     headers = {"Idempotency-Key": "back"}
-    refund = await town.api.call("POST", "/v1/refunds", body, headers=headers)
+    refund = await harness.api.call("POST", "/v1/refunds", body, headers=headers)
     assert (refund.status, refund.headers["Idempotent-Replayed"]) == (200, "true")
-    refused = await town.api.call("POST", "/v1/refunds", body | {"amount": 50}, headers=headers)
+    refused = await harness.api.call("POST", "/v1/refunds", body | {"amount": 50}, headers=headers)
     assert (refused.status, refused.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
-    now = await count_rows(town)
+    now = await count_rows(harness)
     assert (now["payment"], now["refund"], now["idempotency_key"]) == (after["payment"], after["refund"], 0)
 
 
@@ -269,22 +269,22 @@ GOES = {
 }
 
 
-async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: Town) -> None:
-    db = town.gateway.db
-    payment = await payment_with_every_row(town)
-    await completed_payment(town.api, PAYER, "order 2", metadata={"a": "b"})
-    await completed_payment(town.api, OTHER, "order 3")
+async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(harness: Harness) -> None:
+    db = harness.gateway.db
+    payment = await payment_with_every_row(harness)
+    await completed_payment(harness.api, PAYER, "order 2", metadata={"a": "b"})
+    await completed_payment(harness.api, OTHER, "order 3")
     money = {"phone": PAYER, "amount": 60, "shortcode": "174379", "reference": "0711000001"}
-    await town.api.call("POST", "/simulator/control/ledger", money)
-    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
-    await wait_for_deliveries(town)
-    await post_rejected_callbacks(town, payment)
-    await set_checkout_id(town, payment)
-    advance_clock(town, timedelta(hours=60))
-    await receive_unmatched(town, 8)
-    await receive_unmatched(town, 9)
+    await harness.api.call("POST", "/simulator/control/ledger", money)
+    assert (await harness.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
+    await wait_for_deliveries(harness)
+    await post_rejected_callbacks(harness, payment)
+    await set_checkout_id(harness, payment)
+    advance_clock(harness, timedelta(hours=60))
+    await receive_unmatched(harness, 8)
+    await receive_unmatched(harness, 9)
     before = [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)]
-    tables = {line.partition(":")[0] for line in await rows_with_number(town)}
+    tables = {line.partition(":")[0] for line in await rows_with_number(harness)}
     assert tables == {
         "payment",
         "callback",
@@ -295,10 +295,10 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
         "delivery",
     }
 
-    rehearsed = await erase(town, is_rehearsal=True)
-    assert (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows == []
-    assert {line.partition(":")[0] for line in await rows_with_number(town)} == tables
-    done = await erase(town)
+    rehearsed = await erase(harness, is_rehearsal=True)
+    assert (await harness.gateway.audit.page(10, None, "privacy.erasing", None)).rows == []
+    assert {line.partition(":")[0] for line in await rows_with_number(harness)} == tables
+    done = await erase(harness)
     assert (done.erased, done.cases, done.left) == (rehearsed.erased, 6, [])
     assert done.erased == {
         "payments": 2,
@@ -309,38 +309,38 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
         "transactions": 3,
         "attempts at delivery": 2,
     }
-    assert await rows_with_number(town) == []
+    assert await rows_with_number(harness) == []
     assert [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)] == before
 
-    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    shown = (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (shown["phone"], shown["reference"], shown["description"]) == ("erased", "erased", "erased")
     assert shown["provider_ref"] == f"ws_CO_24112026110000123erased{payment['id'][-8:]}"
     told_of = {callback["handle"] for callback in await db.fetch("SELECT handle FROM callback WHERE kind = 'stk'")}
     assert shown["provider_ref"] in told_of
     assert shown["metadata"] == {"phone": "erased", "note": "Call erased after five", "other": OTHER}
     assert (shown["amount"], shown["receipt"]) == ("500.00", payment["receipt"])
-    events = (await town.api.call("GET", "/v1/events")).data
+    events = (await harness.api.call("GET", "/v1/events")).data
     assert {event["data"].get("phone") for event in events} == {"erased", OTHER}
-    for_all, for_merchant = (await town.gateway.audit.page(10, None, "privacy.erased", None)).rows
+    for_all, for_merchant = (await harness.gateway.audit.page(10, None, "privacy.erased", None)).rows
     assert (for_all.detail["payments"], for_all.detail["left"], for_all.actor) == (2, 0, "test")
     assert (for_merchant.merchant_id, for_merchant.detail) == (payment["merchant_id"], for_all.detail)
-    (intent,) = (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows
+    (intent,) = (await harness.gateway.audit.page(10, None, "privacy.erasing", None)).rows
     assert intent.number < for_merchant.number < for_all.number
-    assert await broken_invariants(town.gateway) == {}
+    assert await broken_invariants(harness.gateway) == {}
     # A second run has nothing to delete.
-    assert (await erase(town)).cases == 0
+    assert (await erase(harness)).cases == 0
 
 
-async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> None:
-    db = town.gateway.db
-    settled = await completed_payment(town.api, PAYER, "settled")
-    refunding = await completed_payment(town.api, PAYER, "refunding")
-    undelivered = await completed_payment(town.api, PAYER, "owed")
-    await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
-    refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": refunding["id"]})).data
-    await wait_for_deliveries(town)
-    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
-    pending = (await town.api.pay(PAYER, key="pending")).data
+async def test_erasure_skips_and_names_pending_and_recent_rows(harness: Harness) -> None:
+    db = harness.gateway.db
+    settled = await completed_payment(harness.api, PAYER, "settled")
+    refunding = await completed_payment(harness.api, PAYER, "refunding")
+    undelivered = await completed_payment(harness.api, PAYER, "owed")
+    await harness.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
+    refund = (await harness.api.call("POST", "/v1/refunds", {"payment_id": refunding["id"]})).data
+    await wait_for_deliveries(harness)
+    await harness.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
+    pending = (await harness.api.pay(PAYER, key="pending")).data
     await db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = due_at + interval '10 days' WHERE status = 'pending'")
     await db.execute("UPDATE refund SET due_at = due_at + interval '10 days'")
@@ -348,11 +348,11 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
         "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = '2030-01-01' WHERE payment_id = $1",
         undelivered["id"],
     )
-    advance_clock(town, timedelta(hours=60))
-    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
-    recent = await completed_payment(town.api, PAYER, "recent")
+    advance_clock(harness, timedelta(hours=60))
+    await harness.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
+    recent = await completed_payment(harness.api, PAYER, "recent")
 
-    done = await erase(town)
+    done = await erase(harness)
     why = {left.subject_id: left.why for left in done.left}
     assert done.cases == 1
     assert set(why) == {refunding["id"], undelivered["id"], pending["id"], recent["id"]}
@@ -365,7 +365,7 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
     # Pending work ends as without the erasure.
     assert refund["status"] == "pending"
     with pytest.raises(InvalidFields, match="at least 48 hours ago"):
-        await erase(town, before=town.gateway.clock.now())
+        await erase(harness, before=harness.gateway.clock.now())
 
 
 def loose_money(merchant_id: str, receipt: str) -> ReportedTransaction:
@@ -383,49 +383,49 @@ def loose_money(merchant_id: str, receipt: str) -> ReportedTransaction:
     )
 
 
-async def record(town: Town, report: ReportedTransaction) -> None:
+async def record(harness: Harness, report: ReportedTransaction) -> None:
     """Record a report of money."""
-    async with town.gateway.db.transaction():
-        assert None not in await town.gateway.port(Transactions).record([report])
+    async with harness.gateway.db.transaction():
+        assert None not in await harness.gateway.port(Transactions).record([report])
 
 
-async def test_report_after_the_erasure_does_not_restore_the_number(town: Town) -> None:
-    payment = await completed_payment(town.api, PAYER, "order")
+async def test_report_after_the_erasure_does_not_restore_the_number(harness: Harness) -> None:
+    payment = await completed_payment(harness.api, PAYER, "order")
     loose = loose_money(payment["merchant_id"], "TKN0000001")
-    await record(town, loose)
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    assert (await erase(town)).erased["transactions"] == 2
+    await record(harness, loose)
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    assert (await erase(harness)).erased["transactions"] == 2
     for report in (loose, replace(loose, receipt=payment["receipt"], amount_cents=50_000)):
-        await record(town, replace(report, source="pull"))
-    assert await rows_with_number(town) == []
-    payers = await town.gateway.db.fetch("SELECT payer FROM transaction")
+        await record(harness, replace(report, source="pull"))
+    assert await rows_with_number(harness) == []
+    payers = await harness.gateway.db.fetch("SELECT payer FROM transaction")
     assert [row["payer"] for row in payers] == ["erased", "erased"]
-    assert (await erase(town)).cases == 0
+    assert (await erase(harness)).cases == 0
 
 
-async def test_erasure_keeps_money_recorded_in_the_last_48_hours(town: Town) -> None:
-    merchant_id = await town.gateway.db.fetchval("SELECT merchant_id FROM webhook_endpoint")
-    await record(town, loose_money(merchant_id, "TKN0000001"))
-    advance_clock(town, timedelta(hours=60))
-    await record(town, loose_money(merchant_id, "TKN0000002"))
-    done = await erase(town)
+async def test_erasure_keeps_money_recorded_in_the_last_48_hours(harness: Harness) -> None:
+    merchant_id = await harness.gateway.db.fetchval("SELECT merchant_id FROM webhook_endpoint")
+    await record(harness, loose_money(merchant_id, "TKN0000001"))
+    advance_clock(harness, timedelta(hours=60))
+    await record(harness, loose_money(merchant_id, "TKN0000002"))
+    done = await erase(harness)
     assert (done.erased["transactions"], [left.why for left in done.left]) == (
         1,
         [f"{done.left[0].subject_id} is too recent"],
     )
-    rows = await town.gateway.db.fetch("SELECT receipt FROM transaction WHERE payer = $1", PAYER)
+    rows = await harness.gateway.db.fetch("SELECT receipt FROM transaction WHERE payer = $1", PAYER)
     assert [row["receipt"] for row in rows] == ["TKN0000002"]
 
 
 async def test_erasure_with_a_replay_between_its_reads_leaves_no_answer(
-    town: Town, database_url: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    db = town.gateway.db
-    payment = await payment_with_every_row(town)
-    advance_clock(town, timedelta(hours=60))
+    db = harness.gateway.db
+    payment = await payment_with_every_row(harness)
+    advance_clock(harness, timedelta(hours=60))
     delivery_id = await db.fetchval("SELECT delivery_id FROM delivery WHERE answer IS NOT NULL LIMIT 1")
-    schema = {"search_path": town.gateway.config.database.schema, "lock_timeout": "100ms"}
+    schema = {"search_path": harness.gateway.config.database.schema, "lock_timeout": "100ms"}
     other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
     await read_ids(other)
     fetch, waited = db.fetch, list[bool]()
@@ -434,14 +434,14 @@ async def test_erasure_with_a_replay_between_its_reads_leaves_no_answer(
         rows = await fetch(sql, *values)
         if sql == webhook_tables.ATTEMPTS_OF_CASE:
             try:
-                now = town.gateway.clock.now()
+                now = harness.gateway.clock.now()
                 await other.fetch(webhook_tables.REPLAY_ONE, payment["merchant_id"], "sandbox", now, delivery_id)
             except asyncpg.LockNotAvailableError:
                 waited.append(True)
         return rows
 
     monkeypatch.setattr(db, "fetch", fetch_then_replay)
-    await erase(town)
+    await erase(harness)
     monkeypatch.undo()
     await other.close()
     answers = await db.fetch("SELECT answer FROM attempt UNION ALL SELECT answer FROM delivery")
@@ -449,23 +449,26 @@ async def test_erasure_with_a_replay_between_its_reads_leaves_no_answer(
     assert waited == [True]
 
 
-async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
-    busy, free = await completed_payment(town.api, PAYER, "busy"), await completed_payment(town.api, PAYER, "free")
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    schema = {"search_path": town.gateway.config.database.schema}
+async def test_erasure_skips_locked_rows(harness: Harness, database_url: str) -> None:
+    busy, free = (
+        await completed_payment(harness.api, PAYER, "busy"),
+        await completed_payment(harness.api, PAYER, "free"),
+    )
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    schema = {"search_path": harness.gateway.config.database.schema}
     other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
     await read_ids(other)
     async with other.transaction():
         await other.execute("SELECT FROM callback WHERE subject_id = $1 FOR UPDATE", busy["id"])
-        done = await erase(town)
+        done = await erase(harness)
         assert (done.cases, done.erased["payments"]) == (1, 1)
         assert {left.why for left in done.left} == {"another session is changing it"}
         assert busy["id"] in {left.subject_id for left in done.left}
         phones = await other.fetch("SELECT payment_id FROM payment WHERE phone = 'erased'")
         assert [row["payment_id"] for row in phones] == [free["id"]]
     await other.close()
-    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
+    assert ((await erase(harness)).cases, await rows_with_number(harness)) == (1, [])
 
 
 async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
@@ -489,98 +492,100 @@ async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
     assert [(left.subject_id, left.why) for left in done.left] == [("own_1", "gives way: True")]
 
 
-async def test_erasure_keeps_a_recent_unmatched_callback(town: Town) -> None:
-    await receive_unmatched(town, 1)
-    await receive_unmatched(town, 3)
-    done = await erase(town)
+async def test_erasure_keeps_a_recent_unmatched_callback(harness: Harness) -> None:
+    await receive_unmatched(harness, 1)
+    await receive_unmatched(harness, 3)
+    done = await erase(harness)
     assert (done.erased["callbacks"], len(done.left)) == (1, 1)
     assert "is too recent" in done.left[0].why
-    assert len(await rows_with_number(town)) == 1
+    assert len(await rows_with_number(harness)) == 1
 
 
 @pytest.mark.parametrize("confirm", ["never", "always"])
-async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
-    payment = await failed_payment(town, "late")
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
-    assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
+async def test_late_money_for_an_erased_payment_counts(harness: Harness) -> None:
+    payment = await failed_payment(harness, "late")
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    assert ((await erase(harness)).cases, await rows_with_number(harness)) == (1, [])
+    assert (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
     prompt = payment["provider_ref"]
-    assert (await town.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "pay"})).status == 200
-    shown = await town.api.settled(payment["id"], "completed")
+    assert (
+        await harness.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "pay"})
+    ).status == 200
+    shown = await harness.api.settled(payment["id"], "completed")
     assert (shown["phone"], shown["mismatch"]) == ("erased", None)
-    await wait_for_deliveries(town)
-    assert await broken_invariants(town.gateway) == {}
+    await wait_for_deliveries(harness)
+    assert await broken_invariants(harness.gateway) == {}
     # The callback has stored the number again, also in Daraja's checkout id: it is erased once it is old enough.
-    assert (await erase(town)).cases == 0
-    assert {row.partition(":")[0] for row in await rows_with_number(town)} == {
+    assert (await erase(harness)).cases == 0
+    assert {row.partition(":")[0] for row in await rows_with_number(harness)} == {
         "callback",
         "event",
         "payment",
         "transaction",
     }
-    advance_clock(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
+    advance_clock(harness, timedelta(hours=60))
+    assert ((await erase(harness)).cases, await rows_with_number(harness)) == (1, [])
 
 
-async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> None:
-    payment = await failed_payment(town, "late")
-    name = await set_checkout_id(town, payment)
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
-    path = await address(town, payment)
+async def test_late_success_is_matched_by_the_hashed_checkout_id(harness: Harness) -> None:
+    payment = await failed_payment(harness, "late")
+    name = await set_checkout_id(harness, payment)
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    assert ((await erase(harness)).cases, await rows_with_number(harness)) == (1, [])
+    path = await address(harness, payment)
     for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
         # Money reported at the payment's own address is never rejected: it needs review.
-        assert (await town.api.call("POST", path, stk_callback(other))).status == 200, other
-        assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "failed", other
-    assert (await town.api.call("POST", path, stk_callback(name, 1032))).status == 200
-    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+        assert (await harness.api.call("POST", path, stk_callback(other))).status == 200, other
+        assert (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "failed", other
+    assert (await harness.api.call("POST", path, stk_callback(name, 1032))).status == 200
+    shown = (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (shown["status"], shown["provider_ref"]) == ("failed", f"{name[:23]}erased{payment['id'][-8:]}")
-    assert (await town.api.call("POST", path, stk_callback(name))).status == 200
-    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (await harness.api.call("POST", path, stk_callback(name))).status == 200
+    shown = (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (shown["status"], shown["receipt"], shown["provider_ref"]) == ("completed", "TKN4A1B2C3", name)
 
 
-async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
-    mine = await completed_payment(town.api, PAYER, "mine")
-    async with shop(town.gateway, town.base) as api:
+async def test_erasure_is_limited_to_one_merchant_and_a_day(harness: Harness) -> None:
+    mine = await completed_payment(harness.api, PAYER, "mine")
+    async with shop(harness.gateway, harness.base) as api:
         theirs = await completed_payment(api, PAYER, "theirs")
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(days=10))
-    early = town.gateway.clock.now() - timedelta(days=11)
-    assert (await erase(town, before=early)).cases == 0
-    assert (await erase(town, merchant_id=mine["merchant_id"])).cases == 1
-    assert await rows_with_number(town, but=theirs["merchant_id"]) == []
-    assert (await erase(town)).cases == 1
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(days=10))
+    early = harness.gateway.clock.now() - timedelta(days=11)
+    assert (await erase(harness, before=early)).cases == 0
+    assert (await erase(harness, merchant_id=mine["merchant_id"])).cases == 1
+    assert await rows_with_number(harness, but=theirs["merchant_id"]) == []
+    assert (await erase(harness)).cases == 1
     with pytest.raises(NotFound):
-        await erase(town, merchant_id="mer_nobody")
+        await erase(harness, merchant_id="mer_nobody")
 
 
-async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Town) -> None:
+async def test_idempotency_key_survives_erasure_and_repeats_no_payment(harness: Harness) -> None:
     key = "order of 0711000001"
-    payment = await completed_payment(town.api, PAYER, key)
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    (left,) = (await erase(town)).left
+    payment = await completed_payment(harness.api, PAYER, key)
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    (left,) = (await erase(harness)).left
     assert left.subject_id == payment["id"]
     assert "Idempotency-Key" in left.why
-    again = await town.api.pay(PAYER, 500, key=key)
+    again = await harness.api.pay(PAYER, 500, key=key)
     assert (again.status, again.data["id"], again.headers["Idempotent-Replayed"]) == (200, payment["id"], "true")
-    other = await town.api.pay(PAYER, 501, key=key)
+    other = await harness.api.pay(PAYER, 501, key=key)
     assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
-    assert len((await town.api.call("GET", "/simulator/control/pushes")).data) == 1
+    assert len((await harness.api.call("GET", "/simulator/control/pushes")).data) == 1
 
 
-async def test_late_callback_for_an_erased_payment_is_no_mismatch(town: Town) -> None:
-    payment = await completed_payment(town.api, PAYER, "order")
-    await wait_for_deliveries(town)
-    advance_clock(town, timedelta(hours=60))
-    assert (await erase(town)).cases == 1
+async def test_late_callback_for_an_erased_payment_is_no_mismatch(harness: Harness) -> None:
+    payment = await completed_payment(harness.api, PAYER, "order")
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    assert (await erase(harness)).cases == 1
     prompt = payment["provider_ref"]
-    again = await town.api.call("POST", f"/simulator/control/pushes/{prompt}/callback")
+    again = await harness.api.call("POST", f"/simulator/control/pushes/{prompt}/callback")
     assert again.data == {"status": 200}
-    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    shown = (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (shown["phone"], shown["mismatch"], shown["receipt"]) == ("erased", None, payment["receipt"])
 
 

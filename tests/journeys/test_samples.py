@@ -38,7 +38,7 @@ from mpesa_gateway_payments.operations import (
     TransactionStatus,
 )
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PULL_REGISTER, PullQuery, PullRegistration
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.kernel.scripted import ScriptedRequest, scripted, write, write_json
 
 FOLDER = Path(__file__).parent.parent / "samples"
@@ -147,74 +147,76 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"simulator": {"callback_delay": 3600, "prompt_timeout": 3600}}
 
 
-async def pending_payment(town: Town, phone: str = PHONE) -> tuple[str, str]:
+async def pending_payment(harness: Harness, phone: str = PHONE) -> tuple[str, str]:
     """Return a payment of KES 500 with the samples' id, and its callback path."""
-    made = (await town.api.pay(phone, 500, key="sample")).data
-    await town.gateway.db.execute(
+    made = (await harness.api.pay(phone, 500, key="sample")).data
+    await harness.gateway.db.execute(
         "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1", made["id"], HANDLE
     )
-    return made["id"], address(town, "stk", made["id"], made["merchant_id"])
+    return made["id"], address(harness, "stk", made["id"], made["merchant_id"])
 
 
-def address(town: Town, kind: str, subject_id: str, merchant_id: str) -> str:
+def address(harness: Harness, kind: str, subject_id: str, merchant_id: str) -> str:
     """Return the path of a callback of this kind about this request."""
-    url = town.gateway.services.get(Callbacks).url_for(
+    url = harness.gateway.services.get(Callbacks).url_for(
         kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
     )
-    return url.removeprefix(town.base)
+    return url.removeprefix(harness.base)
 
 
-async def payment(town: Town, payment_id: str) -> Any:
+async def payment(harness: Harness, payment_id: str) -> Any:
     """Return the current payment."""
-    return (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
+    return (await harness.api.call("GET", f"/v1/payments/{payment_id}")).data
 
 
 @initiated
 @pytest.mark.parametrize("name", STK)
-async def test_stk_callbacks_end_their_payments_as_documented(town: Town, name: str) -> None:
-    payment_id, url = await pending_payment(town)
-    answer = await town.api.call("POST", url, raw=SAMPLES[name])
+async def test_stk_callbacks_end_their_payments_as_documented(harness: Harness, name: str) -> None:
+    payment_id, url = await pending_payment(harness)
+    answer = await harness.api.call("POST", url, raw=SAMPLES[name])
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
-    found = await payment(town, payment_id)
+    found = await payment(harness, payment_id)
     why = found["mismatch"]["of"] if found["mismatch"] else found["failure_reason"]
     assert (found["status"], found["receipt"], why) == STK[name]
 
 
-async def completed(town: Town) -> Any:
+async def completed(harness: Harness) -> Any:
     """Return a payment completed with the samples' receipt."""
-    payment_id, url = await pending_payment(town)
-    await town.api.call("POST", url, raw=SAMPLES["stk_callback_success"])
+    payment_id, url = await pending_payment(harness)
+    await harness.api.call("POST", url, raw=SAMPLES["stk_callback_success"])
     for operation in ("reversal", "transactionstatus"):
-        await town.api.call("PATCH", "/simulator/control/habits", {operation: "never"})
-    return await payment(town, payment_id)
+        await harness.api.call("PATCH", "/simulator/control/habits", {operation: "never"})
+    return await payment(harness, payment_id)
 
 
 @initiated
 @pytest.mark.parametrize("name", STATUS)
-async def test_status_results_are_parsed_as_documented(town: Town, name: str) -> None:
-    paid = await completed(town)
-    check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
-    await town.gateway.db.execute("UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL")
+async def test_status_results_are_parsed_as_documented(harness: Harness, name: str) -> None:
+    paid = await completed(harness)
+    check = (await harness.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
+    await harness.gateway.db.execute(
+        "UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL"
+    )
     kind: str = "status-timeout" if name == "timeout" else "status"
-    url = address(town, kind, check["check_id"], paid["merchant_id"])
-    assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 200
-    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
+    url = address(harness, kind, check["check_id"], paid["merchant_id"])
+    assert (await harness.api.call("POST", url, raw=SAMPLES[name])).status == 200
+    found = (await harness.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
     assert (found["state"], found["finding"]) == STATUS[name]
-    assert (await payment(town, paid["id"]))["status"] == "completed"
+    assert (await payment(harness, paid["id"]))["status"] == "completed"
 
 
 @initiated
 @pytest.mark.parametrize("name", REVERSAL)
-async def test_reversal_results_end_their_refunds_as_documented(town: Town, name: str) -> None:
-    paid = await completed(town)
-    refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})).data
-    await town.gateway.db.execute("UPDATE refund SET originator_conversation_id = NULL, conversation_id = NULL")
-    url = address(town, "reversal", refund["id"], paid["merchant_id"])
-    assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 200
-    found = (await town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
+async def test_reversal_results_end_their_refunds_as_documented(harness: Harness, name: str) -> None:
+    paid = await completed(harness)
+    refund = (await harness.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})).data
+    await harness.gateway.db.execute("UPDATE refund SET originator_conversation_id = NULL, conversation_id = NULL")
+    url = address(harness, "reversal", refund["id"], paid["merchant_id"])
+    assert (await harness.api.call("POST", url, raw=SAMPLES[name])).status == 200
+    found = (await harness.api.call("GET", f"/v1/refunds/{refund['id']}")).data
     assert (found["status"], found["outcome"]) == REVERSAL[name]
     expected = "reversed" if found["status"] == "completed" else "completed"
-    assert (await payment(town, paid["id"]))["status"] == expected
+    assert (await payment(harness, paid["id"]))["status"] == expected
 
 
 # -- Daraja's answers ---------------------------------------------------------------------------------------------
@@ -325,11 +327,11 @@ def test_registration_answers_have_a_normalised_code(name: str) -> None:
 
 
 @initiated
-async def test_bodies_of_another_kind_are_rejected_and_stored_whole(town: Town) -> None:
-    _, url = await pending_payment(town)
+async def test_bodies_of_another_kind_are_rejected_and_stored_whole(harness: Harness) -> None:
+    _, url = await pending_payment(harness)
     for name in C2B:
-        assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 422, name
-    rows = await town.gateway.db.fetch("SELECT original FROM refused_callback ORDER BY at, refused_id")
+        assert (await harness.api.call("POST", url, raw=SAMPLES[name])).status == 422, name
+    rows = await harness.gateway.db.fetch("SELECT original FROM refused_callback ORDER BY at, refused_id")
     assert [row["original"].encode() for row in rows] == [SAMPLES[name] for name in C2B]
 
 
@@ -467,16 +469,16 @@ def mutilated(chance: random.Random) -> bytes:
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(seed=st.integers(0, 2**64))
-async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) -> None:
+async def test_mutilated_callbacks_cause_no_server_error(harness: Harness, seed: int) -> None:
     """A hundred bodies for each of twenty seeds, each to an address of any kind of an existing request."""
     chance = random.Random(seed)  # noqa: S311 - a fixed seed for the same mutations, not a secret
-    db = town.gateway.db
+    db = harness.gateway.db
     row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
     if row is None:
-        paid = await completed(town)
-        await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")
-        await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
-        await another_payment(town)
+        paid = await completed(harness)
+        await harness.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")
+        await harness.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
+        await another_payment(harness)
         row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
     assert row is not None
     merchant_id = row["merchant_id"]
@@ -490,10 +492,10 @@ async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) 
     for _ in range(100):
         kind = chance.choice(KINDS)
         subject_id = chance.choice(subjects[kind.partition("-")[0]])
-        posted.append((address(town, kind, subject_id, merchant_id), mutilated(chance)))
+        posted.append((address(harness, kind, subject_id, merchant_id), mutilated(chance)))
     for start in range(0, 100, 10):
         answers = await asyncio.gather(
-            *(town.api.call("POST", url, raw=body) for url, body in posted[start : start + 10])
+            *(harness.api.call("POST", url, raw=body) for url, body in posted[start : start + 10])
         )
         for answer, (url, body) in zip(answers, posted[start:], strict=False):
             assert answer.status in {200, 403, 413, 422}, (answer.body, url, body)
@@ -502,6 +504,6 @@ async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) 
     assert [(found["kind"], found["body"]) for found in stuck] == []
 
 
-async def another_payment(town: Town) -> None:
+async def another_payment(harness: Harness) -> None:
     """Return one more pending payment."""
-    await town.api.pay("254711000002", 500, key="another")
+    await harness.api.pay("254711000002", 500, key="another")

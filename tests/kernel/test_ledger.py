@@ -12,7 +12,7 @@ from mpesa_gateway.doctor.ledger import InvariantResult, read_ledger
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import running_gateway
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import broken_invariants, drop_constraints, find_missed_corruptions
 
@@ -31,9 +31,9 @@ BENDINGS = {
 }
 
 
-async def test_each_kernel_invariant_finds_its_corruption_and_no_other(town: Town) -> None:
-    await drop_constraints(town.gateway)
-    assert await find_missed_corruptions(town.gateway, BENDINGS) == {}
+async def test_each_kernel_invariant_finds_its_corruption_and_no_other(harness: Harness) -> None:
+    await drop_constraints(harness.gateway)
+    assert await find_missed_corruptions(harness.gateway, BENDINGS) == {}
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ async def test_each_kernel_invariant_finds_its_corruption_and_no_other(town: Tow
         ),
     ],
 )
-async def test_rules_are_on_invariant_finds_a_disabled_rule(town: Town, off: str, name: str) -> None:
-    assert await broken_invariants(town.gateway) == {}
-    await town.gateway.db.execute(off)
-    assert await broken_invariants(town.gateway) == {"kernel.rules_are_on": (name,)}
+async def test_rules_are_on_invariant_finds_a_disabled_rule(harness: Harness, off: str, name: str) -> None:
+    assert await broken_invariants(harness.gateway) == {}
+    await harness.gateway.db.execute(off)
+    assert await broken_invariants(harness.gateway) == {"kernel.rules_are_on": (name,)}
 
 
 def test_every_kernel_invariant_has_a_corruption() -> None:
@@ -118,11 +118,11 @@ async def test_read_ledger_grace_is_the_invariants_own_unless_given(values: dict
     assert (own.holds, given.holds) == (True, False)
 
 
-async def test_read_ledger_needs_no_running_gateway(town: Town) -> None:
-    db = Database(town.gateway.config.database)
+async def test_read_ledger_needs_no_running_gateway(harness: Harness) -> None:
+    db = Database(harness.gateway.config.database)
     await db.start()
     try:
-        proofs = [proof async for proof in read_ledger(town.gateway, db, patience=30)]
+        proofs = [proof async for proof in read_ledger(harness.gateway, db, patience=30)]
     finally:
         await db.stop()
     assert len(proofs) > 20

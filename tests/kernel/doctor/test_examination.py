@@ -16,7 +16,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import running_gateway, shop
-from tests.conftest import Town
+from tests.conftest import Harness
 
 
 async def examined(gateway: Gateway, **wishes: Any) -> list[DoctorReport]:
@@ -30,44 +30,44 @@ def problems(seen: list[DoctorReport]) -> set[str]:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_examine_working_gateway_has_no_problem_and_keeps_running(town: Town) -> None:
-    made = (await town.api.pay("254711000001", key="a")).data
-    await town.api.settled(made["id"], "completed")
-    seen = await examined(town.gateway)
+async def test_examine_working_gateway_has_no_problem_and_keeps_running(harness: Harness) -> None:
+    made = (await harness.api.pay("254711000001", key="a")).data
+    await harness.api.settled(made["id"], "completed")
+    seen = await examined(harness.gateway)
     assert problems(seen) == set()
     titles = list(dict.fromkeys(one.title for one in seen))
     assert titles[:4] == ["Postgres", "Settings", "Valkey", "Workers"]
     assert titles[-1].startswith("Test shop (mer_")
     assert {one.merchant_id for one in seen if one.title == titles[-1]} == {made["merchant_id"]}
     # The examination neither stopped the gateway nor unbound its tables.
-    assert town.gateway.is_running
-    assert (await town.api.pay("254711000002", key="b")).status == 201
+    assert harness.gateway.is_running
+    assert (await harness.api.pay("254711000002", key="b")).status == 201
 
 
-async def test_examine_for_live_reports_missing_live_settings(town: Town) -> None:
-    found = problems(await examined(town.gateway, is_live=True))
+async def test_examine_for_live_reports_missing_live_settings(harness: Harness) -> None:
+    found = problems(await examined(harness.gateway, is_live=True))
     assert {"address.https", "address.public", "certificate.live", "settings.daraja"} <= found
 
 
-async def test_examine_with_a_live_merchant_checks_for_live(town: Town) -> None:
-    other = await town.gateway.merchants.create("Live", actor="test")
-    await town.gateway.merchants.set_envs(other.merchant_id, ["live"])
-    assert "address.https" in problems(await examined(town.gateway))
+async def test_examine_with_a_live_merchant_checks_for_live(harness: Harness) -> None:
+    other = await harness.gateway.merchants.create("Live", actor="test")
+    await harness.gateway.merchants.set_envs(other.merchant_id, ["live"])
+    assert "address.https" in problems(await examined(harness.gateway))
 
 
-async def test_examine_covers_the_named_merchants_or_all_active_ones(town: Town) -> None:
-    other = await town.gateway.merchants.create("Other", actor="test")
-    gone = await town.gateway.merchants.create("Gone", actor="test")
-    await town.gateway.merchants.deactivate(gone.merchant_id, actor="test")
+async def test_examine_covers_the_named_merchants_or_all_active_ones(harness: Harness) -> None:
+    other = await harness.gateway.merchants.create("Other", actor="test")
+    gone = await harness.gateway.merchants.create("Gone", actor="test")
+    await harness.gateway.merchants.deactivate(gone.merchant_id, actor="test")
 
     def merchants(seen: list[DoctorReport]) -> list[str]:
         return list(dict.fromkeys(one.title.partition(" (")[0] for one in seen if one.merchant_id))
 
-    assert merchants(await examined(town.gateway)) == ["Test shop", "Other"]
-    assert merchants(await examined(town.gateway, merchant_ids=[other.merchant_id])) == ["Other"]
-    assert merchants(await examined(town.gateway, merchant_ids=[gone.merchant_id])) == ["Gone"]
+    assert merchants(await examined(harness.gateway)) == ["Test shop", "Other"]
+    assert merchants(await examined(harness.gateway, merchant_ids=[other.merchant_id])) == ["Other"]
+    assert merchants(await examined(harness.gateway, merchant_ids=[gone.merchant_id])) == ["Gone"]
     with pytest.raises(NotFound, match="mer_unknown"):
-        await examined(town.gateway, merchant_ids=["mer_unknown"])
+        await examined(harness.gateway, merchant_ids=["mer_unknown"])
 
 
 async def test_examine_without_postgres_runs_the_checks_that_need_none(values: dict[str, Any]) -> None:
@@ -90,11 +90,11 @@ async def test_examine_with_missing_migrations_does_not_apply_them(values: dict[
     assert problems(await examined(gateway)) == {"postgres.migrations"}
 
 
-async def test_examine_without_valkey_skips_the_workers(town: Town) -> None:
-    config = town.gateway.config
+async def test_examine_without_valkey_skips_the_workers(harness: Harness) -> None:
+    config = harness.gateway.config
     away = msgspec.structs.replace(config.valkey, url=Secret("valkey://127.0.0.1:9/0"))
-    town.gateway.config = msgspec.structs.replace(config, valkey=away)
-    seen = await examined(town.gateway)
+    harness.gateway.config = msgspec.structs.replace(config, valkey=away)
+    seen = await examined(harness.gateway)
     assert problems(seen) == {"valkey.reachable"}
     assert "Workers" not in {one.title for one in seen}
 

@@ -28,7 +28,7 @@ from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from tests.asgi import AsgiAnswer, Headers, send_request
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.routes import operations, whole_gateway
 
 UNKNOWN_KEY = "sk_test_" + "0" * 48
@@ -471,7 +471,9 @@ async def hold_page(proxied: ProxiedGateway) -> AsyncGenerator[None]:
         pages.end(is_working=True)
 
 
-async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_documents_are_rendered_once_and_answered_as_bytes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times: list[str] = []
     describe = openapi.document_of
 
@@ -480,7 +482,7 @@ async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, mon
         return describe(app)
 
     monkeypatch.setattr(documents, "document_of", noted)
-    app = town.gateway.asgi
+    app = harness.gateway.asgi
     answers = await asyncio.gather(*(send_request(app, "GET", b"/schema") for _ in range(20)))
     assert len(times) == 1
     assert len({said.body for said in answers}) == 1
@@ -548,8 +550,8 @@ def test_route_table_finds_every_route_with_its_needs() -> None:
         assert table.find(path) is None, path
 
 
-async def test_head_is_answered_as_get_without_its_body(town: Town) -> None:
-    app, key = town.gateway.asgi, ((b"x-api-key", (town.api.key or "").encode()),)
+async def test_head_is_answered_as_get_without_its_body(harness: Harness) -> None:
+    app, key = harness.gateway.asgi, ((b"x-api-key", (harness.api.key or "").encode()),)
     for path in (b"/health/live", b"/health/ready", b"/v1/payments", b"/ops/login", b"/v1/merchant/me"):
         got, head = await send_request(app, "GET", path, key), await send_request(app, "HEAD", path, key)
         assert (got.status, head.status, head.body) == (200, 200, b""), path
@@ -565,9 +567,9 @@ async def test_head_is_answered_as_get_without_its_body(town: Town) -> None:
     assert (await send_request(app, "HEAD", b"/v1/payments")).status == 401
 
 
-async def test_every_answer_has_headers_against_caching_framing_and_sniffing(town: Town) -> None:
-    app = town.gateway.asgi
-    key = ((b"x-api-key", (town.api.key or "").encode()),)
+async def test_every_answer_has_headers_against_caching_framing_and_sniffing(harness: Harness) -> None:
+    app = harness.gateway.asgi
+    key = ((b"x-api-key", (harness.api.key or "").encode()),)
     for each in operations():
         for headers in ((), key):
             said = await send_request(app, each.method, filled(each.path).encode(), headers)
@@ -601,15 +603,15 @@ async def test_new_api_key_answer_is_not_cacheable(values: dict[str, Any]) -> No
         assert made.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_compressed_body_is_refused_with_advice(town: Town) -> None:
+async def test_compressed_body_is_refused_with_advice(harness: Harness) -> None:
     body = gzip.compress(b'{"amount": 5, "phone": "254711000001"}')
     for coding in (b"gzip", b"GZIP", b"br", b"deflate, gzip"):
         said = await send_request(
-            town.gateway.asgi,
+            harness.gateway.asgi,
             "POST",
             b"/v1/payments",
             (
-                (b"x-api-key", (town.api.key or "").encode()),
+                (b"x-api-key", (harness.api.key or "").encode()),
                 (b"content-type", b"application/json"),
                 (b"content-encoding", coding),
                 (b"idempotency-key", b"a"),
@@ -621,8 +623,8 @@ async def test_compressed_body_is_refused_with_advice(town: Town) -> None:
         assert "without Content-Encoding" in said.json["errors"][0]["message"]
 
 
-async def test_body_with_a_byte_order_mark_is_accepted(town: Town) -> None:
-    made = await town.api.call(
+async def test_body_with_a_byte_order_mark_is_accepted(harness: Harness) -> None:
+    made = await harness.api.call(
         "POST",
         "/v1/payments",
         raw=b"\xef\xbb\xbf" + b'{"amount": 5, "phone": "254711000001"}',

@@ -11,7 +11,7 @@ from litestar import get
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
-from tests.conftest import Town
+from tests.conftest import Harness
 
 JSON = {"Content-Type": "application/json"}
 PAYMENT = b'{"amount": 500, "phone": "254711000001"}'
@@ -48,39 +48,39 @@ async def raw(base: str, head: bytes, body: bytes = b"") -> Answer:
         writer.close()
 
 
-async def test_request_to_an_unknown_address_is_not_found(town: Town) -> None:
-    enveloped(await town.api.call("GET", "/v1/nothing"), 404, "NOT_FOUND")
-    enveloped(await town.api.call("GET", "/"), 404, "NOT_FOUND")
-    enveloped(await town.api.call("GET", "/v1/payments/pay_none"), 404, "NOT_FOUND")
+async def test_request_to_an_unknown_address_is_not_found(harness: Harness) -> None:
+    enveloped(await harness.api.call("GET", "/v1/nothing"), 404, "NOT_FOUND")
+    enveloped(await harness.api.call("GET", "/"), 404, "NOT_FOUND")
+    enveloped(await harness.api.call("GET", "/v1/payments/pay_none"), 404, "NOT_FOUND")
 
 
-async def test_request_with_another_method_is_refused_with_the_allowed_ones(town: Town) -> None:
-    answer = enveloped(await town.api.call("DELETE", "/v1/payments"), 405, "METHOD_NOT_ALLOWED")
+async def test_request_with_another_method_is_refused_with_the_allowed_ones(harness: Harness) -> None:
+    answer = enveloped(await harness.api.call("DELETE", "/v1/payments"), 405, "METHOD_NOT_ALLOWED")
     assert {"GET", "POST"} <= {method.strip() for method in answer.headers["Allow"].split(",")}
-    enveloped(await town.api.call("PATCH", "/v1/merchant/providers", {}), 405, "METHOD_NOT_ALLOWED")
+    enveloped(await harness.api.call("PATCH", "/v1/merchant/providers", {}), 405, "METHOD_NOT_ALLOWED")
 
 
-async def test_request_body_over_64_kib_is_too_large(town: Town) -> None:
+async def test_request_body_over_64_kib_is_too_large(harness: Harness) -> None:
     async def send(size: int) -> Answer:
         body = PAYMENT + b" " * (size - len(PAYMENT))
-        return await town.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": str(size)})
+        return await harness.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": str(size)})
 
     enveloped(await send(LARGEST + 1), 413, "PAYLOAD_TOO_LARGE")
     assert (await send(LARGEST)).status == 201
 
 
-async def test_request_chunked_body_is_counted_as_it_arrives(town: Town) -> None:
-    key = (town.api.key or "").encode()
+async def test_request_chunked_body_is_counted_as_it_arrives(harness: Harness) -> None:
+    key = (harness.api.key or "").encode()
     head = (
         b"POST /v1/payments HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
         b"Idempotency-Key: chunked\r\nX-API-Key: " + key
     )
     start, blank = b"%x\r\n%b\r\n" % (len(PAYMENT), PAYMENT), b"1000\r\n" + b" " * 4096 + b"\r\n"
-    enveloped(await raw(town.base, head, start + blank * 16 + b"0\r\n\r\n"), 413, "PAYLOAD_TOO_LARGE")
-    assert (await raw(town.base, head, start + blank * 15 + b"0\r\n\r\n")).status == 201
+    enveloped(await raw(harness.base, head, start + blank * 16 + b"0\r\n\r\n"), 413, "PAYLOAD_TOO_LARGE")
+    assert (await raw(harness.base, head, start + blank * 15 + b"0\r\n\r\n")).status == 201
 
 
-async def test_request_of_another_media_type_is_unsupported(town: Town) -> None:
+async def test_request_of_another_media_type_is_unsupported(harness: Harness) -> None:
     for media in (
         "text/plain",
         "application/x-www-form-urlencoded",
@@ -89,16 +89,16 @@ async def test_request_of_another_media_type_is_unsupported(town: Town) -> None:
         "application/jsonp",
     ):
         headers = {"Content-Type": media, "Idempotency-Key": "a"}
-        answer = await town.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)
+        answer = await harness.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)
         enveloped(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
         assert "application/json" in answer.error["message"]
     headers = {"Content-Type": "Application/JSON; charset=utf-8", "Idempotency-Key": "a"}
-    assert (await town.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)).status == 201
+    assert (await harness.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)).status == 201
 
 
-async def test_request_without_a_key_is_refused_before_its_body_is_read(town: Town) -> None:
+async def test_request_without_a_key_is_refused_before_its_body_is_read(harness: Harness) -> None:
     for key in (None, "sk_test_" + "0" * 48):
-        api = Api(town.base, key)
+        api = Api(harness.base, key)
         for body in (b"{", b'{"amount": "much"}', b" " * (LARGEST + 1), b'{"secret": 1}'):
             answer = await api.call("POST", "/v1/payments", raw=body)
             enveloped(answer, 401, "AUTH_INVALID_KEY")
@@ -106,11 +106,11 @@ async def test_request_without_a_key_is_refused_before_its_body_is_read(town: To
         await api.close()
 
 
-async def test_payment_without_an_idempotency_key_is_refused(town: Town) -> None:
-    answer = await town.api.call("POST", "/v1/payments", raw=PAYMENT)
+async def test_payment_without_an_idempotency_key_is_refused(harness: Harness) -> None:
+    answer = await harness.api.call("POST", "/v1/payments", raw=PAYMENT)
     enveloped(answer, 400, "IDEMPOTENCY_KEY_REQUIRED")
     assert "Idempotency-Key" in answer.error["message"]
-    assert (await town.api.call("GET", "/v1/payments")).data == []
+    assert (await harness.api.call("GET", "/v1/payments")).data == []
 
 
 NO_OBJECTS = (
@@ -132,32 +132,32 @@ NO_OBJECTS = (
 )
 
 
-async def test_request_body_that_is_no_json_object_is_refused(town: Town) -> None:
+async def test_request_body_that_is_no_json_object_is_refused(harness: Harness) -> None:
     for body in NO_OBJECTS:
-        answer = await town.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": "a"})
+        answer = await harness.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": "a"})
         enveloped(answer, 422, "VALIDATION_ERROR")
         assert [problem["field"] for problem in answer.body["errors"]] == ["body"], body[:40]
-    assert (await town.api.call("GET", "/v1/payments")).data == []
+    assert (await harness.api.call("GET", "/v1/payments")).data == []
 
 
-async def test_request_without_a_body_is_refused(town: Town) -> None:
-    answer = await town.api.call("POST", "/v1/payments", headers={"Idempotency-Key": "a"})
+async def test_request_without_a_body_is_refused(harness: Harness) -> None:
+    answer = await harness.api.call("POST", "/v1/payments", headers={"Idempotency-Key": "a"})
     enveloped(answer, 422, "VALIDATION_ERROR")
     assert "JSON object" in answer.error["message"]
 
 
-async def test_request_with_an_unknown_field_names_it_with_its_path(town: Town) -> None:
+async def test_request_with_an_unknown_field_names_it_with_its_path(harness: Harness) -> None:
     body = json.loads(PAYMENT) | {"ammount": 1}
-    answer = await town.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "a"})
+    answer = await harness.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "a"})
     enveloped(answer, 422, "VALIDATION_ERROR")
     assert [problem["field"] for problem in answer.body["errors"]] == ["ammount"]
     assert "amount" in answer.error["message"]
     nested = SANDBOX | {"mpesa": SANDBOX["mpesa"] | {"pass_key": "x"}}
-    answer = enveloped(await town.api.call("PUT", "/v1/merchant/providers", nested), 422, "VALIDATION_ERROR")
+    answer = enveloped(await harness.api.call("PUT", "/v1/merchant/providers", nested), 422, "VALIDATION_ERROR")
     assert [problem["field"] for problem in answer.body["errors"]] == ["mpesa.pass_key"]
 
 
-async def test_request_with_several_bad_fields_names_all_at_once(town: Town) -> None:
+async def test_request_with_several_bad_fields_names_all_at_once(harness: Harness) -> None:
     bad = {
         "amount": "5.50",
         "currency": "USD",
@@ -166,21 +166,21 @@ async def test_request_with_several_bad_fields_names_all_at_once(town: Town) -> 
         "metadata": {"a": 1},
         "colour": "red",
     }
-    answer = await town.api.call("POST", "/v1/payments", bad, headers={"Idempotency-Key": "a"})
+    answer = await harness.api.call("POST", "/v1/payments", bad, headers={"Idempotency-Key": "a"})
     enveloped(answer, 422, "VALIDATION_ERROR")
     assert sorted(problem["field"] for problem in answer.body["errors"]) == sorted(bad)
     assert {problem["code"] for problem in answer.body["errors"]} == {"VALIDATION_ERROR"}
 
 
-async def test_valid_request_id_is_returned(town: Town) -> None:
+async def test_valid_request_id_is_returned(harness: Harness) -> None:
     for given in ("a", "req-1", "root:1", "x" * 128, "A.b_c-9"):
-        refused = await town.api.call("GET", "/v1/nothing", headers={"X-Request-ID": given})
+        refused = await harness.api.call("GET", "/v1/nothing", headers={"X-Request-ID": given})
         assert enveloped(refused, 404, "NOT_FOUND").body["request_id"] == given
-        good = await town.api.call("GET", "/v1/payments", headers={"X-Request-ID": given})
+        good = await harness.api.call("GET", "/v1/payments", headers={"X-Request-ID": given})
         assert (good.status, good.headers["X-Request-ID"]) == (200, given)
 
 
-async def over_asgi(town: Town, request_id: bytes) -> tuple[int, list[bytes], dict[str, Any]]:
+async def over_asgi(harness: Harness, request_id: bytes) -> tuple[int, list[bytes], dict[str, Any]]:
     """Send a request over ASGI: some servers reject unusual bytes themselves, others do not."""
     sent: list[Any] = []
 
@@ -204,7 +204,7 @@ async def over_asgi(town: Town, request_id: bytes) -> tuple[int, list[bytes], di
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
-    await town.gateway.asgi(scope, receive, send)
+    await harness.gateway.asgi(scope, receive, send)
     ids = [value for name, value in sent[0]["headers"] if name.lower() == b"x-request-id"]
     return sent[0]["status"], ids, json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
 
@@ -227,11 +227,11 @@ INVALID_IDS = (
 )
 
 
-async def test_invalid_request_id_is_replaced(town: Town) -> None:
-    assert (await over_asgi(town, b"sane"))[:2] == (404, [b"sane"])
+async def test_invalid_request_id_is_replaced(harness: Harness) -> None:
+    assert (await over_asgi(harness, b"sane"))[:2] == (404, [b"sane"])
     seen: set[bytes] = set()
     for given in INVALID_IDS:
-        status, ids, body = await over_asgi(town, given)
+        status, ids, body = await over_asgi(harness, given)
         assert (status, len(ids)) == (404, 1)
         assert ids[0].startswith(b"req_"), given
         assert body["request_id"] == ids[0].decode()
@@ -239,9 +239,9 @@ async def test_invalid_request_id_is_replaced(town: Town) -> None:
     assert len(seen) == len(INVALID_IDS)
 
 
-async def test_invalid_request_id_over_http_is_replaced(town: Town) -> None:
+async def test_invalid_request_id_over_http_is_replaced(harness: Harness) -> None:
     heads = [b"GET /v1/nothing HTTP/1.1\r\nX-Request-ID: " + given for given in (b"two words", b"\xff", b"x" * 129)]
-    answers = [enveloped(await raw(town.base, head), 404, "NOT_FOUND") for head in heads]
+    answers = [enveloped(await raw(harness.base, head), 404, "NOT_FOUND") for head in heads]
     ids = {answer.body["request_id"] for answer in answers}
     assert len(ids) == 3
     assert all(request_id.startswith("req_") for request_id in ids)
@@ -291,13 +291,13 @@ async def test_internal_error_is_answered_without_a_traceback(values: dict[str, 
         await api.close()
 
 
-async def test_pages_of_payments_have_each_once_newest_first(town: Town) -> None:
-    made = [(await town.api.pay(f"25471100000{i}", key=f"k{i}")).data["id"] for i in range(7)]
+async def test_pages_of_payments_have_each_once_newest_first(harness: Harness) -> None:
+    made = [(await harness.api.pay(f"25471100000{i}", key=f"k{i}")).data["id"] for i in range(7)]
     pages: list[list[str]] = []
     cursor: str | None = ""
     while cursor is not None:
         suffix = f"&cursor={cursor}" if cursor else ""
-        answer = await town.api.call("GET", "/v1/payments?limit=3" + suffix)
+        answer = await harness.api.call("GET", "/v1/payments?limit=3" + suffix)
         pages.append([payment["id"] for payment in answer.data])
         meta = answer.body["meta"]
         assert (meta["limit"], meta["has_more"]) == (3, meta["next_cursor"] is not None)
@@ -305,18 +305,18 @@ async def test_pages_of_payments_have_each_once_newest_first(town: Town) -> None
         cursor = meta["next_cursor"]
         if len(pages) == 1:
             # A payment added in between is before the first page and moves nothing.
-            await town.api.pay("254711000009", key="meanwhile")
+            await harness.api.pay("254711000009", key="meanwhile")
     assert [len(page) for page in pages] == [3, 3, 1]
     assert [payment for page in pages for payment in page] == made[::-1]
-    counted = await town.api.call("GET", "/v1/payments?limit=8&count=true")
+    counted = await harness.api.call("GET", "/v1/payments?limit=8&count=true")
     assert counted.body["meta"] == {"limit": 8, "has_more": False, "next_cursor": None, "total": 8}
 
 
-async def test_cursor_that_is_not_ours_is_refused(town: Town) -> None:
+async def test_cursor_that_is_not_ours_is_refused(harness: Harness) -> None:
     for i in range(2):
-        await town.api.pay(f"25471100000{i}", key=f"k{i}")
-    cursor: str = (await town.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
-    assert (await town.api.call("GET", f"/v1/payments?cursor={cursor}")).status == 200
+        await harness.api.pay(f"25471100000{i}", key=f"k{i}")
+    cursor: str = (await harness.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
+    assert (await harness.api.call("GET", f"/v1/payments?cursor={cursor}")).status == 200
 
     def made(text: str) -> str:
         return urlsafe_b64encode(text.encode()).decode().rstrip("=")
@@ -337,7 +337,7 @@ async def test_cursor_that_is_not_ours_is_refused(town: Town) -> None:
         made("\u0663\x1fpay_1"),
         urlsafe_b64encode(b"\xff\xff").decode(),
     ):
-        answer = await town.api.call("GET", f"/v1/payments?cursor={bad}")
+        answer = await harness.api.call("GET", f"/v1/payments?cursor={bad}")
         enveloped(answer, 422, "VALIDATION_ERROR")
         assert [problem["field"] for problem in answer.body["errors"]] == ["cursor"]
 
@@ -354,30 +354,30 @@ BAD_QUERIES = (
 )
 
 
-async def test_query_with_bad_parameters_names_them(town: Town) -> None:
+async def test_query_with_bad_parameters_names_them(harness: Harness) -> None:
     for query, fields in BAD_QUERIES:
-        answer = enveloped(await town.api.call("GET", f"/v1/payments?{query}"), 422, "VALIDATION_ERROR")
+        answer = enveloped(await harness.api.call("GET", f"/v1/payments?{query}"), 422, "VALIDATION_ERROR")
         assert sorted(problem["field"] for problem in answer.body["errors"]) == fields, query
 
 
-async def test_query_limit_from_one_to_a_hundred_is_accepted(town: Town) -> None:
+async def test_query_limit_from_one_to_a_hundred_is_accepted(harness: Harness) -> None:
     for limit in (1, 100):
-        answer = await town.api.call("GET", f"/v1/payments?limit={limit}")
+        answer = await harness.api.call("GET", f"/v1/payments?limit={limit}")
         assert (answer.data, answer.body["meta"]["limit"]) == ([], limit)
-    assert (await town.api.call("GET", "/v1/payments")).body["meta"]["limit"] == 50
+    assert (await harness.api.call("GET", "/v1/payments")).body["meta"]["limit"] == 50
 
 
-async def test_query_values_that_postgres_would_reject_are_refused_by_name(town: Town) -> None:
+async def test_query_values_that_postgres_would_reject_are_refused_by_name(harness: Harness) -> None:
     for query, field in (
         ("since=9999-12-31T23:59:59-23:00", "since"),
         ("until=0001-01-01T00:00:00%2B05:00", "until"),
         ("cursor=AAAA", "cursor"),
         ("search=%00", "search"),
     ):
-        answer = await town.api.call("GET", f"/v1/payments?{query}")
+        answer = await harness.api.call("GET", f"/v1/payments?{query}")
         assert (answer.status, answer.error["field"]) == (422, field)
         assert field != "search" or "NUL" in answer.error["message"]
-    async with shop(town.gateway, town.base, scopes=(ADMIN,), is_configured=False) as admin:
+    async with shop(harness.gateway, harness.base, scopes=(ADMIN,), is_configured=False) as admin:
         answer = await admin.call("GET", "/v1/admin/merchants?cursor=AAAA")
         assert (answer.status, answer.error["field"]) == (422, "cursor")
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "Shop"})).data["merchant_id"]

@@ -18,7 +18,7 @@ from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.http.templating import asset
 from mpesa_gateway_payments.callbacks import STK_BODY
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.house.tree import ROOT
 from tests.routes import document, operations_of, whole_gateway
 
@@ -28,8 +28,8 @@ async def _get(url: str) -> niquests.Response:
         return await session.get(url)
 
 
-async def test_document_has_the_scope_of_each_call_and_the_filters_of_each_list(town: Town) -> None:
-    document = (await _get(f"{town.base}/schema/openapi.json")).json()
+async def test_document_has_the_scope_of_each_call_and_the_filters_of_each_list(harness: Harness) -> None:
+    document = (await _get(f"{harness.base}/schema/openapi.json")).json()
     listed = document["paths"]["/v1/payments"]["get"]
     assert listed["x-scope"] == "payments:read"
     names = {parameter["name"] for parameter in listed["parameters"]}
@@ -40,7 +40,7 @@ async def test_document_has_the_scope_of_each_call_and_the_filters_of_each_list(
     assert document["paths"]["/v1/cb/{kind}/{token}"]["post"]["security"] == []
     scoped = {
         (route.path_format, method.lower())
-        for route in town.gateway.asgi.litestar.routes
+        for route in harness.gateway.asgi.litestar.routes
         for handler in getattr(route, "route_handlers", ())
         if scope_of(handler) is not None
         for method in handler.http_methods - {"OPTIONS"}
@@ -55,8 +55,8 @@ async def test_document_has_the_scope_of_each_call_and_the_filters_of_each_list(
 
 
 @pytest.mark.parametrize("path", ["schema", "schema/"])
-async def test_openapi_page_loads_only_the_files_of_this_release(town: Town, path: str) -> None:
-    page = await _get(f"{town.base}/{path}")
+async def test_openapi_page_loads_only_the_files_of_this_release(harness: Harness, path: str) -> None:
+    page = await _get(f"{harness.base}/{path}")
     assert page.status_code == 200
     assert (page.headers["content-type"] or "").startswith("text/html")
     policy = str(page.headers["content-security-policy"])
@@ -64,28 +64,28 @@ async def test_openapi_page_loads_only_the_files_of_this_release(town: Town, pat
     sources = re.findall(r'src="([^"]+)"', page.text or "")
     assert [source.rpartition("/")[2] for source in sources] == ["scalar.js.gz", "openapi_page.js"]
     for source in sources:
-        script = await _get(urljoin(f"{town.base}/{path}", source))
+        script = await _get(urljoin(f"{harness.base}/{path}", source))
         assert script.status_code == 200
         assert (script.headers["content-type"] or "").startswith("text/javascript")
         assert "immutable" in str(script.headers["cache-control"])
         assert script.headers.get("content-encoding") == ("gzip" if source.endswith(".gz") else None)
 
 
-async def test_openapi_page_reader_is_the_file_in_its_readme(town: Town) -> None:
-    page = await _get(f"{town.base}/schema")
+async def test_openapi_page_reader_is_the_file_in_its_readme(harness: Harness) -> None:
+    page = await _get(f"{harness.base}/schema")
     (source,) = re.findall(r'src="([^"]+scalar.js.gz)"', page.text or "")
-    script = (await _get(f"{town.base}/{source}")).content or b""
+    script = (await _get(f"{harness.base}/{source}")).content or b""
     static = ROOT / "mpesa_gateway/http/static"
     assert script == gzip.decompress((static / "scalar.js.gz").read_bytes())
     assert hashlib.sha256(script).hexdigest() in (static / "README.md").read_text(encoding="utf-8")
 
 
-async def test_static_file_without_media_type_is_not_served(town: Town) -> None:
-    assert (await _get(f"{town.base}/{asset('README.md')}")).status_code == 404
+async def test_static_file_without_media_type_is_not_served(harness: Harness) -> None:
+    assert (await _get(f"{harness.base}/{asset('README.md')}")).status_code == 404
 
 
-async def test_document_callbacks_have_a_schema_for_each_body(town: Town) -> None:
-    document = (await _get(f"{town.base}/schema/openapi.json")).json()
+async def test_document_callbacks_have_a_schema_for_each_body(harness: Harness) -> None:
+    document = (await _get(f"{harness.base}/schema/openapi.json")).json()
     neutral = document["paths"]["/v1/cb/{kind}/{token}"]["post"]["requestBody"]["content"]["application/json"]
     kinds = neutral["schema"]["anyOf"]
     assert [sorted(kind.get("properties", ())) for kind in kinds] == [["Body"], ["Result"], []]
@@ -107,10 +107,10 @@ def test_document_callback_schema_fits_every_observed_sample(sample: Path) -> No
         assert not kinds or isinstance(callback[name], str | int)
 
 
-async def test_document_example_of_a_payment_is_accepted(town: Town) -> None:
-    schemas = (await _get(f"{town.base}/schema/openapi.json")).json()["components"]["schemas"]
+async def test_document_example_of_a_payment_is_accepted(harness: Harness) -> None:
+    schemas = (await _get(f"{harness.base}/schema/openapi.json")).json()["components"]["schemas"]
     (body,) = schemas["CreatePayment"]["examples"]
-    made = await town.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "order-1041"})
+    made = await harness.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "order-1041"})
     assert made.status == 201, made.body
 
 

@@ -1,21 +1,21 @@
 """Protects the addresses in the audit log: a merchant sees only addresses of its own keys."""
 
 from mpesa_gateway.testing.serving import Api
-from tests.conftest import Town
+from tests.conftest import Harness
 
 
-async def test_audit_log_of_a_merchant_has_addresses_of_its_own_keys_only(town: Town) -> None:
-    gateway = town.gateway
-    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+async def test_audit_log_of_a_merchant_has_addresses_of_its_own_keys_only(harness: Harness) -> None:
+    gateway = harness.gateway
+    merchant_id = (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
     staff = await gateway.merchants.create("Staff", actor="test")
     _, secret = await gateway.api_keys.create(
         staff.merchant_id, name="admin", scopes=gateway.scopes.all, env="sandbox", actor="test"
     )
-    admin = Api(town.base, secret.reveal())
+    admin = Api(harness.base, secret.reveal())
     try:
         body = {"name": "second", "scopes": ["payments:read"]}
         (await admin.call("POST", f"/v1/admin/merchants/{merchant_id}/keys", body)).data  # noqa: B018 - raises for a refusal
-        shown = (await town.api.call("GET", "/v1/audit/logs?limit=100")).data
+        shown = (await harness.api.call("GET", "/v1/audit/logs?limit=100")).data
         by_action = {entry["action"]: entry for entry in shown}
         made = next(entry for entry in shown if entry["action"] == "api_key.created" and "from" not in entry["detail"])
         assert made["actor"].startswith("key:")

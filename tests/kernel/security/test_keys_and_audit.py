@@ -22,18 +22,18 @@ from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright:
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ
 from mpesa_gateway.security.tables import AuditCheckpointRow, AuditPolicyRow, AuditRow
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
-from tests.conftest import Town
+from tests.conftest import Harness
 
 pytestmark = pytest.mark.as_owner
 
 
-async def test_api_key_is_stored_as_a_digest_with_its_last_use(town: Town) -> None:
-    secret = town.api.key or ""
-    row = dict(await town.gateway.db.fetchrow("SELECT * FROM api_key") or {})
+async def test_api_key_is_stored_as_a_digest_with_its_last_use(harness: Harness) -> None:
+    secret = harness.api.key or ""
+    row = dict(await harness.gateway.db.fetchrow("SELECT * FROM api_key") or {})
     assert secret not in str(row)
     assert secret[-32:] not in str(row)
     assert row["last_used_at"] is not None
-    (listed,) = await town.gateway.api_keys.list(row["merchant_id"])
+    (listed,) = await harness.gateway.api_keys.list(row["merchant_id"])
     assert listed.key_id == row["key_id"]
 
 
@@ -41,17 +41,17 @@ OTHER_KEYS = [None, "", "nonsense", "sk_test_" + "0" * 48, "sk_live_" + "x" * 48
 """Texts that are no key, and keys that were never created."""
 
 
-async def test_api_key_that_is_unknown_is_refused_with_the_same_words(town: Town) -> None:
+async def test_api_key_that_is_unknown_is_refused_with_the_same_words(harness: Harness) -> None:
     for key in OTHER_KEYS:
-        api = Api(town.base, key)
+        api = Api(harness.base, key)
         answer = await api.call("GET", "/v1/merchant/me")
         await api.close()
         assert (answer.status, answer.error["code"]) == (401, "AUTH_INVALID_KEY"), key
         assert "X-API-Key" in answer.error["message"]
 
 
-async def test_api_key_that_is_revoked_expired_or_deactivated_is_refused(town: Town) -> None:
-    keys, merchants, scopes = town.gateway.api_keys, town.gateway.merchants, town.gateway.scopes.of_merchants
+async def test_api_key_that_is_revoked_expired_or_deactivated_is_refused(harness: Harness) -> None:
+    keys, merchants, scopes = harness.gateway.api_keys, harness.gateway.merchants, harness.gateway.scopes.of_merchants
     merchant = await merchants.create("Another", actor="test")
 
     async def make(**options: Any) -> tuple[str, str]:
@@ -73,11 +73,11 @@ async def test_api_key_that_is_revoked_expired_or_deactivated_is_refused(town: T
         await keys.authenticate(good)
 
 
-async def test_every_route_requires_the_scope_of_its_signature(town: Town) -> None:
+async def test_every_route_requires_the_scope_of_its_signature(harness: Harness) -> None:
     """Walks the route table, so that no new route is forgotten."""
-    async with shop(town.gateway, town.base, scopes=(), is_configured=False) as powerless:
+    async with shop(harness.gateway, harness.base, scopes=(), is_configured=False) as powerless:
         walked = 0
-        for route in town.gateway.asgi.litestar.routes:
+        for route in harness.gateway.asgi.litestar.routes:
             for handler in getattr(route, "route_handlers", ()):
                 scope = scope_of(handler)
                 if scope is None:
@@ -146,8 +146,8 @@ async def test_gateway_without_valkey_accepts_payments(values: dict[str, Any]) -
         assert (parts["postgres"]["ok"], parts["valkey"]["ok"], parts["queue"]["ok"]) == (True, False, False)
 
 
-async def test_audit_log_shows_a_change_of_its_entries(town: Town) -> None:
-    audit, db = town.gateway.audit, town.gateway.db
+async def test_audit_log_shows_a_change_of_its_entries(harness: Harness) -> None:
+    audit, db = harness.gateway.audit, harness.gateway.db
     count = await audit.verify()
     assert count >= 4
     await asyncio.gather(*(audit.record("test.acted", merchant_id=None, actor="test") for _ in range(20)))
@@ -285,8 +285,8 @@ async def test_audit_observe_of_many_events_of_one_kind_counts_them_and_hides_no
         assert await audit.verify() > 0
 
 
-async def test_api_key_that_could_never_be_used_is_not_created(town: Town) -> None:
-    async with shop(town.gateway, town.base, scopes=(ADMIN,), is_configured=False) as admin:
+async def test_api_key_that_could_never_be_used_is_not_created(harness: Harness) -> None:
+    async with shop(harness.gateway, harness.base, scopes=(ADMIN,), is_configured=False) as admin:
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
         path = f"/v1/admin/merchants/{merchant['merchant_id']}"
         past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
@@ -304,11 +304,11 @@ async def test_api_key_that_could_never_be_used_is_not_created(town: Town) -> No
         made = (await admin.call("POST", f"{path}/keys", {"name": "k", "expires_at": soon})).data
         assert made["key"]["expires_at"] is not None
         assert made["key"]["last_used_at"] is None
-        api = Api(town.base, made["api_key"])
+        api = Api(harness.base, made["api_key"])
         assert (await api.call("GET", "/v1/merchant/me")).status == 200
         (listed,) = (await admin.call("GET", f"{path}/keys")).data
         assert listed["last_used_at"] is not None
-        await town.gateway.db.execute("UPDATE api_key SET expires_at = now() WHERE key_id = $1", listed["key_id"])
+        await harness.gateway.db.execute("UPDATE api_key SET expires_at = now() WHERE key_id = $1", listed["key_id"])
 
         async def is_refused() -> bool:
             # Changed without a notification: the gateway caches the key for a second.
@@ -331,20 +331,20 @@ async def test_api_key_that_could_never_be_used_is_not_created(town: Town) -> No
         "/v1/events?since=2026-11-23T10:00:00",
     ],
 )
-async def test_query_time_without_a_zone_is_refused(town: Town, path: str) -> None:
-    answer = await town.api.call("GET", path)
+async def test_query_time_without_a_zone_is_refused(harness: Harness, path: str) -> None:
+    answer = await harness.api.call("GET", path)
     assert (answer.status, answer.error["code"]) == (422, "VALIDATION_ERROR")
 
 
-async def test_admin_routes_create_merchants_and_keys_and_read_the_log(town: Town) -> None:
-    async with shop(town.gateway, town.base, scopes=(ADMIN, AUDIT_READ), is_configured=False) as admin:
+async def test_admin_routes_create_merchants_and_keys_and_read_the_log(harness: Harness) -> None:
+    async with shop(harness.gateway, harness.base, scopes=(ADMIN, AUDIT_READ), is_configured=False) as admin:
         created = await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})
         merchant = created.data
-        assert created.headers["Location"] == f"{town.base}/v1/admin/merchants/{merchant['merchant_id']}"
+        assert created.headers["Location"] == f"{harness.base}/v1/admin/merchants/{merchant['merchant_id']}"
         path = f"/v1/admin/merchants/{merchant['merchant_id']}"
         made = (await admin.call("POST", f"{path}/keys", {"name": "till", "scopes": ["payments:read"]})).data
         assert made["api_key"].startswith("sk_test_")
-        api = Api(town.base, made["api_key"])
+        api = Api(harness.base, made["api_key"])
         assert (await api.call("GET", "/v1/payments")).data == []
         assert (await api.call("GET", "/v1/merchant/me")).status == 403
         (listed,) = (await admin.call("GET", f"{path}/keys")).data
@@ -374,8 +374,8 @@ async def test_admin_routes_create_merchants_and_keys_and_read_the_log(town: Tow
         assert second.data[0]["number"] == first.data[-1]["number"] - 1
         pages = await admin.call("GET", "/v1/admin/merchants?limit=1&count=true")
         assert (pages.body["meta"]["total"], pages.body["meta"]["has_more"]) == (3, True)
-    own = (await town.api.call("GET", "/v1/audit/logs")).data
-    assert {entry["merchant_id"] for entry in own} == {(await town.api.call("GET", "/v1/merchant/me")).data["id"]}
+    own = (await harness.api.call("GET", "/v1/audit/logs")).data
+    assert {entry["merchant_id"] for entry in own} == {(await harness.api.call("GET", "/v1/merchant/me")).data["id"]}
 
 
 NETWORKS = read_networks(("10.0.0.0/8", "::1/128", "127.0.0.1"), "security.trusted_proxies")

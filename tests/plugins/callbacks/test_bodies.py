@@ -23,7 +23,7 @@ from mpesa_gateway_callbacks.errors import SizeRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody
 from mpesa_gateway_callbacks.pages import unused_callbacks
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 BODY_LIMIT = 200_000
@@ -76,14 +76,14 @@ def stored_bytes(row: Row, column: str) -> bytes:
     return bytes(row["body_bytes"]) if row["body_bytes"] is not None else str(row[column]).encode()
 
 
-async def accepted_bodies(town: Town, payment_id: str) -> list[bytes]:
-    rows = await town.gateway.db.fetch("SELECT body, body_bytes FROM callback WHERE subject_id = $1", payment_id)
+async def accepted_bodies(harness: Harness, payment_id: str) -> list[bytes]:
+    rows = await harness.gateway.db.fetch("SELECT body, body_bytes FROM callback WHERE subject_id = $1", payment_id)
     return [stored_bytes(row, "body") for row in rows]
 
 
-async def refused_bodies(town: Town, payment_id: str) -> list[tuple[str, bytes]]:
+async def refused_bodies(harness: Harness, payment_id: str) -> list[tuple[str, bytes]]:
     """Returns the reason and the bytes of each refused callback of a payment."""
-    rows = await town.gateway.db.fetch(
+    rows = await harness.gateway.db.fetch(
         "SELECT reason, original, body_bytes FROM refused_callback WHERE subject_id = $1 AND is_trusted", payment_id
     )
     return [(row["reason"], stored_bytes(row, "original")) for row in rows]
@@ -113,19 +113,19 @@ READABLE: dict[str, Callable[[bytes], bytes]] = {
 """Changes to the body of a paid payment that leave it readable."""
 
 
-async def test_readable_body_completes_the_payment_and_is_stored_whole(town: Town) -> None:
+async def test_readable_body_completes_the_payment_and_is_stored_whole(harness: Harness) -> None:
     for name, change in READABLE.items():
-        made, url = await pending_payment(town, name.replace(" ", "-"))
+        made, url = await pending_payment(harness, name.replace(" ", "-"))
         raw = change(paid_body(made))
         async with loop_delay() as longest:
-            assert (await post(town, url, raw=raw)).status == 200, name
+            assert (await post(harness, url, raw=raw)).status == 200, name
         assert longest[0] < 1, (name, longest)
-        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"]) == ("completed", None), name
-        assert await accepted_bodies(town, made["id"]) == [raw], name
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 0
+        assert await accepted_bodies(harness, made["id"]) == [raw], name
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 0
     # Lists and pages do not stall on them either.
-    async with admin_client(town.gateway, town.base) as operator, loop_delay() as longest:
+    async with admin_client(harness.gateway, harness.base) as operator, loop_delay() as longest:
         rows = (await operator.call("GET", "/v1/admin/callbacks?limit=100")).data
         assert len(rows) == len(READABLE)
         assert max(len(row["body"]) for row in rows) < 100_000
@@ -156,22 +156,22 @@ UNREADABLE: dict[str, bytes] = {
 }
 
 
-async def test_unreadable_body_is_refused_and_stored_whole(town: Town) -> None:
+async def test_unreadable_body_is_refused_and_stored_whole(harness: Harness) -> None:
     for name, raw in UNREADABLE.items():
-        made, url = await pending_payment(town, name.replace(" ", "-").replace(",", ""))
+        made, url = await pending_payment(harness, name.replace(" ", "-").replace(",", ""))
         async with loop_delay() as longest:
-            answer = await post(town, url, raw=raw)
+            answer = await post(harness, url, raw=raw)
         assert (answer.status, answer.error["code"]) == (422, "CALLBACK_REFUSED"), name
         assert longest[0] < 1, (name, longest)
-        assert await refused_bodies(town, made["id"]) == [("shape", raw)], name
-        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending", name
-    async with admin_client(town.gateway, town.base) as operator, loop_delay() as longest:
+        assert await refused_bodies(harness, made["id"]) == [("shape", raw)], name
+        assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending", name
+    async with admin_client(harness.gateway, harness.base) as operator, loop_delay() as longest:
         page = await operator.call("GET", "/v1/admin/callbacks/refused?limit=100&unread=true")
         assert len(page.data) == len(UNREADABLE)
     assert longest[0] < 1
-    concerns = [concern.text for concern in await unused_callbacks(town.gateway, "sandbox")]
+    concerns = [concern.text for concern in await unused_callbacks(harness.gateway, "sandbox")]
     assert f"{len(UNREADABLE)} callbacks from Safaricom could not be read" in concerns
-    assert await unused_callbacks(town.gateway, "live") == []
+    assert await unused_callbacks(harness.gateway, "live") == []
 
 
 HEADERS: list[dict[str, str]] = [
@@ -184,25 +184,25 @@ HEADERS: list[dict[str, str]] = [
 ]
 
 
-async def test_callback_with_any_content_type_is_accepted(town: Town) -> None:
+async def test_callback_with_any_content_type_is_accepted(harness: Harness) -> None:
     for number, headers in enumerate(HEADERS):
-        made, url = await pending_payment(town, f"k{number}")
-        assert (await post(town, url, raw=paid_body(made), headers=headers)).status == 200, headers
-        assert (await town.api.settled(made["id"]))["status"] == "completed"
-    made, url = await pending_payment(town, "none")
+        made, url = await pending_payment(harness, f"k{number}")
+        assert (await post(harness, url, raw=paid_body(made), headers=headers)).status == 200, headers
+        assert (await harness.api.settled(made["id"]))["status"] == "completed"
+    made, url = await pending_payment(harness, "none")
     raw = paid_body(made)
-    answer = await send(town.base, url.removeprefix(town.base), f"Content-Length: {len(raw)}", raw)
+    answer = await send(harness.base, url.removeprefix(harness.base), f"Content-Length: {len(raw)}", raw)
     assert (answer.status, answer.body["ResultCode"]) == (200, 0)
-    assert (await town.api.settled(made["id"]))["status"] == "completed"
+    assert (await harness.api.settled(made["id"]))["status"] == "completed"
 
 
-async def test_compressed_body_is_refused_and_stored_as_received(town: Town) -> None:
+async def test_compressed_body_is_refused_and_stored_as_received(harness: Harness) -> None:
     """No sender is known to compress callbacks."""
-    made, url = await pending_payment(town, "a")
+    made, url = await pending_payment(harness, "a")
     raw = gzip.compress(paid_body(made))
-    answer = await post(town, url, raw=raw, headers={"Content-Encoding": "gzip"})
+    answer = await post(harness, url, raw=raw, headers={"Content-Encoding": "gzip"})
     assert answer.status in {415, 422}
-    assert await refused_bodies(town, made["id"]) == [("shape", raw)]
+    assert await refused_bodies(harness, made["id"]) == [("shape", raw)]
 
 
 DOUBLED: dict[str, Callable[[bytes], bytes]] = {
@@ -219,33 +219,33 @@ DOUBLED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-async def test_contradictory_body_is_refused_and_stored_and_changes_nothing(town: Town) -> None:
+async def test_contradictory_body_is_refused_and_stored_and_changes_nothing(harness: Harness) -> None:
     for name, change in DOUBLED.items():
-        made, url = await pending_payment(town, name.replace(" ", "-").replace(",", ""))
+        made, url = await pending_payment(harness, name.replace(" ", "-").replace(",", ""))
         raw = change(paid_body(made))
-        answer = await post(town, url, raw=raw)
+        answer = await post(harness, url, raw=raw)
         assert (answer.status, answer.error["code"]) == (422, "CALLBACK_REFUSED"), name
-        assert await refused_bodies(town, made["id"]) == [("doubled", raw)], name
-        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending", name
+        assert await refused_bodies(harness, made["id"]) == [("doubled", raw)], name
+        assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending", name
         # A valid callback afterwards is not a repetition of it.
-        assert (await post(town, url, raw=paid_body(made))).status == 200
-        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", name
-    entries = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
+        assert (await post(harness, url, raw=paid_body(made))).status == 200
+        assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", name
+    entries = (await harness.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     assert {entry["detail"]["reason"] for entry in entries} == {"doubled"}
 
 
 AMOUNTS = {"1,000.00": True, "1000.0": True, " 1000 ": True, "1 000": False, "KES 1000": False, "1,000": False}
 
 
-async def test_amount_in_an_unknown_notation_is_a_mismatch_and_known_ones_complete(town: Town) -> None:
+async def test_amount_in_an_unknown_notation_is_a_mismatch_and_known_ones_complete(harness: Harness) -> None:
     for number, (written, is_read) in enumerate(AMOUNTS.items()):
-        made = (await town.api.pay("254700000020", 1000, key=f"k{number}")).data
-        dispatcher = town.gateway.services.get(CallbackDispatcher)
+        made = (await harness.api.pay("254700000020", 1000, key=f"k{number}")).data
+        dispatcher = harness.gateway.services.get(CallbackDispatcher)
         url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         assert (
-            await post(town, f"/v1/cb{url.partition('/v1/cb')[2]}", raw=paid_body(made, amount=written))
+            await post(harness, f"/v1/cb{url.partition('/v1/cb')[2]}", raw=paid_body(made, amount=written))
         ).status == 200
-        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
         if is_read:
             assert (found["status"], found["mismatch"]) == ("completed", None), written
         else:
@@ -305,17 +305,19 @@ async def test_body_over_the_limit_is_stored_in_part_and_answered_with_413(value
         assert (await api.settled(made["id"]))["status"] == "completed"
 
 
-async def test_large_body_without_a_valid_token_is_not_stored(town: Town) -> None:
+async def test_large_body_without_a_valid_token_is_not_stored(harness: Harness) -> None:
     raw = b" " * 70_000
-    answer = await send(town.base, "/v1/cb/stk/nonsense", f"Content-Length: {len(raw)}", raw)
+    answer = await send(harness.base, "/v1/cb/stk/nonsense", f"Content-Length: {len(raw)}", raw)
     assert (answer.status, answer.body["errors"][0]["code"]) == (413, "PAYLOAD_TOO_LARGE")
-    assert (await send(town.base, "/v1/webhooks/mpesa", f"Content-Length: {len(raw)}", raw)).status == 413
-    rows = await town.gateway.db.fetch("SELECT * FROM refused_callback")
+    assert (await send(harness.base, "/v1/webhooks/mpesa", f"Content-Length: {len(raw)}", raw)).status == 413
+    rows = await harness.gateway.db.fetch("SELECT * FROM refused_callback")
     assert {(row["reason"], row["is_trusted"], row["original"], row["cut_read"]) for row in rows} == {
         ("size", False, None, 0)
     }
-    assert await unused_callbacks(town.gateway, "sandbox") != []
-    assert not any("could not be read" in concern.text for concern in await unused_callbacks(town.gateway, "sandbox"))
+    assert await unused_callbacks(harness.gateway, "sandbox") != []
+    assert not any(
+        "could not be read" in concern.text for concern in await unused_callbacks(harness.gateway, "sandbox")
+    )
 
 
 async def test_body_over_both_limits_is_stored_up_to_the_larger_limit(values: dict[str, Any]) -> None:
@@ -361,15 +363,15 @@ def test_cut_without_announced_length_has_the_length_that_was_read() -> None:
 
 
 @pytest.mark.parametrize("announced", [2**63 - 1, 2**63, 10**40])
-async def test_announced_length_over_bigint_is_stored_as_the_largest_bigint(town: Town, announced: int) -> None:
-    made, _ = await pending_payment(town, "announced")
-    url = town.gateway.port(Callbacks).url_for(
+async def test_announced_length_over_bigint_is_stored_as_the_largest_bigint(harness: Harness, announced: int) -> None:
+    made, _ = await pending_payment(harness, "announced")
+    url = harness.gateway.port(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
     )
     incoming = CallbackPost("stk", url.rpartition("/")[2], b"", "127.0.0.1", cut=TruncatedBody.of(b"", announced))
     with pytest.raises(SizeRejected):
-        await town.gateway.port(CallbackInbox).receive(incoming)
-    stored_length = await town.gateway.db.fetchval(
+        await harness.gateway.port(CallbackInbox).receive(incoming)
+    stored_length = await harness.gateway.db.fetchval(
         "SELECT cut_length FROM refused_callback WHERE subject_id = $1", made["id"]
     )
     assert stored_length == 2**63 - 1
@@ -378,13 +380,15 @@ async def test_announced_length_over_bigint_is_stored_as_the_largest_bigint(town
 KINDS: tuple[str, ...] = ("status", "reversal", "pull", "status-timeout", "reversal-timeout")
 
 
-async def test_unreadable_body_of_each_other_kind_is_stored(town: Town) -> None:
-    dispatcher = town.gateway.services.get(CallbackDispatcher)
+async def test_unreadable_body_of_each_other_kind_is_stored(harness: Harness) -> None:
+    dispatcher = harness.gateway.services.get(CallbackDispatcher)
     for kind in KINDS:
-        made, _ = await pending_payment(town, kind)
+        made, _ = await pending_payment(harness, kind)
         url = dispatcher.url_for(kind, env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
-        statuses = {(await post(town, url[url.index("/v1/cb") :], raw=raw)).status for raw in UNREADABLE.values()}
-        found = await accepted_bodies(town, made["id"]) + [raw for _, raw in await refused_bodies(town, made["id"])]
+        statuses = {(await post(harness, url[url.index("/v1/cb") :], raw=raw)).status for raw in UNREADABLE.values()}
+        found = await accepted_bodies(harness, made["id"]) + [
+            raw for _, raw in await refused_bodies(harness, made["id"])
+        ]
         if kind.endswith("timeout"):
             # A timeout has no body to read: the second one is a repetition.
             assert (statuses, len(found)) == ({200}, 1)
@@ -392,4 +396,4 @@ async def test_unreadable_body_of_each_other_kind_is_stored(town: Town) -> None:
             # Callbacks of kind pull are accepted with any object and have no effect.
             assert statuses == ({200, 422} if kind == "pull" else {422})
             assert sorted(found) == sorted(UNREADABLE.values())
-        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+        assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"

@@ -22,7 +22,7 @@ from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from mpesa_gateway_payments.events import StkResulted
-from tests.conftest import Town
+from tests.conftest import Harness
 
 pytestmark = pytest.mark.as_owner
 
@@ -47,55 +47,55 @@ def body(
     return {"Body": {"stkCallback": callback}}
 
 
-async def pending_payment(town: Town, key: str) -> tuple[dict[str, Any], str]:
+async def pending_payment(harness: Harness, key: str) -> tuple[dict[str, Any], str]:
     """Returns a payment with a pending prompt and the URL of its callback."""
-    made = (await town.api.pay(ASKS, key=key)).data
-    return made, await town.gateway.db.fetchval(
+    made = (await harness.api.pay(ASKS, key=key)).data
+    return made, await harness.gateway.db.fetchval(
         "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", made["provider_ref"]
     )
 
 
-async def post(town: Town, url: str, json: Any = None, **options: Any) -> Answer:
-    return await town.api.call("POST", url.removeprefix(town.base), json, **options)
+async def post(harness: Harness, url: str, json: Any = None, **options: Any) -> Answer:
+    return await harness.api.call("POST", url.removeprefix(harness.base), json, **options)
 
 
-async def refusal_reasons(town: Town) -> list[str]:
+async def refusal_reasons(harness: Harness) -> list[str]:
     """Returns the reasons of the refused callbacks, oldest first."""
-    rows = await town.gateway.db.fetch("SELECT reason FROM refused_callback ORDER BY at, refused_id")
+    rows = await harness.gateway.db.fetch("SELECT reason FROM refused_callback ORDER BY at, refused_id")
     return [row["reason"] for row in rows]
 
 
-async def test_callback_at_our_own_address_is_answered_in_darajas_format(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_callback_at_our_own_address_is_answered_in_darajas_format(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     assert "/v1/cb/stk/s-mer_" in url
-    answer = await post(town, url, body(made["provider_ref"]))
+    answer = await post(harness, url, body(made["provider_ref"]))
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
-    assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2C3"
+    assert (await harness.api.settled(made["id"]))["receipt"] == "TKN4A1B2C3"
 
 
-async def test_callback_at_the_documented_address_with_a_token_is_applied(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_callback_at_the_documented_address_with_a_token_is_applied(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     token = url.rpartition("/")[2]
-    assert (await post(town, f"/v1/webhooks/mpesa/{token}", body(made["provider_ref"], 1032))).status == 200
-    assert (await town.api.settled(made["id"]))["failure_reason"] == "cancelled_by_user"
+    assert (await post(harness, f"/v1/webhooks/mpesa/{token}", body(made["provider_ref"], 1032))).status == 200
+    assert (await harness.api.settled(made["id"]))["failure_reason"] == "cancelled_by_user"
 
 
-async def test_callback_with_a_forged_token_is_refused_and_stored(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_callback_with_a_forged_token_is_refused_and_stored(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     for forged in (url[:-1] + ("A" if url[-1] != "A" else "B"), url.replace("/s-mer", "/l-mer"), url + "x", url[:-30]):
-        answer = await post(town, forged, body(made["provider_ref"]))
+        answer = await post(harness, forged, body(made["provider_ref"]))
         assert (answer.status, answer.error["code"]) == (404, "CALLBACK_REFUSED")
-    assert await refusal_reasons(town) == ["token"] * 4
-    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+    assert await refusal_reasons(harness) == ["token"] * 4
+    assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
 
 
-async def test_callback_without_token_from_an_unlisted_address_is_refused(town: Town) -> None:
-    made, _ = await pending_payment(town, "a")
-    answer = await post(town, "/v1/webhooks/mpesa", body(made["provider_ref"]))
-    assert (answer.status, await refusal_reasons(town)) == (403, ["source"])
+async def test_callback_without_token_from_an_unlisted_address_is_refused(harness: Harness) -> None:
+    made, _ = await pending_payment(harness, "a")
+    answer = await post(harness, "/v1/webhooks/mpesa", body(made["provider_ref"]))
+    assert (answer.status, await refusal_reasons(harness)) == (403, ["source"])
     # The header proves nothing: no proxy is trusted.
     answer = await post(
-        town, "/v1/webhooks/mpesa", body(made["provider_ref"]), headers={"X-Forwarded-For": "196.201.214.200"}
+        harness, "/v1/webhooks/mpesa", body(made["provider_ref"]), headers={"X-Forwarded-For": "196.201.214.200"}
     )
     assert answer.status == 403
 
@@ -132,11 +132,11 @@ async def test_callback_with_token_from_an_unlisted_address_is_refused_if_always
 
 
 @pytest.mark.parametrize("raw", [b"", b"not json", b"[]", b"null", b'{"Body": null}', b'{"Body": {"stkCallback": {}}}'])
-async def test_malformed_callback_is_refused_and_stored_without_phone_numbers(town: Town, raw: bytes) -> None:
-    _, url = await pending_payment(town, "a")
-    answer = await post(town, url, raw=raw + b" 254708374149" if raw == b"not json" else raw)
-    assert (answer.status, await refusal_reasons(town)) == (422, ["shape"])
-    assert "254708374149" not in await town.gateway.db.fetchval("SELECT body FROM refused_callback")
+async def test_malformed_callback_is_refused_and_stored_without_phone_numbers(harness: Harness, raw: bytes) -> None:
+    _, url = await pending_payment(harness, "a")
+    answer = await post(harness, url, raw=raw + b" 254708374149" if raw == b"not json" else raw)
+    assert (answer.status, await refusal_reasons(harness)) == (422, ["shape"])
+    assert "254708374149" not in await harness.gateway.db.fetchval("SELECT body FROM refused_callback")
 
 
 async def test_callback_before_its_checkout_request_id_is_known_is_applied_later(values: dict[str, Any]) -> None:
@@ -191,12 +191,16 @@ async def test_unmatched_callback_is_retried_for_two_days_and_then_stored(values
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "unmatched"
 
 
-async def test_failure_callback_of_another_push_is_refused(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
-    answer = await post(town, url, body("ws_CO_another", 1032))
-    assert (answer.status, answer.error["code"], await refusal_reasons(town)) == (403, "CALLBACK_REFUSED", ["subject"])
-    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
-    (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
+async def test_failure_callback_of_another_push_is_refused(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
+    answer = await post(harness, url, body("ws_CO_another", 1032))
+    assert (answer.status, answer.error["code"], await refusal_reasons(harness)) == (
+        403,
+        "CALLBACK_REFUSED",
+        ["subject"],
+    )
+    assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+    (entry,) = (await harness.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     # The source address is shown to administrators only.
     assert (entry["subject_id"], entry["detail"]["reason"], "from" in entry["detail"]) == (made["id"], "subject", False)
 
@@ -212,22 +216,22 @@ OTHER_PUSH: list[tuple[dict[str, Any], str, str | None]] = [
 ]
 
 
-async def test_paid_callback_of_an_unknown_push_at_the_right_token_is_accepted(town: Town) -> None:
+async def test_paid_callback_of_an_unknown_push_at_the_right_token_is_accepted(harness: Harness) -> None:
     for number, (changes, status, mismatch) in enumerate(OTHER_PUSH):
-        made, url = await pending_payment(town, f"k{number}")
+        made, url = await pending_payment(harness, f"k{number}")
         content = body(f"ws_CO_first{number}", **({"receipt": f"TKN4A1B2C{number}"} | changes))
-        assert (await post(town, url, content)).status == 200
-        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (await post(harness, url, content)).status == 200
+        found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"] and found["mismatch"]["of"]) == (status, mismatch), changes
-    assert await refusal_reasons(town) == []
-    assert await town.gateway.db.fetchval("SELECT bool_and(verdict = 'applied') FROM callback")
+    assert await refusal_reasons(harness) == []
+    assert await harness.gateway.db.fetchval("SELECT bool_and(verdict = 'applied') FROM callback")
 
 
-async def test_paid_callback_of_another_payment_is_refused_and_stored_whole(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
-    other, _ = await pending_payment(town, "b")
-    assert (await post(town, url, body(other["provider_ref"]))).status == 403
-    row = await town.gateway.db.fetchrow("SELECT * FROM refused_callback")
+async def test_paid_callback_of_another_payment_is_refused_and_stored_whole(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
+    other, _ = await pending_payment(harness, "b")
+    assert (await post(harness, url, body(other["provider_ref"]))).status == 403
+    row = await harness.gateway.db.fetchrow("SELECT * FROM refused_callback")
     assert row is not None
     assert (row["reason"], row["subject_id"], row["is_trusted"]) == ("subject", made["id"], True)
     assert other["provider_ref"] in row["original"]
@@ -245,15 +249,15 @@ BYTES = [
 WRAPPED = [(b"", b""), (b"\xef\xbb\xbf", b""), (b"", b"\r\n<!-- proxy -->")]
 
 
-async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(town: Town) -> None:
-    operators = town.gateway.services.get(CallbackOperatorService)
+async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(harness: Harness) -> None:
+    operators = harness.gateway.services.get(CallbackOperatorService)
     for number, ((old, new), (before, after)) in enumerate(itertools.product(BYTES, WRAPPED)):
-        made, url = await pending_payment(town, f"k{number}")
+        made, url = await pending_payment(harness, f"k{number}")
         content = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
         raw = before + content.replace(old, new) + after
-        assert (await post(town, url, raw=raw)).status == 200
-        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
-        row = await town.gateway.db.fetchrow("SELECT * FROM callback WHERE subject_id = $1", made["id"])
+        assert (await post(harness, url, raw=raw)).status == 200
+        assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
+        row = await harness.gateway.db.fetchrow("SELECT * FROM callback WHERE subject_id = $1", made["id"])
         assert row is not None
         assert (row["body"].encode() if row["body_bytes"] is None else row["body_bytes"]) == raw
         shown = laid_out(row["body"])
@@ -263,64 +267,64 @@ async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(town: To
         assert (await operators.replay(row["callback_id"], actor="test")).verdict == "applied"
 
 
-async def test_callback_numbers_in_other_notations_are_equal(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_callback_numbers_in_other_notations_are_equal(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     content = json.dumps(body(made["provider_ref"]) | {"more": 0})
     raw = content.replace('"ResultCode": 0', '"ResultCode": 0.0').replace('"Value": 500', '"Value": 5e2')
     raw = raw.replace("254700000020", "254700000020.0")
-    assert (await post(town, url, raw=raw.encode())).status == 200
-    found = await town.api.settled(made["id"])
+    assert (await post(harness, url, raw=raw.encode())).status == 200
+    found = await harness.api.settled(made["id"])
     assert (found["status"], found["mismatch"], found["result_code"]) == ("completed", None, "0")
 
 
-async def test_receipt_with_an_unknown_result_code_is_a_mismatch(town: Town) -> None:
+async def test_receipt_with_an_unknown_result_code_is_a_mismatch(harness: Harness) -> None:
     for number, code in enumerate(("Success", "1e400", "null", 7777)):
-        made, url = await pending_payment(town, f"k{number}")
+        made, url = await pending_payment(harness, f"k{number}")
         content = body(made["provider_ref"], receipt=f"TKN4A1B2D{number}")
         content["Body"]["stkCallback"]["ResultCode"] = code
-        assert (await post(town, url, content)).status == 200
-        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (await post(harness, url, content)).status == 200
+        found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"]["of"]) == ("pending", "unconfirmed"), code
         assert found["mismatch"]["received_receipt"] == f"TKN4A1B2D{number}"
     # A known failure code fails the payment.
-    made, url = await pending_payment(town, "known")
+    made, url = await pending_payment(harness, "known")
     content = body(made["provider_ref"], receipt="TKN4A1B2D9")
     content["Body"]["stkCallback"]["ResultCode"] = 1032
-    assert (await post(town, url, content)).status == 200
-    assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == "cancelled_by_user"
+    assert (await post(harness, url, content)).status == 200
+    assert (await harness.api.settled(made["id"], "failed"))["failure_reason"] == "cancelled_by_user"
 
 
-async def test_callback_amount_that_is_text_is_shown_masked(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_callback_amount_that_is_text_is_shown_masked(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     content = body(made["provider_ref"], amount="call 0711 000 001\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2")
-    assert (await post(town, url, content)).status == 200
-    found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+    assert (await post(harness, url, content)).status == 200
+    found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
     assert found["mismatch"]["received_amount"] == "call 07****001 [2J Bearer ****"
     assert not re.search("711 000|x9Qk|\\\\u001b", json.dumps(found))
-    made, url = await pending_payment(town, "b")
+    made, url = await pending_payment(harness, "b")
     content = body(made["provider_ref"], receipt="TKN4A1B2D8")
     content["Body"]["stkCallback"]["CallbackMetadata"]["Item"].append(
         {"Name": "TransactionDate", "Value": "00010101000000"}
     )
-    assert (await post(town, url, content)).status == 200
-    assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2D8"
+    assert (await post(harness, url, content)).status == 200
+    assert (await harness.api.settled(made["id"]))["receipt"] == "TKN4A1B2D8"
 
 
-async def test_result_desc_of_a_callback_is_shown_masked_to_the_merchant(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_result_desc_of_a_callback_is_shown_masked_to_the_merchant(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     content = body(made["provider_ref"], 1032)
     content["Body"]["stkCallback"]["ResultDesc"] = (
         "Cancelled by 0708 374 149\r\n\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
     )
-    assert (await post(town, url, content)).status == 200
-    found = await town.api.settled(made["id"], "failed")
+    assert (await post(harness, url, content)).status == 200
+    found = await harness.api.settled(made["id"], "failed")
     assert found["result_desc"] == "Cancelled by 07****149 [2J Bearer ****"
-    (sent,) = await town.receiver.wait_for(1, kind="payment.failed")
+    (sent,) = await harness.receiver.wait_for(1, kind="payment.failed")
     assert "374 149" not in json.dumps(sent.json)
 
 
-async def test_body_at_a_valid_token_is_stored_whole_and_replayable(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_body_at_a_valid_token_is_stored_whole_and_replayable(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     bodies = [
         b"",
         b"\xff\x00\xfe" * 10,
@@ -330,23 +334,23 @@ async def test_body_at_a_valid_token_is_stored_whole_and_replayable(town: Town) 
         b'{"Body": {"stkCallback": {}}}',
     ]
     for raw in bodies * 5:
-        assert (await post(town, url, raw=raw)).status == 422
-    rows = await town.gateway.db.fetch("SELECT * FROM refused_callback ORDER BY at, refused_id")
+        assert (await post(harness, url, raw=raw)).status == 422
+    rows = await harness.gateway.db.fetch("SELECT * FROM refused_callback ORDER BY at, refused_id")
     kept = [row["original"].encode() if row["body_bytes"] is None else row["body_bytes"] for row in rows]
     assert kept == bodies * 5
     assert {(row["reason"], row["is_trusted"], row["subject_id"]) for row in rows} == {("shape", True, made["id"])}
-    operators = town.gateway.services.get(CallbackOperatorService)
+    operators = harness.gateway.services.get(CallbackOperatorService)
     with pytest.raises(ShapeRejected):
         await operators.replay(rows[1]["refused_id"], actor="test")
     # A body that a later parser can read is applied.
     paid = json.dumps(body(made["provider_ref"])).encode().replace(b"said", b"caf\xe9")
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE refused_callback SET body_bytes = $2, original = 'unreadable' WHERE refused_id = $1",
         rows[0]["refused_id"],
         paid,
     )
     await operators.replay(rows[0]["refused_id"], actor="test")
-    assert (await town.api.settled(made["id"]))["status"] == "completed"
+    assert (await harness.api.settled(made["id"]))["status"] == "completed"
 
 
 async def test_refusals_without_token_are_limited_and_displace_none_with_a_token(values: dict[str, Any]) -> None:
@@ -367,70 +371,70 @@ async def test_refusals_without_token_are_limited_and_displace_none_with_a_token
         }
 
 
-async def test_failed_payment_with_a_later_receipt_completes_and_stays_completed(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_failed_payment_with_a_later_receipt_completes_and_stays_completed(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     handle = made["provider_ref"]
-    await post(town, url, body(handle, 1037))
-    assert (await town.api.settled(made["id"]))["status"] == "failed"
-    await post(town, url, body(handle))
-    assert (await town.api.settled(made["id"], "completed"))["receipt"] == "TKN4A1B2C3"
-    await post(town, url, body(handle, 1032))
-    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
-    kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(2)]
+    await post(harness, url, body(handle, 1037))
+    assert (await harness.api.settled(made["id"]))["status"] == "failed"
+    await post(harness, url, body(handle))
+    assert (await harness.api.settled(made["id"], "completed"))["receipt"] == "TKN4A1B2C3"
+    await post(harness, url, body(handle, 1032))
+    assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
+    kinds = [one.headers["x-event-type"] for one in await harness.receiver.wait_for(2)]
     assert sorted(kinds) == ["payment.completed", "payment.failed"]
 
 
-async def test_receipt_of_another_payment_is_a_mismatch(town: Town) -> None:
-    first, first_url = await pending_payment(town, "a")
-    second, second_url = await pending_payment(town, "b")
-    await post(town, first_url, body(first["provider_ref"]))
-    await post(town, second_url, body(second["provider_ref"]))
-    held = (await town.api.call("GET", f"/v1/payments/{second['id']}")).data
+async def test_receipt_of_another_payment_is_a_mismatch(harness: Harness) -> None:
+    first, first_url = await pending_payment(harness, "a")
+    second, second_url = await pending_payment(harness, "b")
+    await post(harness, first_url, body(first["provider_ref"]))
+    await post(harness, second_url, body(second["provider_ref"]))
+    held = (await harness.api.call("GET", f"/v1/payments/{second['id']}")).data
     assert (held["status"], held["mismatch"]["of"]) == ("pending", "receipt")
 
 
 @pytest.mark.parametrize("phone", ["2547****020", "0700000020", 254700000020, None])
-async def test_masked_or_missing_phone_is_no_mismatch(town: Town, phone: Any) -> None:
-    made, url = await pending_payment(town, "a")
-    await post(town, url, body(made["provider_ref"], phone=phone))
-    paid = await town.api.settled(made["id"])
+async def test_masked_or_missing_phone_is_no_mismatch(harness: Harness, phone: Any) -> None:
+    made, url = await pending_payment(harness, "a")
+    await post(harness, url, body(made["provider_ref"], phone=phone))
+    paid = await harness.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]) == ("completed", None)
 
 
-async def test_right_amount_from_another_phone_completes_with_a_mismatch_event(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
-    await post(town, url, body(made["provider_ref"], phone=254711222333))
-    paid = await town.api.settled(made["id"])
+async def test_right_amount_from_another_phone_completes_with_a_mismatch_event(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
+    await post(harness, url, body(made["provider_ref"], phone=254711222333))
+    paid = await harness.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]["of"]) == ("completed", "phone")
-    events = {one.headers["x-event-type"]: one.json["data"] for one in await town.receiver.wait_for(2)}
+    events = {one.headers["x-event-type"]: one.json["data"] for one in await harness.receiver.wait_for(2)}
     assert sorted(events) == ["payment.completed", "payment.mismatched"]
     assert events["payment.mismatched"]["received_amount"] == events["payment.completed"]["amount"]
 
 
-async def test_twenty_equal_concurrent_callbacks_complete_once(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
-    answers = await asyncio.gather(*(post(town, url, body(made["provider_ref"])) for _ in range(20)))
+async def test_twenty_equal_concurrent_callbacks_complete_once(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
+    answers = await asyncio.gather(*(post(harness, url, body(made["provider_ref"])) for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
-    assert await town.told(1) == ["payment.completed"]
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
+    assert await harness.delivered(1) == ["payment.completed"]
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
 
 
-async def test_callback_during_a_read_only_failover_is_answered_with_503_and_retried(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
+async def test_callback_during_a_read_only_failover_is_answered_with_503_and_retried(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
     # PostgreSQL is read-only, as during a failover.
-    pool = town.gateway.db.engine.pool
+    pool = harness.gateway.db.engine.pool
     assert pool is not None
-    name = await town.gateway.db.fetchval("SELECT current_database()")
-    await town.gateway.db.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    name = await harness.gateway.db.fetchval("SELECT current_database()")
+    await harness.gateway.db.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     await pool.expire_connections()
-    answer = await post(town, url, body(made["provider_ref"]))
+    answer = await post(harness, url, body(made["provider_ref"]))
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         f'BEGIN READ WRITE; ALTER DATABASE "{name}" RESET default_transaction_read_only; COMMIT'
     )
     await pool.expire_connections()
-    assert (await post(town, url, body(made["provider_ref"]))).status == 200
-    assert (await town.api.settled(made["id"]))["status"] == "completed"
+    assert (await post(harness, url, body(made["provider_ref"]))).status == 200
+    assert (await harness.api.settled(made["id"]))["status"] == "completed"
 
 
 def test_token_is_valid_for_its_kind_env_and_subject_only() -> None:
@@ -444,16 +448,16 @@ def test_token_is_valid_for_its_kind_env_and_subject_only() -> None:
     assert read_token(key, "stk", "s" + token[1:]) is None
 
 
-async def test_stk_resulted_is_published_to_the_host_after_commit(town: Town) -> None:
+async def test_stk_resulted_is_published_to_the_host_after_commit(harness: Harness) -> None:
     results: list[StkResulted] = []
 
-    @town.gateway.on(StkResulted)
+    @harness.gateway.on(StkResulted)
     async def collect_result(result: StkResulted) -> None:
         results.append(result)
 
-    made, url = await pending_payment(town, "a")
-    await post(town, url, body(made["provider_ref"]))
-    assert (await town.api.settled(made["id"]))["status"] == "completed"
+    made, url = await pending_payment(harness, "a")
+    await post(harness, url, body(made["provider_ref"]))
+    assert (await harness.api.settled(made["id"]))["status"] == "completed"
 
     async def has_result() -> bool:
         return bool(results)

@@ -18,7 +18,7 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.decisions import Expired
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 pytestmark = pytest.mark.as_owner
@@ -164,11 +164,11 @@ async def test_callback_with_a_retryable_postgres_error_is_not_a_repetition(valu
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
 
 
-async def test_receive_with_a_locked_repetition_delays_no_new_callback(town: Town) -> None:
-    gateway, inbox = town.gateway, town.gateway.services.get(CallbackInbox)
-    applied, url = await pending_payment(town, "had")
-    assert (await post(town, url, body(applied["provider_ref"]))).status == 200
-    fresh = [await pending_payment(town, f"fresh-{number}") for number in range(3)]
+async def test_receive_with_a_locked_repetition_delays_no_new_callback(harness: Harness) -> None:
+    gateway, inbox = harness.gateway, harness.gateway.services.get(CallbackInbox)
+    applied, url = await pending_payment(harness, "had")
+    assert (await post(harness, url, body(applied["provider_ref"]))).status == 200
+    fresh = [await pending_payment(harness, f"fresh-{number}") for number in range(3)]
     same = [
         CallbackPost("stk", url.rpartition("/")[2], msgspec.json.encode(body(applied["provider_ref"])), "127.0.0.1")
         for _ in range(5)

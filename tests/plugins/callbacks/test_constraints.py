@@ -1,6 +1,6 @@
 """Protects the constraints of the inbox tables: a statement that violates each one is rejected."""
 
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -43,7 +43,7 @@ def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES | CUT_CASES) >= added("mpesa_gateway_callbacks.migrations")
 
 
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
     other = KEPT.replace(literal("cbk", 1), literal("cbk", 2)).replace("'a'", "'b'")
-    await town.gateway.db.execute(f"{other}{PAY}, 'live', {MER})")
-    assert await refusals(town.gateway.db, CASES | CUT_CASES) == {}
+    await harness.gateway.db.execute(f"{other}{PAY}, 'live', {MER})")
+    assert await refusals(harness.gateway.db, CASES | CUT_CASES) == {}

@@ -1,7 +1,7 @@
 """Protects the inbox invariants: rows that bypass PostgreSQL's constraints are reported."""
 
 from mpesa_gateway_callbacks.plugin import plugin
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import drop_constraints, find_missed_corruptions
 
@@ -28,7 +28,7 @@ def test_invariants_each_have_a_violation() -> None:
     assert set(VIOLATIONS) == {f"callbacks.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
-    await drop_constraints(town.gateway)
-    await town.gateway.db.execute(ROWS)
-    assert await find_missed_corruptions(town.gateway, VIOLATIONS) == {}
+async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
+    await drop_constraints(harness.gateway)
+    await harness.gateway.db.execute(ROWS)
+    assert await find_missed_corruptions(harness.gateway, VIOLATIONS) == {}

@@ -14,16 +14,16 @@ from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.errors import CallbackRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import CallbackPost
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 LISTED = "196.201.214.200"
 
 
-async def receive(town: Town, url: str, content: Any) -> str:
+async def receive(harness: Harness, url: str, content: Any) -> str:
     """Returns "accepted" or the reason of refusal. Runs in a context of its own, as each request does."""
     incoming = CallbackPost("stk", url.rpartition("/")[2], json.dumps(content).encode(), "127.0.0.1")
-    inbox = town.gateway.services.get(CallbackInbox)
+    inbox = harness.gateway.services.get(CallbackInbox)
     try:
         await asyncio.create_task(inbox.receive(incoming), context=Context())
     except CallbackRejected as refusal:
@@ -31,23 +31,23 @@ async def receive(town: Town, url: str, content: Any) -> str:
     return "accepted"
 
 
-async def status(town: Town, payment: dict[str, Any]) -> tuple[str, str | None]:
+async def status(harness: Harness, payment: dict[str, Any]) -> tuple[str, str | None]:
     """Returns the status and the receipt of a payment."""
-    found = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    found = (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found["status"], found["receipt"]
 
 
-async def test_callback_at_the_token_of_another_payment_changes_neither_payment(town: Town) -> None:
-    async with shop(town.gateway, town.base) as other_api:
-        other_town = Town(town.gateway, town.base, other_api, town.receiver)
-        (own, own_url), (second, second_url) = await pending_payment(town, "a"), await pending_payment(town, "b")
-        theirs, their_url = await pending_payment(other_town, "a")
+async def test_callback_at_the_token_of_another_payment_changes_neither_payment(harness: Harness) -> None:
+    async with shop(harness.gateway, harness.base) as other_api:
+        other_harness = Harness(harness.gateway, harness.base, other_api, harness.receiver)
+        (own, own_url), (second, second_url) = await pending_payment(harness, "a"), await pending_payment(harness, "b")
+        theirs, their_url = await pending_payment(other_harness, "a")
         for payment, url in ((own, second_url), (own, their_url), (theirs, own_url), (theirs, second_url)):
             content = body(payment["provider_ref"], receipt=f"TKN{payment['id'][-7:].upper()}")
-            assert (await post(town, url, content)).status == 403
-        for payment, client_town in ((own, town), (second, town), (theirs, other_town)):
-            assert await status(client_town, payment) == ("pending", None)
-        rows = await town.gateway.db.fetch(
+            assert (await post(harness, url, content)).status == 403
+        for payment, client_harness in ((own, harness), (second, harness), (theirs, other_harness)):
+            assert await status(client_harness, payment) == ("pending", None)
+        rows = await harness.gateway.db.fetch(
             "SELECT merchant_id, subject_id, reason, is_trusted FROM refused_callback ORDER BY at, refused_id"
         )
         # Each is stored with the payment and the merchant of the token.
@@ -57,14 +57,14 @@ async def test_callback_at_the_token_of_another_payment_changes_neither_payment(
         ]
         assert {(row["reason"], row["is_trusted"]) for row in rows} == {("subject", True)}
         # Each is applied at its own address.
-        for payment, url, client_town in (
-            (own, own_url, town),
-            (second, second_url, town),
-            (theirs, their_url, other_town),
+        for payment, url, client_harness in (
+            (own, own_url, harness),
+            (second, second_url, harness),
+            (theirs, their_url, other_harness),
         ):
             receipt = f"TKN{payment['id'][-7:].upper()}"
-            assert (await post(town, url, body(payment["provider_ref"], receipt=receipt))).status == 200
-            assert await status(client_town, payment) == ("completed", receipt)
+            assert (await post(harness, url, body(payment["provider_ref"], receipt=receipt))).status == 200
+            assert await status(client_harness, payment) == ("completed", receipt)
 
 
 @pytest.mark.parametrize("forwarded", [LISTED, "203.0.113.9"])
@@ -101,10 +101,10 @@ CONTENTS: list[dict[str, Any]] = [
 """The contents of different callbacks of one push."""
 
 
-async def test_different_concurrent_callbacks_of_one_push_complete_it_at_most_once(town: Town) -> None:
+async def test_different_concurrent_callbacks_of_one_push_complete_it_at_most_once(harness: Harness) -> None:
     chance = random.Random(20)  # noqa: S311 - an order, no secret
     for number in range(6):
-        made, url = await pending_payment(town, f"k{number}")
+        made, url = await pending_payment(harness, f"k{number}")
         receipts = {None: None, "TKN9Z9Z9Z9": f"TKN9Z9Z9Z{number}"}
         bodies = [
             body(
@@ -116,42 +116,42 @@ async def test_different_concurrent_callbacks_of_one_push_complete_it_at_most_on
             for each in CONTENTS
         ] * 3
         chance.shuffle(bodies)
-        outcomes = await asyncio.gather(*(receive(town, url, each) for each in bodies))
+        outcomes = await asyncio.gather(*(receive(harness, url, each) for each in bodies))
         assert set(outcomes) == {"accepted"}
-        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert found["status"] in {"completed", "pending"}, found
         if found["status"] == "pending":
             # Two receipts or another amount need review.
             assert found["mismatch"] is not None
         assert [step["kind"] for step in found["timeline"]].count("completed") <= 1
-        rows = await town.gateway.db.fetch("SELECT repeats, verdict FROM callback WHERE subject_id = $1", made["id"])
+        rows = await harness.gateway.db.fetch("SELECT repeats, verdict FROM callback WHERE subject_id = $1", made["id"])
         # Each distinct body is stored once, and each repetition is counted.
         assert (len(rows), sum(row["repeats"] for row in rows)) == (len(CONTENTS), 2 * len(CONTENTS))
-    completed = await town.gateway.db.fetchval("SELECT count(*) FROM payment WHERE status = 'completed'")
-    events = await town.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.completed'")
+    completed = await harness.gateway.db.fetchval("SELECT count(*) FROM payment WHERE status = 'completed'")
+    events = await harness.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.completed'")
     assert completed == events
 
 
-async def test_success_among_concurrent_failures_in_any_order_completes(town: Town) -> None:
+async def test_success_among_concurrent_failures_in_any_order_completes(harness: Harness) -> None:
     orders = list(itertools.permutations([0, 1032, 1037]))
     for number, order in enumerate(orders):
-        made, url = await pending_payment(town, f"k{number}")
+        made, url = await pending_payment(harness, f"k{number}")
         bodies = [body(made["provider_ref"], code, receipt=f"TKN4A1B2D{number}") for code in order]
-        assert set(await asyncio.gather(*(receive(town, url, each) for each in bodies))) == {"accepted"}
-        assert await status(town, made) == ("completed", f"TKN4A1B2D{number}"), order
+        assert set(await asyncio.gather(*(receive(harness, url, each) for each in bodies))) == {"accepted"}
+        assert await status(harness, made) == ("completed", f"TKN4A1B2D{number}"), order
 
 
-async def test_same_push_twice_in_a_batch_completes_its_own_payment_only(town: Town) -> None:
+async def test_same_push_twice_in_a_batch_completes_its_own_payment_only(harness: Harness) -> None:
     for number in range(4):
         (own, own_url), (other, other_url) = (
-            await pending_payment(town, f"a{number}"),
-            await pending_payment(town, f"b{number}"),
+            await pending_payment(harness, f"a{number}"),
+            await pending_payment(harness, f"b{number}"),
         )
         right = body(own["provider_ref"], receipt=f"TKN4A1B2E{number}")
         wrong = body(own["provider_ref"], receipt=f"TKN4A1B2F{number}")
         work = [(own_url, right), (other_url, wrong), (own_url, right), (other_url, right)]
-        outcomes = await asyncio.gather(*(receive(town, url, content) for url, content in work))
+        outcomes = await asyncio.gather(*(receive(harness, url, content) for url, content in work))
         assert outcomes == ["accepted", "subject", "accepted", "subject"]
-        assert await status(town, own) == ("completed", f"TKN4A1B2E{number}")
-        assert await status(town, other) == ("pending", None)
-        assert await town.gateway.db.fetchval("SELECT count(*) FROM callback WHERE subject_id = $1", own["id"]) == 1
+        assert await status(harness, own) == ("completed", f"TKN4A1B2E{number}")
+        assert await status(harness, other) == ("pending", None)
+        assert await harness.gateway.db.fetchval("SELECT count(*) FROM callback WHERE subject_id = $1", own["id"]) == 1

@@ -14,15 +14,15 @@ from mpesa_gateway_callbacks.api import DifferentSubject
 from mpesa_gateway_callbacks.errors import ShapeRejected
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.events import StkResulted
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 
-async def refused_callback(town: Town, key: str, code: Any = 0) -> tuple[dict[str, Any], str]:
+async def refused_callback(harness: Harness, key: str, code: Any = 0) -> tuple[dict[str, Any], str]:
     """Store a refused callback that a later release could read. Returns its payment and its id."""
-    made, url = await pending_payment(town, key)
-    assert (await post(town, url, raw=b"unreadable " + key.encode())).status == 422
-    refused_id = await town.gateway.db.fetchval(
+    made, url = await pending_payment(harness, key)
+    assert (await post(harness, url, raw=b"unreadable " + key.encode())).status == 422
+    refused_id = await harness.gateway.db.fetchval(
         "UPDATE refused_callback SET original = $2 WHERE subject_id = $1 RETURNING refused_id",
         made["id"],
         json.dumps(body(made["provider_ref"], code, receipt=f"TKN{made['id'][-7:].upper()}")),
@@ -30,55 +30,55 @@ async def refused_callback(town: Town, key: str, code: Any = 0) -> tuple[dict[st
     return made, refused_id
 
 
-async def all_rows(town: Town, *excluded: str) -> dict[str, list[Any]]:
+async def all_rows(harness: Harness, *excluded: str) -> dict[str, list[Any]]:
     """Returns the rows of every table that a replay could change, without the audit log."""
     skipped = {"audit", "job_tick", *excluded}
-    names = await town.gateway.db.fetch(
+    names = await harness.gateway.db.fetch(
         "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
     )
     return {
         name: sorted(
             row["row"]
-            for row in await town.gateway.db.fetch(f'SELECT "{name}"::text AS row FROM "{name}"')  # noqa: S608 - its own tables
+            for row in await harness.gateway.db.fetch(f'SELECT "{name}"::text AS row FROM "{name}"')  # noqa: S608 - its own tables
         )
         for name in sorted(row["relname"] for row in names)
         if name not in skipped and not name.startswith(("audit", "sim_", "attempt", "delivery"))
     }
 
 
-async def test_replay_of_a_refused_callback_repeated_completes_its_payment_once(town: Town) -> None:
-    operators = town.gateway.services.get(CallbackOperatorService)
-    made, refused_id = await refused_callback(town, "a")
+async def test_replay_of_a_refused_callback_repeated_completes_its_payment_once(harness: Harness) -> None:
+    operators = harness.gateway.services.get(CallbackOperatorService)
+    made, refused_id = await refused_callback(harness, "a")
     done = await operators.replay(refused_id, actor="a person")
     assert (done.verdict, done.was_done) == ("applied", False)
-    assert (await town.api.settled(made["id"]))["status"] == "completed"
+    assert (await harness.api.settled(made["id"]))["status"] == "completed"
     # The delivery updates the endpoint's row: wait for it before the comparison.
-    assert await town.told(1) == ["payment.completed"]
-    before = await all_rows(town)
+    assert await harness.delivered(1) == ["payment.completed"]
+    before = await all_rows(harness)
     for callback_id in (refused_id, done.callback_id, refused_id):
         again = await operators.replay(callback_id, actor="a person")
         assert (again.callback_id, again.verdict, again.was_done) == (done.callback_id, "applied", True)
-    assert await all_rows(town) == before
-    actions = [entry.action for entry in (await town.gateway.audit.page(10, None, None, None)).rows]
+    assert await all_rows(harness) == before
+    actions = [entry.action for entry in (await harness.gateway.audit.page(10, None, None, None)).rows]
     assert (actions.count("callback.replayed"), actions.count("callback.offered")) == (3, 1)
 
 
-async def test_replay_of_a_refused_callback_concurrent_is_applied_once(town: Town) -> None:
+async def test_replay_of_a_refused_callback_concurrent_is_applied_once(harness: Harness) -> None:
     results: list[StkResulted] = []
 
-    @town.gateway.on(StkResulted)
+    @harness.gateway.on(StkResulted)
     async def collect_result(result: StkResulted) -> None:
         results.append(result)
 
-    operators = town.gateway.services.get(CallbackOperatorService)
+    operators = harness.gateway.services.get(CallbackOperatorService)
     for number, code in enumerate((0, 1032)):
-        made, refused_id = await refused_callback(town, f"k{number}", code)
+        made, refused_id = await refused_callback(harness, f"k{number}", code)
         done = await asyncio.gather(*(operators.replay(refused_id, actor=f"person {each}") for each in range(8)))
         assert {each.verdict for each in done} == {"applied"}
         assert len({each.callback_id for each in done}) == 1
-        rows = await town.gateway.db.fetch("SELECT * FROM callback WHERE subject_id = $1", made["id"])
+        rows = await harness.gateway.db.fetch("SELECT * FROM callback WHERE subject_id = $1", made["id"])
         assert [(row["verdict"], row["repeats"]) for row in rows] == [("applied", 0)]
-        kinds = await town.gateway.db.fetch(
+        kinds = await harness.gateway.db.fetch(
             "SELECT kind FROM event WHERE is_public AND body::text LIKE '%' || $1 || '%'", made["id"]
         )
         assert len(kinds) == 1
@@ -112,19 +112,19 @@ async def test_replay_of_a_waiting_callback_concurrent_is_applied_once(values: d
         assert [step["kind"] for step in found["timeline"]].count("failed") == 1
 
 
-async def test_replay_skips_no_check_but_that_of_the_source(town: Town) -> None:
-    operators = town.gateway.services.get(CallbackOperatorService)
-    made, url = await pending_payment(town, "a")
-    other, _ = await pending_payment(town, "b")
-    assert (await post(town, url, body(other["provider_ref"]))).status == 403
-    assert (await post(town, url, raw=b"{}")).status == 422
-    assert (await post(town, url[:-5] + "00000", body(made["provider_ref"]))).status == 404
-    assert (await post(town, "/v1/webhooks/mpesa", body(made["provider_ref"]))).status == 403
+async def test_replay_skips_no_check_but_that_of_the_source(harness: Harness) -> None:
+    operators = harness.gateway.services.get(CallbackOperatorService)
+    made, url = await pending_payment(harness, "a")
+    other, _ = await pending_payment(harness, "b")
+    assert (await post(harness, url, body(other["provider_ref"]))).status == 403
+    assert (await post(harness, url, raw=b"{}")).status == 422
+    assert (await post(harness, url[:-5] + "00000", body(made["provider_ref"]))).status == 404
+    assert (await post(harness, "/v1/webhooks/mpesa", body(made["provider_ref"]))).status == 403
     ids = {
         row["reason"]: row["refused_id"]
-        for row in await town.gateway.db.fetch("SELECT reason, refused_id FROM refused_callback")
+        for row in await harness.gateway.db.fetch("SELECT reason, refused_id FROM refused_callback")
     }
-    before = await all_rows(town)
+    before = await all_rows(harness)
     for reason, vouches, kind in (
         ("subject", True, DifferentSubject),
         ("shape", True, ShapeRejected),
@@ -134,16 +134,16 @@ async def test_replay_skips_no_check_but_that_of_the_source(town: Town) -> None:
         for _ in range(2):
             with pytest.raises(kind):
                 await operators.replay(ids[reason], actor="a person", vouches=vouches)
-    assert await all_rows(town) == before
+    assert await all_rows(harness) == before
     done = await operators.replay(ids["source"], actor="a person", vouches=True)
-    assert (done.verdict, (await town.api.settled(made["id"]))["status"]) == ("applied", "completed")
+    assert (done.verdict, (await harness.api.settled(made["id"]))["status"]) == ("applied", "completed")
     for missing in ("cbk_01jd0000000000000000000000", "ref_01jd0000000000000000000000", "pay_1", ""):
         with pytest.raises(NotFound):
             await operators.replay(missing, actor="a person")
 
 
-def admin_client(town: Town, env: Env) -> Any:
-    return shop(town.gateway, town.base, scopes=(ADMIN,), env=env, is_configured=False)
+def admin_client(harness: Harness, env: Env) -> Any:
+    return shop(harness.gateway, harness.base, scopes=(ADMIN,), env=env, is_configured=False)
 
 
 async def replay(api: Api, callback_id: str) -> tuple[int, Any]:
@@ -152,22 +152,24 @@ async def replay(api: Api, callback_id: str) -> tuple[int, Any]:
     return answer.status, answer.body.get("data") or answer.error["code"]
 
 
-async def test_replay_route_accepts_an_admin_key_of_the_callbacks_env_only(town: Town) -> None:
-    made, refused_id = await refused_callback(town, "a")
-    before = await all_rows(town, "api_key", "merchant")
+async def test_replay_route_accepts_an_admin_key_of_the_callbacks_env_only(harness: Harness) -> None:
+    made, refused_id = await refused_callback(harness, "a")
+    before = await all_rows(harness, "api_key", "merchant")
     async with (
-        admin_client(town, "sandbox") as sandbox,
-        admin_client(town, "live") as live,
-        shop(town.gateway, town.base, scopes=town.gateway.scopes.of_merchants, is_configured=False) as stranger,
+        admin_client(harness, "sandbox") as sandbox,
+        admin_client(harness, "live") as live,
+        shop(
+            harness.gateway, harness.base, scopes=harness.gateway.scopes.of_merchants, is_configured=False
+        ) as stranger,
     ):
         # A merchant's key may not replay, not even the merchant's own callback.
-        for api in (stranger, town.api):
+        for api in (stranger, harness.api):
             assert await replay(api, refused_id) == (403, "AUTH_INSUFFICIENT_SCOPE")
         assert await replay(live, refused_id) == (404, "NOT_FOUND")
-        assert await all_rows(town, "api_key", "merchant") == before
+        assert await all_rows(harness, "api_key", "merchant") == before
         status, data = await replay(sandbox, refused_id)
         assert (status, data["verdict"], data["was_done"], data["id"]) == (200, "applied", False, refused_id)
-        assert (await town.api.settled(made["id"]))["status"] == "completed"
+        assert (await harness.api.settled(made["id"]))["status"] == "completed"
         assert await replay(sandbox, data["callback_id"]) == (
             200,
             data | {"id": data["callback_id"], "was_done": True},
@@ -175,7 +177,7 @@ async def test_replay_route_accepts_an_admin_key_of_the_callbacks_env_only(town:
         assert await replay(live, data["callback_id"]) == (404, "NOT_FOUND")
         for nothing in ("cbk_01jd0000000000000000000000", "ref_", "x", "%00"):
             assert (await sandbox.call("POST", f"/v1/admin/callbacks/{nothing}/replay")).status == 404
-    (entry, *_) = (await town.gateway.audit.page(1, None, "callback.replayed", None)).rows
+    (entry, *_) = (await harness.gateway.audit.page(1, None, "callback.replayed", None)).rows
     assert (entry.subject_id, entry.actor.partition(":")[0]) == (refused_id, "key")
 
 
@@ -193,11 +195,11 @@ async def test_replay_route_of_a_callback_without_env_needs_a_live_key(values: d
             assert (status, data["verdict"]) == (200, "waiting")
 
 
-async def test_callback_lists_filter_by_kind_time_and_unread(town: Town) -> None:
-    made, url = await pending_payment(town, "a")
-    assert (await post(town, url, body(made["provider_ref"]))).status == 200
-    _, refused_id = await refused_callback(town, "b")
-    async with admin_client(town, "sandbox") as api:
+async def test_callback_lists_filter_by_kind_time_and_unread(harness: Harness) -> None:
+    made, url = await pending_payment(harness, "a")
+    assert (await post(harness, url, body(made["provider_ref"]))).status == 200
+    _, refused_id = await refused_callback(harness, "b")
+    async with admin_client(harness, "sandbox") as api:
         for path, count in (
             ("?unread=true", 0),
             ("?kind=stk", 1),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -45,8 +45,8 @@ def test_constraints_each_have_a_violating_statement() -> None:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
-    db = town.gateway.db
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
+    db = harness.gateway.db
     await db.execute(
         "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "  # noqa: S608 - ids that the test chose
         f"VALUES ({literal('rcv', 1)}, 'sandbox', '600001', 'paybill', now())"

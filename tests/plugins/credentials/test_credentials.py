@@ -17,7 +17,7 @@ from mpesa_gateway_credentials.reader import SECRET_FIELDS, CredentialReader
 from mpesa_gateway_credentials.schemas import MpesaFields
 from mpesa_gateway_credentials.service import CredentialStore
 from tests.certificates import Issued, issue
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import scripted_daraja
 from tests.stored import change_credentials
 
@@ -50,11 +50,11 @@ async def shown_credentials(api: Api) -> dict[str, Any]:
     return found
 
 
-async def test_credentials_stored_are_shown_with_the_last_four_characters_of_secrets(town: Town) -> None:
-    answer = await put(town.api)
+async def test_credentials_stored_are_shown_with_the_last_four_characters_of_secrets(harness: Harness) -> None:
+    answer = await put(harness.api)
     assert (answer.status, answer.data["provider"]) == (200, "mpesa")
-    assert answer.data["config_summary"] == await shown_credentials(town.api)
-    assert await shown_credentials(town.api) == {
+    assert answer.data["config_summary"] == await shown_credentials(harness.api)
+    assert await shown_credentials(harness.api) == {
         "env": "sandbox",
         "consumer_key": "****AAAA",
         "consumer_secret": "****BBBB",
@@ -68,25 +68,25 @@ async def test_credentials_stored_are_shown_with_the_last_four_characters_of_sec
     }
 
 
-async def test_secret_of_eight_characters_is_masked_entirely(town: Town) -> None:
-    await put(town.api, consumer_secret="12345678")
-    assert (await shown_credentials(town.api))["consumer_secret"] == "****"
+async def test_secret_of_eight_characters_is_masked_entirely(harness: Harness) -> None:
+    await put(harness.api, consumer_secret="12345678")
+    assert (await shown_credentials(harness.api))["consumer_secret"] == "****"
 
 
 async def test_secrets_are_in_no_answer_log_line_audit_entry_or_row(
-    town: Town, capsys: pytest.CaptureFixture[str]
+    harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = [
-        await put(town.api),
-        await put(town.api, shortcode="1"),
-        await town.api.call("GET", PROVIDERS),
-        await town.api.call("POST", VERIFY),
-        await town.api.call("GET", "/v1/merchant/me"),
-        await town.api.call("GET", "/v1/audit/logs"),
-        await town.api.call("DELETE", f"{PROVIDERS}/mpesa"),
-        await put(town.api),
+        await put(harness.api),
+        await put(harness.api, shortcode="1"),
+        await harness.api.call("GET", PROVIDERS),
+        await harness.api.call("POST", VERIFY),
+        await harness.api.call("GET", "/v1/merchant/me"),
+        await harness.api.call("GET", "/v1/audit/logs"),
+        await harness.api.call("DELETE", f"{PROVIDERS}/mpesa"),
+        await put(harness.api),
     ]
-    db = town.gateway.db
+    db = harness.gateway.db
     tables = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'mpesa'")
     rows = [
         dict(row)
@@ -104,66 +104,66 @@ async def test_secrets_are_in_no_answer_log_line_audit_entry_or_row(
         assert FULL[field][:-4] not in written, field
 
 
-async def test_secret_moved_to_another_column_does_not_open(town: Town) -> None:
-    await put(town.api, consumer_secret=FULL["consumer_key"])
-    row = dict(await town.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
+async def test_secret_moved_to_another_column_does_not_open(harness: Harness) -> None:
+    await put(harness.api, consumer_secret=FULL["consumer_key"])
+    row = dict(await harness.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
     assert len({row[field] for field in SECRET_FIELDS}) == len(SECRET_FIELDS)
     assert (row["store_number"], row["nominated_number"]) == ("174379", "254711000321")
-    await town.gateway.db.execute("UPDATE shortcode SET consumer_secret = consumer_key")
-    await change_credentials(town.gateway, name="changed")
-    assert (await town.api.call("GET", PROVIDERS)).status == 500
+    await harness.gateway.db.execute("UPDATE shortcode SET consumer_secret = consumer_key")
+    await change_credentials(harness.gateway, name="changed")
+    assert (await harness.api.call("GET", PROVIDERS)).status == 500
 
 
-async def test_secret_of_another_shortcode_or_env_does_not_open(town: Town) -> None:
+async def test_secret_of_another_shortcode_or_env_does_not_open(harness: Harness) -> None:
     """The sealed bytes are bound to merchant, env and number."""
-    sealer = town.gateway.sealer
-    await put(town.api, till_number=None)
-    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
-    row = dict(await town.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
+    sealer = harness.gateway.sealer
+    await put(harness.api, till_number=None)
+    merchant_id = (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
+    row = dict(await harness.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
     assert sealer.open(row["passkey"], aad=(merchant_id, "mpesa", "sandbox", "174379", "passkey"))
     for env, number in (("live", "174379"), ("sandbox", "5123456"), ("sandbox", "174378")):
         with pytest.raises(UnsealError):
             sealer.open(row["passkey"], aad=(merchant_id, "mpesa", env, number, "passkey"))
 
 
-async def test_put_of_credentials_again_replaces_all_fields(town: Town) -> None:
-    await put(town.api)
-    await put(town.api, consumer_key="another-key-DDDD", initiator=None, security_credential=None)
-    found = await shown_credentials(town.api)
+async def test_put_of_credentials_again_replaces_all_fields(harness: Harness) -> None:
+    await put(harness.api)
+    await put(harness.api, consumer_key="another-key-DDDD", initiator=None, security_credential=None)
+    found = await shown_credentials(harness.api)
     assert (found["consumer_key"], found["till_number"]) == ("****DDDD", "5123456")
     assert {"initiator", "security_credential"} & set(found) == set()
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 1
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 1
 
 
-async def test_credentials_removed_refuse_verification_and_payments(town: Town) -> None:
-    removed = (await town.api.call("DELETE", f"{PROVIDERS}/mpesa")).data
+async def test_credentials_removed_refuse_verification_and_payments(harness: Harness) -> None:
+    removed = (await harness.api.call("DELETE", f"{PROVIDERS}/mpesa")).data
     assert removed == {"deleted": True, "shortcode": "174379", "open": {"payments": 0, "refunds": 0}}
-    assert (await town.api.call("GET", PROVIDERS)).data == []
-    assert (await town.api.call("GET", "/v1/merchant/me")).data["providers"] == []
-    for refused in (await town.api.call("POST", VERIFY), await town.api.pay("254711000001", key="a")):
+    assert (await harness.api.call("GET", PROVIDERS)).data == []
+    assert (await harness.api.call("GET", "/v1/merchant/me")).data["providers"] == []
+    for refused in (await harness.api.call("POST", VERIFY), await harness.api.pay("254711000001", key="a")):
         assert (refused.status, refused.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
         assert "PUT /v1/merchant/providers" in refused.error["message"]
-    again = await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
+    again = await harness.api.call("DELETE", f"{PROVIDERS}/mpesa")
     assert (again.status, again.error["code"]) == (404, "NOT_FOUND")
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 0
-    assert (await put(town.api)).status == 200
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 0
+    assert (await put(harness.api)).status == 200
 
 
-async def test_verify_with_wrong_keys_returns_the_fault_and_its_fix(town: Town) -> None:
-    await put(town.api)
-    right = (await town.api.call("POST", VERIFY)).data
+async def test_verify_with_wrong_keys_returns_the_fault_and_its_fix(harness: Harness) -> None:
+    await put(harness.api)
+    right = (await harness.api.call("POST", VERIFY)).data
     assert right["ok"] is True
     assert [(check["name"], check["ok"]) for check in right["checks"]] == [("credentials", True)]
-    await put(town.api, consumer_key="wrong-key-of-a-shop")
-    wrong = (await town.api.call("POST", VERIFY)).data
+    await put(harness.api, consumer_key="wrong-key-of-a-shop")
+    wrong = (await harness.api.call("POST", VERIFY)).data
     (check,) = wrong["checks"]
     assert (wrong["ok"], check["ok"], check["code"]) == (False, False, "400.008.01")
     assert check["message"]
     assert check["mitigation"]
-    await put(town.api)
-    assert (await town.api.call("POST", VERIFY)).data["ok"] is True
-    made = await town.api.pay("254711000001", key="after")
-    await town.api.settled(made.data["id"], "completed")
+    await put(harness.api)
+    assert (await harness.api.call("POST", VERIFY)).data["ok"] is True
+    made = await harness.api.pay("254711000001", key="after")
+    await harness.api.settled(made.data["id"], "completed")
 
 
 async def test_verify_with_daraja_unreachable_is_503(values: dict[str, Any]) -> None:
@@ -174,8 +174,8 @@ async def test_verify_with_daraja_unreachable_is_503(values: dict[str, Any]) -> 
         assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_put_with_bad_fields_names_each_and_stores_nothing(town: Town) -> None:
-    before = await shown_credentials(town.api)
+async def test_put_with_bad_fields_names_each_and_stores_nothing(harness: Harness) -> None:
+    before = await shown_credentials(harness.api)
     bad: dict[str, Any] = {
         "env": "test",
         "consumer_key": "short",
@@ -189,16 +189,16 @@ async def test_put_with_bad_fields_names_each_and_stores_nothing(town: Town) -> 
         "account_reference": "x" * 13,
         "colour": "red",
     }
-    answer = await put(town.api, **bad)
+    answer = await put(harness.api, **bad)
     assert (answer.status, answer.error["code"]) == (422, "VALIDATION_ERROR")
     assert {problem["field"] for problem in answer.body["errors"]} == {f"mpesa.{name}" for name in bad}
     for secret in ("with a space", "naïve", "x" * 1025):
         assert secret not in str(answer.body)
-    assert await shown_credentials(town.api) == before
+    assert await shown_credentials(harness.api) == before
 
 
-async def test_put_with_missing_or_mistyped_fields_names_each(town: Town) -> None:
-    answer = await town.api.call("PUT", PROVIDERS, {"provider": "cash", "mpesa": {"env": 5, "shortcode": 174379}})
+async def test_put_with_missing_or_mistyped_fields_names_each(harness: Harness) -> None:
+    answer = await harness.api.call("PUT", PROVIDERS, {"provider": "cash", "mpesa": {"env": 5, "shortcode": 174379}})
     assert answer.status == 422
     fields = {problem["field"] for problem in answer.body["errors"]}
     assert fields == {"provider", *(f"mpesa.{name}" for name in FULL if name in required_fields())} | {
@@ -206,7 +206,7 @@ async def test_put_with_missing_or_mistyped_fields_names_each(town: Town) -> Non
     }
     bodies: list[dict[str, Any]] = [{}, {"provider": "mpesa"}, {"mpesa": None}, {"provider": "mpesa", "mpesa": []}]
     for body in bodies:
-        answer = await town.api.call("PUT", PROVIDERS, body)
+        answer = await harness.api.call("PUT", PROVIDERS, body)
         assert answer.status == 422
         assert "mpesa" in {problem["field"] for problem in answer.body["errors"]}
 
@@ -215,8 +215,8 @@ def required_fields() -> set[str]:
     return {"env", "consumer_key", "consumer_secret", "passkey", "shortcode"}
 
 
-async def test_put_with_bad_urls_and_env_names_each(town: Town) -> None:
-    answer = await put(town.api, env="live", result_url="https://elsewhere.example/x", timeout_url="http://[bad/")
+async def test_put_with_bad_urls_and_env_names_each(harness: Harness) -> None:
+    answer = await put(harness.api, env="live", result_url="https://elsewhere.example/x", timeout_url="http://[bad/")
     assert answer.status == 422
     assert {problem["field"] for problem in answer.body["errors"]} == {
         "mpesa.env",
@@ -225,11 +225,11 @@ async def test_put_with_bad_urls_and_env_names_each(town: Town) -> None:
     }
 
 
-async def test_put_with_an_api_key_of_the_other_env_is_refused(town: Town) -> None:
-    answer = await put(town.api, env="live")
+async def test_put_with_an_api_key_of_the_other_env_is_refused(harness: Harness) -> None:
+    answer = await put(harness.api, env="live")
     assert (answer.status, answer.error["field"]) == (422, "mpesa.env")
     assert "sk_live_" in answer.error["message"]
-    async with shop(town.gateway, town.base, env="live", is_configured=False) as live:
+    async with shop(harness.gateway, harness.base, env="live", is_configured=False) as live:
         answer = await put(live)
         assert (answer.status, answer.error["field"]) == (422, "mpesa.env")
         assert "sk_test_" in answer.error["message"]
@@ -290,36 +290,36 @@ async def test_result_url_outside_our_own_and_the_allowed_hosts_is_refused(value
             assert (answer.status, answer.error["field"]) == (422, "mpesa.result_url"), url
 
 
-async def test_merchant_me_shows_merchant_key_and_providers(town: Town) -> None:
-    me = (await town.api.call("GET", "/v1/merchant/me")).data
-    merchant = await town.gateway.merchants.require(me["id"])
-    (key,) = await town.gateway.api_keys.list(me["id"])
+async def test_merchant_me_shows_merchant_key_and_providers(harness: Harness) -> None:
+    me = (await harness.api.call("GET", "/v1/merchant/me")).data
+    merchant = await harness.gateway.merchants.require(me["id"])
+    (key,) = await harness.gateway.api_keys.list(me["id"])
     assert set(me) == {"id", "name", "env", "is_active", "created_at", "key", "providers"}
     assert (me["name"], me["env"], me["is_active"], me["providers"]) == (merchant.name, "sandbox", True, ["mpesa"])
     assert me["key"] == {
         "id": key.key_id,
         "env": "sandbox",
-        "scopes": sorted(map(str, town.gateway.scopes.of_merchants)),
+        "scopes": sorted(map(str, harness.gateway.scopes.of_merchants)),
     }
-    assert str(town.api.key) not in str(me)
+    assert str(harness.api.key) not in str(me)
 
 
-async def test_credentials_of_another_merchant_are_neither_shown_nor_removed(town: Town) -> None:
-    await put(town.api)
-    async with shop(town.gateway, town.base, is_configured=False) as other:
+async def test_credentials_of_another_merchant_are_neither_shown_nor_removed(harness: Harness) -> None:
+    await put(harness.api)
+    async with shop(harness.gateway, harness.base, is_configured=False) as other:
         assert (await other.call("GET", PROVIDERS)).data == []
         assert (await other.call("DELETE", f"{PROVIDERS}/mpesa")).status == 404
         await put(other, consumer_key="key-of-the-other-EEEE")
         assert (await shown_credentials(other))["consumer_key"] == "****EEEE"
-        assert (await shown_credentials(town.api))["consumer_key"] == "****AAAA"
+        assert (await shown_credentials(harness.api))["consumer_key"] == "****AAAA"
         await other.call("DELETE", f"{PROVIDERS}/mpesa")
-    assert (await shown_credentials(town.api))["consumer_key"] == "****AAAA"
+    assert (await shown_credentials(harness.api))["consumer_key"] == "****AAAA"
 
 
-async def test_credentials_stored_and_removed_are_in_the_audit_log(town: Town) -> None:
-    await put(town.api)
-    await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
-    entries = (await town.api.call("GET", "/v1/audit/logs?limit=2")).data
+async def test_credentials_stored_and_removed_are_in_the_audit_log(harness: Harness) -> None:
+    await put(harness.api)
+    await harness.api.call("DELETE", f"{PROVIDERS}/mpesa")
+    entries = (await harness.api.call("GET", "/v1/audit/logs?limit=2")).data
     assert [entry["action"] for entry in entries] == ["credentials.removed", "credentials.stored"]
     detail = {
         "provider": "mpesa",
@@ -329,7 +329,7 @@ async def test_credentials_stored_and_removed_are_in_the_audit_log(town: Town) -
         "retired": "174379",
     }
     assert entries[1]["detail"] == detail
-    assert await town.gateway.audit.verify() > 2
+    assert await harness.gateway.audit.verify() > 2
 
 
 @given(st.text(max_size=30))

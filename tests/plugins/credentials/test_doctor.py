@@ -15,7 +15,7 @@ from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, running_gateway, shop
 from mpesa_gateway_credentials.doctor import check_credentials
 from tests.authority import certificate
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.looking import levels, only_merchant, results_of_check
 from tests.stored import change_credentials, go_live
 
@@ -23,7 +23,7 @@ ALL = {f"credentials.{name}": "ok" for name in ("whole", "initiator", "token")}
 
 
 @pytest.fixture
-async def town(values: dict[str, Any], tmp_path: Path) -> AsyncGenerator[Town]:
+async def harness(values: dict[str, Any], tmp_path: Path) -> AsyncGenerator[Harness]:
     """A gateway with the sandbox certificate, at its own address only."""
     file = tmp_path / "sandbox.cer"
     file.write_bytes(certificate(number=1, until=timedelta(days=99)).public_bytes(Encoding.PEM))
@@ -31,61 +31,61 @@ async def town(values: dict[str, Any], tmp_path: Path) -> AsyncGenerator[Town]:
     async with receiving() as receiver, running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         daraja = msgspec.structs.replace(gateway.config.daraja, sandbox_certificate=str(file))
         gateway.config = msgspec.structs.replace(gateway.config, daraja=daraja)
-        yield Town(gateway, base, api, receiver)
+        yield Harness(gateway, base, api, receiver)
 
 
-async def run_checks(town: Town, **options: Any) -> dict[str, CheckResult]:
-    merchant = await only_merchant(town.gateway)
-    return await results_of_check(check_credentials, town.gateway, **({"merchant": merchant} | options))
+async def run_checks(harness: Harness, **options: Any) -> dict[str, CheckResult]:
+    merchant = await only_merchant(harness.gateway)
+    return await results_of_check(check_credentials, harness.gateway, **({"merchant": merchant} | options))
 
 
-async def store_credentials(town: Town, **changes: Any) -> None:
+async def store_credentials(harness: Harness, **changes: Any) -> None:
     """Store complete sandbox credentials with changes; the gateway encrypts the password. None omits a field."""
     password = {"security_credential": None, "initiator_password": "secret"}
     fields: dict[str, Any] = INITIATED["mpesa"] | password | changes
     body = {"provider": "mpesa", "mpesa": {name: value for name, value in fields.items() if value is not None}}
-    answer = await town.api.call("PUT", "/v1/merchant/providers", body)
+    answer = await harness.api.call("PUT", "/v1/merchant/providers", body)
     assert answer.status == 200, answer.body
 
 
-async def test_doctor_with_complete_credentials_is_ok(town: Town) -> None:
-    await store_credentials(town)
-    found = await run_checks(town)
+async def test_doctor_with_complete_credentials_is_ok(harness: Harness) -> None:
+    await store_credentials(harness)
+    found = await run_checks(harness)
     assert levels(found) == ALL
     assert "secret" not in str(found)
-    assert levels(await run_checks(town, is_live=True)) == ALL | {"credentials.live": "note"}
+    assert levels(await run_checks(harness, is_live=True)) == ALL | {"credentials.live": "note"}
 
 
-async def test_doctor_without_credentials_notes_or_warns_if_live(town: Town) -> None:
-    await town.api.call("DELETE", "/v1/merchant/providers/mpesa")
-    assert levels(await run_checks(town)) == {"credentials.stored": "note"}
-    assert levels(await run_checks(town, is_live=True)) == {"credentials.stored": "warning"}
+async def test_doctor_without_credentials_notes_or_warns_if_live(harness: Harness) -> None:
+    await harness.api.call("DELETE", "/v1/merchant/providers/mpesa")
+    assert levels(await run_checks(harness)) == {"credentials.stored": "note"}
+    assert levels(await run_checks(harness, is_live=True)) == {"credentials.stored": "warning"}
 
 
-async def test_doctor_with_missing_fields_names_them(town: Town) -> None:
-    await town.api.call("PUT", "/v1/merchant/providers", SANDBOX)
-    found = (await run_checks(town))["credentials.whole"]
+async def test_doctor_with_missing_fields_names_them(harness: Harness) -> None:
+    await harness.api.call("PUT", "/v1/merchant/providers", SANDBOX)
+    found = (await run_checks(harness))["credentials.whole"]
     assert found.level == "note"
     for name in ("mpesa.initiator", "mpesa.initiator_password", "mpesa.nominated_number"):
         assert name in found.text + (found.fix or "")
-    await store_credentials(town, nominated_number=None)
-    found = (await run_checks(town))["credentials.whole"]
+    await store_credentials(harness, nominated_number=None)
+    found = (await run_checks(harness))["credentials.whole"]
     assert "mpesa.nominated_number" in found.text
     assert "mpesa.initiator" not in found.text
 
 
-async def test_doctor_with_keys_rejected_by_mpesa_is_a_problem(town: Town) -> None:
-    await store_credentials(town)
+async def test_doctor_with_keys_rejected_by_mpesa_is_a_problem(harness: Harness) -> None:
+    await store_credentials(harness)
     fault = {"operation": "oauth", "fault": "400.008.01", "times": 1}
-    assert (await town.api.call("POST", "/simulator/control/faults", fault)).status == 200
-    found = (await run_checks(town))["credentials.token"]
+    assert (await harness.api.call("POST", "/simulator/control/faults", fault)).status == 200
+    found = (await run_checks(harness))["credentials.token"]
     assert (found.level, bool(found.fix)) == ("problem", True)
 
 
-async def test_doctor_live_with_the_sandbox_shortcode_is_a_problem(town: Town) -> None:
-    await store_credentials(town)
-    await go_live(town.gateway)
-    found = (await run_checks(town, is_live=True))["credentials.live"]
+async def test_doctor_live_with_the_sandbox_shortcode_is_a_problem(harness: Harness) -> None:
+    await store_credentials(harness)
+    await go_live(harness.gateway)
+    found = (await run_checks(harness, is_live=True))["credentials.live"]
     assert (found.level, "174379" in found.text) == ("problem", True)
 
 
@@ -97,12 +97,14 @@ async def test_doctor_live_with_the_sandbox_shortcode_is_a_problem(town: Town) -
         ("https://x.ngrok.io/results", "tunnel"),
     ],
 )
-async def test_doctor_result_url_that_mpesa_rejects_is_a_problem_if_live(town: Town, url: str, words: str) -> None:
-    await store_credentials(town)
-    await change_credentials(town.gateway, result_url=url)
-    found = await run_checks(town, is_live=True)
+async def test_doctor_result_url_that_mpesa_rejects_is_a_problem_if_live(
+    harness: Harness, url: str, words: str
+) -> None:
+    await store_credentials(harness)
+    await change_credentials(harness.gateway, result_url=url)
+    found = await run_checks(harness, is_live=True)
     assert (found["credentials.result_url"].level, words in found["credentials.result_url"].text) == ("problem", True)
-    assert (await run_checks(town))["credentials.result_url"].level == "note"
+    assert (await run_checks(harness))["credentials.result_url"].level == "note"
 
 
 @pytest.mark.parametrize(
@@ -114,17 +116,17 @@ async def test_doctor_result_url_that_mpesa_rejects_is_a_problem_if_live(town: T
     ],
 )
 async def test_doctor_security_credential_of_another_certificate_is_a_problem(
-    town: Town, credential: str, words: str
+    harness: Harness, credential: str, words: str
 ) -> None:
-    await store_credentials(town, security_credential=credential, initiator_password=None)
-    found = (await run_checks(town))["credentials.initiator"]
+    await store_credentials(harness, security_credential=credential, initiator_password=None)
+    found = (await run_checks(harness))["credentials.initiator"]
     assert (found.level, words in found.text) == ("problem", True)
 
 
-async def test_doctor_security_credential_older_than_the_certificate_warns(town: Town) -> None:
-    await store_credentials(town)
-    await change_credentials(town.gateway, updated_at=town.gateway.clock.now() - timedelta(days=30))
-    assert (await run_checks(town))["credentials.initiator"].level == "warning"
+async def test_doctor_security_credential_older_than_the_certificate_warns(harness: Harness) -> None:
+    await store_credentials(harness)
+    await change_credentials(harness.gateway, updated_at=harness.gateway.clock.now() - timedelta(days=30))
+    assert (await run_checks(harness))["credentials.initiator"].level == "warning"
 
 
 async def test_doctor_security_credential_without_a_certificate_is_a_note(values: dict[str, Any]) -> None:
@@ -143,9 +145,9 @@ async def test_doctor_token_with_daraja_unreachable_warns(values: dict[str, Any]
         assert found["credentials.token"].level == "warning"
 
 
-async def test_doctor_credentials_sealed_with_an_unlisted_key_are_a_problem(town: Town) -> None:
-    await store_credentials(town)
-    await change_credentials(town.gateway, passkey="v1.0123456789ab.AAAA")
-    found = await run_checks(town)
+async def test_doctor_credentials_sealed_with_an_unlisted_key_are_a_problem(harness: Harness) -> None:
+    await store_credentials(harness)
+    await change_credentials(harness.gateway, passkey="v1.0123456789ab.AAAA")
+    found = await run_checks(harness)
     assert levels(found) == {"credentials.stored": "problem"}
     assert "0123456789ab" in found["credentials.stored"].text

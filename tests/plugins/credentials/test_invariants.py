@@ -1,7 +1,7 @@
 """Protects the credentials invariants: rows that bypass PostgreSQL's constraints are reported."""
 
 from mpesa_gateway_credentials.plugin import plugin
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.ledger import drop_constraints, find_missed_corruptions
 
 VIOLATIONS = {
@@ -20,7 +20,7 @@ def test_invariants_each_have_a_violation() -> None:
     assert set(VIOLATIONS) == {f"credentials.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
-    await town.gateway.merchants.create("Other", actor="test")
-    await drop_constraints(town.gateway)
-    assert await find_missed_corruptions(town.gateway, VIOLATIONS) == {}
+async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
+    await harness.gateway.merchants.create("Other", actor="test")
+    await drop_constraints(harness.gateway)
+    assert await find_missed_corruptions(harness.gateway, VIOLATIONS) == {}

@@ -4,16 +4,16 @@ from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.doctor import check_operators
 from mpesa_gateway_ops.operators import Operators
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.looking import levels, results_of_check
 
 
-async def test_doctor_without_active_operators_is_a_note(town: Town) -> None:
-    found = await results_of_check(check_operators, town.gateway)
+async def test_doctor_without_active_operators_is_a_note(harness: Harness) -> None:
+    found = await results_of_check(check_operators, harness.gateway)
     assert levels(found) == {"ops.operators": "note"}
     assert "operators create" in (found["ops.operators"].fix or "")
-    operators = town.gateway.services.get(Operators)
+    operators = harness.gateway.services.get(Operators)
     await operators.create("amina", Secret("correct horse battery"), role=Role.VIEWER, actor="test")
-    assert levels(await results_of_check(check_operators, town.gateway)) == {"ops.operators": "ok"}
+    assert levels(await results_of_check(check_operators, harness.gateway)) == {"ops.operators": "ok"}
     await operators.deactivate("amina", actor="test")
-    assert levels(await results_of_check(check_operators, town.gateway)) == {"ops.operators": "note"}
+    assert levels(await results_of_check(check_operators, harness.gateway)) == {"ops.operators": "note"}

@@ -11,7 +11,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import INITIATED, Answer, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja, ack, fault, result, stk_callback
 from tests.stored import change_credentials
 
@@ -30,35 +30,37 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def town(town: Town) -> Town:
+async def harness(harness: Harness) -> Harness:
     """The shop's credentials have an initiator."""
-    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    return town
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    return harness
 
 
-async def create_payment(town: Town, amount: int = 500, key: str = "a", **more: Any) -> Any:
+async def create_payment(harness: Harness, amount: int = 500, key: str = "a", **more: Any) -> Any:
     """Create a payment whose prompt was acknowledged."""
-    return (await town.api.pay(PHONE, amount, key=key, **more)).data
+    return (await harness.api.pay(PHONE, amount, key=key, **more)).data
 
 
-async def call_back(town: Town, payment: Any, code: Any = 0, **fields: Any) -> None:
+async def call_back(harness: Harness, payment: Any, code: Any = 0, **fields: Any) -> None:
     """Post a callback to the payment's own address."""
-    url = town.gateway.services.get(Callbacks).url_for(
+    url = harness.gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
     body = stk_callback(payment["provider_ref"], code, **fields)
-    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
+    assert (await harness.api.call("POST", url.removeprefix(harness.base), body)).status == 200
 
 
-async def query_status(town: Town, what: str) -> Any:
+async def query_status(harness: Harness, what: str) -> Any:
     """Send a status query about a payment or a receipt."""
-    return (await town.api.call("POST", CHECK + what)).data
+    return (await harness.api.call("POST", CHECK + what)).data
 
 
-async def post_result(town: Town, question: dict[str, Any], body: dict[str, Any], *, times_out: bool = False) -> Answer:
+async def post_result(
+    harness: Harness, question: dict[str, Any], body: dict[str, Any], *, times_out: bool = False
+) -> Answer:
     """Post M-Pesa's result to the address of that status query."""
     url: str = question["QueueTimeOutURL" if times_out else "ResultURL"]
-    return await town.api.call("POST", url.removeprefix(town.base), body)
+    return await harness.api.call("POST", url.removeprefix(harness.base), body)
 
 
 def status_result(status: str, **more: Any) -> dict[str, Any]:
@@ -75,27 +77,29 @@ def status_result(status: str, **more: Any) -> dict[str, Any]:
     return result(0, says={name: value for name, value in (values | more).items() if value is not None})
 
 
-async def get_payment(town: Town, payment: Any) -> Any:
-    return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+async def get_payment(harness: Harness, payment: Any) -> Any:
+    return (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
 
 
-async def state_and_finding(town: Town, started: Any) -> tuple[str, str | None]:
+async def state_and_finding(harness: Harness, started: Any) -> tuple[str, str | None]:
     """The status query's state and finding."""
-    one = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
+    one = (await harness.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
     return one["state"], one["finding"]
 
 
-async def await_events(town: Town, *kinds: str) -> None:
+async def await_events(harness: Harness, *kinds: str) -> None:
     """Wait until the shop has received exactly these events."""
-    assert await town.told(len(kinds)) == sorted(kinds)
+    assert await harness.delivered(len(kinds)) == sorted(kinds)
 
 
 # -- the request ----------------------------------------------------------------------------------------------------
 
 
-async def test_status_query_sends_darajas_fields_and_returns_its_acknowledgement(town: Town, daraja: Daraja) -> None:
+async def test_status_query_sends_darajas_fields_and_returns_its_acknowledgement(
+    harness: Harness, daraja: Daraja
+) -> None:
     daraja.add_answers("transactionstatus", ack(7))
-    started = await query_status(town, RECEIPT.lower())
+    started = await query_status(harness, RECEIPT.lower())
     assert {name: started[name] for name in ("OriginatorConversationID", "ConversationID", "ResponseCode")} == {
         "OriginatorConversationID": "o-7",
         "ConversationID": "AG_7",
@@ -115,30 +119,32 @@ async def test_status_query_sends_darajas_fields_and_returns_its_acknowledgement
         "IdentifierType": "4",
         "Occasion": "",
     }
-    assert await state_and_finding(town, started) == ("asked", None)
+    assert await state_and_finding(harness, started) == ("asked", None)
 
 
-async def test_status_query_without_receipt_names_the_conversation_of_the_push(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    started = await query_status(town, payment["id"])
+async def test_status_query_without_receipt_names_the_conversation_of_the_push(
+    harness: Harness, daraja: Daraja
+) -> None:
+    payment = await create_payment(harness)
+    started = await query_status(harness, payment["id"])
     assert started["payment_id"] == payment["id"]
     (sent,) = daraja.requests_of("transactionstatus")
-    handle = await town.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
+    handle = await harness.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
     assert (sent["OriginalConversationID"], sent.get("TransactionID")) == (handle, None)
     daraja.add_answers("stkpush", (500, b"<html>"))
-    lost = await create_payment(town, key="lost")
-    refused = await town.api.call("POST", CHECK + lost["id"])
+    lost = await create_payment(harness, key="lost")
+    refused = await harness.api.call("POST", CHECK + lost["id"])
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     for nonsense, status in (("no", 422), ("pay_" + "0" * 26, 404), ("a%20b%20c%20d", 422)):
-        assert (await town.api.call("POST", CHECK + nonsense)).status == status
-    async with shop(town.gateway, town.base) as other:
+        assert (await harness.api.call("POST", CHECK + nonsense)).status == status
+    async with shop(harness.gateway, harness.base) as other:
         await other.call("PUT", "/v1/merchant/providers", INITIATED)
         assert (await other.call("POST", CHECK + payment["id"])).status == 404
         assert (await other.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).status == 404
     assert len(daraja.requests_of("transactionstatus")) == 1
 
 
-async def test_status_query_refused_by_daraja_is_reported_and_stored(town: Town, daraja: Daraja) -> None:
+async def test_status_query_refused_by_daraja_is_reported_and_stored(harness: Harness, daraja: Daraja) -> None:
     for reply, status, state in (
         (fault("500.003.02", "Spike Arrest"), 503, "unsent"),
         (fault("400.002.02", "Bad Request - Invalid Initiator", 400), 502, "refused"),
@@ -147,11 +153,11 @@ async def test_status_query_refused_by_daraja_is_reported_and_stored(town: Town,
         ((200, b"<html>"), 503, "unknown"),
     ):
         daraja.add_answers("transactionstatus", reply)
-        assert (await town.api.call("POST", CHECK + RECEIPT)).status == status, reply
-        row = await town.gateway.db.fetchval("SELECT state FROM status_check ORDER BY created_at DESC LIMIT 1")
+        assert (await harness.api.call("POST", CHECK + RECEIPT)).status == status, reply
+        row = await harness.gateway.db.fetchval("SELECT state FROM status_check ORDER BY created_at DESC LIMIT 1")
         assert row == state, reply
-    await change_credentials(town.gateway, initiator=None, security_credential=None)
-    refused = await town.api.call("POST", CHECK + RECEIPT)
+    await change_credentials(harness.gateway, initiator=None, security_credential=None)
+    refused = await harness.api.call("POST", CHECK + RECEIPT)
     assert (refused.status, refused.error["field"]) == (422, "mpesa.initiator")
 
 
@@ -174,69 +180,71 @@ STATUSES: tuple[tuple[str | None, str, str], ...] = (
 """M-Pesa's TransactionStatus, the status of a pending payment after it, and the finding."""
 
 
-async def test_status_result_of_code_zero_is_decided_by_transaction_status(town: Town, daraja: Daraja) -> None:
+async def test_status_result_of_code_zero_is_decided_by_transaction_status(harness: Harness, daraja: Daraja) -> None:
     for number, (status, after, finding) in enumerate(STATUSES):
-        payment = await create_payment(town, key=f"k{number}")
-        started = await query_status(town, payment["id"])
+        payment = await create_payment(harness, key=f"k{number}")
+        started = await query_status(harness, payment["id"])
         body = status_result("x", TransactionStatus=status, ReceiptNo=f"TKN0000{number:03}")
-        await post_result(town, daraja.requests_of("transactionstatus")[number], body)
-        assert (await get_payment(town, payment))["status"] == after, status
-        assert await state_and_finding(town, started) == ("answered", finding), status
+        await post_result(harness, daraja.requests_of("transactionstatus")[number], body)
+        assert (await get_payment(harness, payment))["status"] == after, status
+        assert await state_and_finding(harness, started) == ("answered", finding), status
 
 
-async def test_status_result_completed_completes_a_failed_payment(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await call_back(town, payment, 1037)
-    started = await query_status(town, payment["id"])
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
-    after = await get_payment(town, payment)
+async def test_status_result_completed_completes_a_failed_payment(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    await call_back(harness, payment, 1037)
+    started = await query_status(harness, payment["id"])
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
+    after = await get_payment(harness, payment)
     assert (after["status"], after["receipt"], after["timeline"][-1]["cause"]) == ("completed", RECEIPT, "status_query")
-    assert await state_and_finding(town, started) == ("answered", "recovered")
-    await await_events(town, "payment.failed", "payment.completed")
+    assert await state_and_finding(harness, started) == ("answered", "recovered")
+    await await_events(harness, "payment.failed", "payment.completed")
 
 
-async def test_status_result_without_receipt_of_a_failed_payment_is_a_mismatch(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await call_back(town, payment, 1037)
-    started = await query_status(town, payment["id"])
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed", ReceiptNo=None))
-    after = await get_payment(town, payment)
+async def test_status_result_without_receipt_of_a_failed_payment_is_a_mismatch(
+    harness: Harness, daraja: Daraja
+) -> None:
+    payment = await create_payment(harness)
+    await call_back(harness, payment, 1037)
+    started = await query_status(harness, payment["id"])
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Completed", ReceiptNo=None))
+    after = await get_payment(harness, payment)
     assert (after["status"], after["mismatch"]["of"]) == ("failed", "unconfirmed")
-    assert await state_and_finding(town, started) == ("answered", "mismatched")
-    await await_events(town, "payment.failed", "payment.mismatched")
+    assert await state_and_finding(harness, started) == ("answered", "mismatched")
+    await await_events(harness, "payment.failed", "payment.mismatched")
 
 
-async def test_status_result_with_other_amount_or_receipt_is_a_mismatch(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await query_status(town, payment["id"])
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed", Amount="50.00"))
-    after = await get_payment(town, payment)
+async def test_status_result_with_other_amount_or_receipt_is_a_mismatch(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    await query_status(harness, payment["id"])
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Completed", Amount="50.00"))
+    after = await get_payment(harness, payment)
     assert (after["status"], after["mismatch"]["received_amount"]) == ("pending", "50.00")
-    paid = await create_payment(town, key="paid")
-    await call_back(town, paid, receipt="PAID000001")
-    started = await query_status(town, "PAID000001")
+    paid = await create_payment(harness, key="paid")
+    await call_back(harness, paid, receipt="PAID000001")
+    started = await query_status(harness, "PAID000001")
     await post_result(
-        town, daraja.requests_of("transactionstatus")[1], status_result("Completed", ReceiptNo="OTHER00001")
+        harness, daraja.requests_of("transactionstatus")[1], status_result("Completed", ReceiptNo="OTHER00001")
     )
-    assert await state_and_finding(town, started) == ("answered", "contradicted")
-    assert (await get_payment(town, paid))["receipt"] == "PAID000001"
-    await await_events(town, "payment.mismatched", "payment.completed")
+    assert await state_and_finding(harness, started) == ("answered", "contradicted")
+    assert (await get_payment(harness, paid))["receipt"] == "PAID000001"
+    await await_events(harness, "payment.mismatched", "payment.completed")
 
 
-async def test_status_result_failed_leaves_a_completed_payment_completed(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await call_back(town, payment, receipt=RECEIPT)
-    started = await query_status(town, RECEIPT)
+async def test_status_result_failed_leaves_a_completed_payment_completed(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    await call_back(harness, payment, receipt=RECEIPT)
+    started = await query_status(harness, RECEIPT)
     assert started["payment_id"] == payment["id"]
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Failed"))
-    assert (await get_payment(town, payment))["status"] == "completed"
-    assert await state_and_finding(town, started) == ("answered", "contradicted")
-    await await_events(town, "payment.completed")
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Failed"))
+    assert (await get_payment(harness, payment))["status"] == "completed"
+    assert await state_and_finding(harness, started) == ("answered", "contradicted")
+    await await_events(harness, "payment.completed")
 
 
-async def test_status_result_with_repeated_or_single_parameter_is_read(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await query_status(town, payment["id"])
+async def test_status_result_with_repeated_or_single_parameter_is_read(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    await query_status(harness, payment["id"])
     parameters = [
         {"Key": "TransactionStatus", "Value": "Completed"},
         {"Key": "ReceiptNo", "Value": RECEIPT},
@@ -249,16 +257,16 @@ async def test_status_result_with_repeated_or_single_parameter_is_read(town: Tow
     ]
     body = result(0)
     body["Result"] |= {"ResultParameters": {"ResultParameter": parameters}, "ReferenceData": {"ReferenceItem": []}}
-    await post_result(town, daraja.requests_of("transactionstatus")[0], body)
-    after = await get_payment(town, payment)
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], body)
+    after = await get_payment(harness, payment)
     assert (after["status"], after["receipt"], after["mismatch"]) == ("completed", RECEIPT, None)
-    alone = await create_payment(town, key="alone")
-    started = await query_status(town, alone["id"])
+    alone = await create_payment(harness, key="alone")
+    started = await query_status(harness, alone["id"])
     single = result("0")
     single["Result"]["ResultParameters"] = {"ResultParameter": {"Key": "TransactionStatus", "Value": "Completed"}}
-    await post_result(town, daraja.requests_of("transactionstatus")[1], single)
+    await post_result(harness, daraja.requests_of("transactionstatus")[1], single)
     # The status is read, but does not prove that the money is this payment's.
-    assert (await state_and_finding(town, started), (await get_payment(town, alone))["status"]) == (
+    assert (await state_and_finding(harness, started), (await get_payment(harness, alone))["status"]) == (
         ("answered", "ambiguous"),
         "pending",
     )
@@ -286,73 +294,73 @@ DIFFERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("status", ["Completed", "Failed", "Reversed"])
 async def test_status_result_incomplete_or_different_changes_no_payment(
-    town: Town, daraja: Daraja, status: str
+    harness: Harness, daraja: Daraja, status: str
 ) -> None:
-    payment = await create_payment(town)
+    payment = await create_payment(harness)
     for number, (name, more) in enumerate((LACKS | DIFFERS).items()):
-        started = await query_status(town, payment["id"])
+        started = await query_status(harness, payment["id"])
         is_lacking = name in LACKS
         if status == "Failed" and is_lacking:
             continue
         body = status_result(status, **{"ReceiptNo": f"STRANGE{number:03}"} | more)
-        await post_result(town, daraja.requests_of("transactionstatus")[-1], body)
-        after = await get_payment(town, payment)
+        await post_result(harness, daraja.requests_of("transactionstatus")[-1], body)
+        after = await get_payment(harness, payment)
         assert (after["status"], after["receipt"], after["mismatch"]) == ("pending", None, None), name
         finding = "ambiguous" if is_lacking and status == "Completed" else "not_ours"
-        assert await state_and_finding(town, started) == ("answered", finding), name
-    assert town.receiver.received == []
+        assert await state_and_finding(harness, started) == ("answered", finding), name
+    assert harness.receiver.received == []
     # The true result still counts.
-    await query_status(town, payment["id"])
-    await post_result(town, daraja.requests_of("transactionstatus")[-1], status_result("Completed"))
-    assert (await get_payment(town, payment))["receipt"] == RECEIPT
+    await query_status(harness, payment["id"])
+    await post_result(harness, daraja.requests_of("transactionstatus")[-1], status_result("Completed"))
+    assert (await get_payment(harness, payment))["receipt"] == RECEIPT
 
 
-async def test_status_result_failed_without_party_or_amount_is_not_final(town: Town, daraja: Daraja) -> None:
+async def test_status_result_failed_without_party_or_amount_is_not_final(harness: Harness, daraja: Daraja) -> None:
     cases: tuple[tuple[dict[str, Any], bool], ...] = (
         ({}, True),
         ({"CreditPartyName": None}, False),
         ({"Amount": None}, False),
     )
     for number, (more, is_final) in enumerate(cases):
-        payment = await create_payment(town, key=f"k{number}")
-        await query_status(town, payment["id"])
+        payment = await create_payment(harness, key=f"k{number}")
+        await query_status(harness, payment["id"])
         await post_result(
-            town, daraja.requests_of("transactionstatus")[-1], status_result("Failed", ReceiptNo=None, **more)
+            harness, daraja.requests_of("transactionstatus")[-1], status_result("Failed", ReceiptNo=None, **more)
         )
-        row = await town.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", payment["id"])
+        row = await harness.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", payment["id"])
         assert row is not None
         assert (row["status"], row["outcome_is_final"]) == ("failed", is_final), more
 
 
-async def test_status_result_without_its_receipt_is_ambiguous(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.requests_of("transactionstatus")[-1], status_result("Completed", ReceiptNo=None))
-    assert ((await get_payment(town, payment))["status"], await state_and_finding(town, started)) == (
+async def test_status_result_without_its_receipt_is_ambiguous(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    started = await query_status(harness, RECEIPT)
+    await post_result(harness, daraja.requests_of("transactionstatus")[-1], status_result("Completed", ReceiptNo=None))
+    assert ((await get_payment(harness, payment))["status"], await state_and_finding(harness, started)) == (
         "pending",
         ("answered", "ambiguous"),
     )
 
 
-async def test_status_result_reversed_of_other_money_reverses_no_payment(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await query_status(town, payment["id"])
+async def test_status_result_reversed_of_other_money_reverses_no_payment(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    await query_status(harness, payment["id"])
     (by_conversation,) = daraja.requests_of("transactionstatus")
-    await call_back(town, payment, receipt=RECEIPT)
-    await post_result(town, by_conversation, status_result("Reversed", ReceiptNo="OTHER00001"))
-    after = await get_payment(town, payment)
+    await call_back(harness, payment, receipt=RECEIPT)
+    await post_result(harness, by_conversation, status_result("Reversed", ReceiptNo="OTHER00001"))
+    after = await get_payment(harness, payment)
     assert (after["status"], after["mismatch"]["of"]) == ("completed", "receipt")
-    await query_status(town, RECEIPT)
-    await post_result(town, daraja.requests_of("transactionstatus")[-1], status_result("Reversed", Amount="5.00"))
-    assert (await get_payment(town, payment))["status"] == "completed"
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.reversed'") == 0
+    await query_status(harness, RECEIPT)
+    await post_result(harness, daraja.requests_of("transactionstatus")[-1], status_result("Reversed", Amount="5.00"))
+    assert (await get_payment(harness, payment))["status"] == "completed"
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.reversed'") == 0
 
 
 # -- receipts of other transactions ---------------------------------------------------------------------------------
 
 
-async def test_status_result_of_an_unknown_receipt_changes_nothing(town: Town, daraja: Daraja) -> None:
-    bystander = await create_payment(town, 700)
+async def test_status_result_of_an_unknown_receipt_changes_nothing(harness: Harness, daraja: Daraja) -> None:
+    bystander = await create_payment(harness, 700)
     for body, finding in (
         (status_result("Completed"), "not_ours"),
         (status_result("Failed"), "not_ours"),
@@ -360,176 +368,180 @@ async def test_status_result_of_an_unknown_receipt_changes_nothing(town: Town, d
         (result(1, "error"), "unanswered"),
         (status_result("Completed", ReceiptNo="OTHER00001"), "contradicted"),
     ):
-        started = await query_status(town, RECEIPT)
+        started = await query_status(harness, RECEIPT)
         assert started["payment_id"] is None
-        await post_result(town, daraja.requests_of("transactionstatus")[-1], body)
-        assert await state_and_finding(town, started) == ("answered", finding)
-    assert (await get_payment(town, bystander))["status"] == "pending"
-    assert town.receiver.received == []
+        await post_result(harness, daraja.requests_of("transactionstatus")[-1], body)
+        assert await state_and_finding(harness, started) == ("answered", finding)
+    assert (await get_payment(harness, bystander))["status"] == "pending"
+    assert harness.receiver.received == []
 
 
-async def test_status_result_fitting_one_payment_recovers_it_and_two_is_ambiguous(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
-    assert (await get_payment(town, payment))["receipt"] == RECEIPT
-    assert await state_and_finding(town, started) == ("answered", "recovered")
-    twins = [await create_payment(town, 60, key=f"twin{number}") for number in range(2)]
-    started = await query_status(town, "TWIN000001")
+async def test_status_result_fitting_one_payment_recovers_it_and_two_is_ambiguous(
+    harness: Harness, daraja: Daraja
+) -> None:
+    payment = await create_payment(harness)
+    started = await query_status(harness, RECEIPT)
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
+    assert (await get_payment(harness, payment))["receipt"] == RECEIPT
+    assert await state_and_finding(harness, started) == ("answered", "recovered")
+    twins = [await create_payment(harness, 60, key=f"twin{number}") for number in range(2)]
+    started = await query_status(harness, "TWIN000001")
     await post_result(
-        town,
+        harness,
         daraja.requests_of("transactionstatus")[1],
         status_result("Completed", ReceiptNo="TWIN000001", Amount="60"),
     )
-    assert await state_and_finding(town, started) == ("answered", "ambiguous")
+    assert await state_and_finding(harness, started) == ("answered", "ambiguous")
     for twin in twins:
-        assert (await get_payment(town, twin))["status"] == "pending"
+        assert (await get_payment(harness, twin))["status"] == "pending"
 
 
-async def test_status_result_of_an_unconfirmed_receipt_completes_its_payment(town: Town, daraja: Daraja) -> None:
-    payment, other = await create_payment(town), await create_payment(town, key="b")
-    await town.gateway.db.execute(
+async def test_status_result_of_an_unconfirmed_receipt_completes_its_payment(harness: Harness, daraja: Daraja) -> None:
+    payment, other = await create_payment(harness), await create_payment(harness, key="b")
+    await harness.gateway.db.execute(
         "UPDATE payment SET mismatch = 'unconfirmed', received_amount = 500, due_at = NULL, "
         "received_receipt = CASE payment_id WHEN $1 THEN $2 ELSE 'OTHER00001' END",
         payment["id"],
         RECEIPT,
     )
-    started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
-    assert await state_and_finding(town, started) == ("answered", "recovered")
-    after = await get_payment(town, payment)
+    started = await query_status(harness, RECEIPT)
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
+    assert await state_and_finding(harness, started) == ("answered", "recovered")
+    after = await get_payment(harness, payment)
     assert (after["status"], after["receipt"]) == ("completed", RECEIPT)
-    assert (await get_payment(town, other))["status"] == "pending"
+    assert (await get_payment(harness, other))["status"] == "pending"
 
 
-async def test_status_result_declined_by_receipt_fails_no_similar_payment(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Declined"))
-    assert (await get_payment(town, payment))["status"] == "pending"
-    assert await state_and_finding(town, started) == ("answered", "not_ours")
+async def test_status_result_declined_by_receipt_fails_no_similar_payment(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    started = await query_status(harness, RECEIPT)
+    await post_result(harness, daraja.requests_of("transactionstatus")[0], status_result("Declined"))
+    assert (await get_payment(harness, payment))["status"] == "pending"
+    assert await state_and_finding(harness, started) == ("answered", "not_ours")
 
 
-async def test_status_result_with_ids_of_another_query_is_refused(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
+async def test_status_result_with_ids_of_another_query_is_refused(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
     daraja.add_answers("transactionstatus", ack(7))
-    started = await query_status(town, payment["id"])
+    started = await query_status(harness, payment["id"])
     (question,) = daraja.requests_of("transactionstatus")
     other = status_result("Completed")
     other["Result"] |= {"OriginatorConversationID": "o-8", "ConversationID": "AG_8"}
-    refused = await post_result(town, question, other)
+    refused = await post_result(harness, question, other)
     assert (refused.status, refused.error["code"]) == (403, "CALLBACK_REFUSED")
     # One matching id is enough: Daraja sometimes changes the other.
     half = status_result("Completed")
     half["Result"] |= {"OriginatorConversationID": "o-8", "ConversationID": "AG_7"}
-    assert (await post_result(town, question, half)).status == 200
-    assert (await get_payment(town, payment))["status"] == "completed"
-    assert await state_and_finding(town, started) == ("answered", "recovered")
+    assert (await post_result(harness, question, half)).status == 200
+    assert (await get_payment(harness, payment))["status"] == "completed"
+    assert await state_and_finding(harness, started) == ("answered", "recovered")
 
 
 # -- late, early and missing results --------------------------------------------------------------------------------
 
 
-async def test_status_result_after_intermediate_and_timeout_still_counts(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    started = await query_status(town, payment["id"])
+async def test_status_result_after_intermediate_and_timeout_still_counts(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
+    started = await query_status(harness, payment["id"])
     (question,) = daraja.requests_of("transactionstatus")
     early = status_result("Completed")
     early["Result"]["ResultType"] = 1
-    await post_result(town, question, early)
-    assert (await get_payment(town, payment))["status"] == "pending"
-    assert await state_and_finding(town, started) == ("asked", None)
-    await post_result(town, question, result(1, "timed out"), times_out=True)
-    assert (await get_payment(town, payment))["status"] == "pending"
-    assert await state_and_finding(town, started) == ("timed_out", None)
-    await post_result(town, question, status_result("Completed"))
-    assert (await get_payment(town, payment))["status"] == "completed"
-    assert await state_and_finding(town, started) == ("answered", "recovered")
+    await post_result(harness, question, early)
+    assert (await get_payment(harness, payment))["status"] == "pending"
+    assert await state_and_finding(harness, started) == ("asked", None)
+    await post_result(harness, question, result(1, "timed out"), times_out=True)
+    assert (await get_payment(harness, payment))["status"] == "pending"
+    assert await state_and_finding(harness, started) == ("timed_out", None)
+    await post_result(harness, question, status_result("Completed"))
+    assert (await get_payment(harness, payment))["status"] == "completed"
+    assert await state_and_finding(harness, started) == ("answered", "recovered")
     # A timeout after the result changes nothing.
-    await post_result(town, question, {"anything": True}, times_out=True)
-    assert await state_and_finding(town, started) == ("answered", "recovered")
-    await await_events(town, "payment.completed")
+    await post_result(harness, question, {"anything": True}, times_out=True)
+    assert await state_and_finding(harness, started) == ("answered", "recovered")
+    await await_events(harness, "payment.completed")
 
 
-async def test_status_result_contradicting_earlier_ones_follows_the_allowed_moves(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
-    await query_status(town, payment["id"])
+async def test_status_result_contradicting_earlier_ones_follows_the_allowed_moves(
+    harness: Harness, daraja: Daraja
+) -> None:
+    payment = await create_payment(harness)
+    await query_status(harness, payment["id"])
     (question,) = daraja.requests_of("transactionstatus")
-    await post_result(town, question, status_result("Failed"))
-    assert (await get_payment(town, payment))["status"] == "failed"
+    await post_result(harness, question, status_result("Failed"))
+    assert (await get_payment(harness, payment))["status"] == "failed"
     for _ in range(3):
-        await post_result(town, question, status_result("Completed"))
-    await post_result(town, question, status_result("Cancelled"))
-    after = await get_payment(town, payment)
+        await post_result(harness, question, status_result("Completed"))
+    await post_result(harness, question, status_result("Cancelled"))
+    after = await get_payment(harness, payment)
     assert (after["status"], after["receipt"]) == ("completed", RECEIPT)
-    await await_events(town, "payment.failed", "payment.completed")
+    await await_events(harness, "payment.failed", "payment.completed")
 
 
 async def test_status_result_before_the_acknowledgement_counts_with_and_without_token(
-    town: Town, daraja: Daraja
+    harness: Harness, daraja: Daraja
 ) -> None:
-    payment = await create_payment(town)
+    payment = await create_payment(harness)
     go = daraja.hold("transactionstatus")
-    asking = asyncio.create_task(query_status(town, payment["id"]))
+    asking = asyncio.create_task(query_status(harness, payment["id"]))
     (question,) = await daraja.wait_for_requests("transactionstatus")
-    await post_result(town, question, status_result("Completed"))
-    assert (await get_payment(town, payment))["status"] == "completed"
+    await post_result(harness, question, status_result("Completed"))
+    assert (await get_payment(harness, payment))["status"] == "completed"
     go.set()
-    assert await state_and_finding(town, await asking) == ("answered", "recovered")
+    assert await state_and_finding(harness, await asking) == ("answered", "recovered")
     # Without a token: the address of the specification, where only Daraja's ids identify the query.
-    url = f"{town.base}/v1/webhooks/mpesa/transactionstatus/result"
-    await change_credentials(town.gateway, result_url=url)
-    verifier: Any = town.gateway.services.get(CallbackVerifier)
+    url = f"{harness.base}/v1/webhooks/mpesa/transactionstatus/result"
+    await change_credentials(harness.gateway, result_url=url)
+    verifier: Any = harness.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
-    other = await create_payment(town, key="other")
+    other = await create_payment(harness, key="other")
     daraja.add_answers("transactionstatus", ack(77))
     go = daraja.hold("transactionstatus")
-    asking = asyncio.create_task(query_status(town, other["id"]))
+    asking = asyncio.create_task(query_status(harness, other["id"]))
     question = (await daraja.wait_for_requests("transactionstatus", 2))[1]
     assert question["ResultURL"] == url
     body = status_result("Completed", ReceiptNo="OTHER00001")
     body["Result"] |= {"OriginatorConversationID": "o-77", "ConversationID": "AG_77"}
-    assert (await post_result(town, question, body)).status == 200
-    assert (await get_payment(town, other))["status"] == "pending"
+    assert (await post_result(harness, question, body)).status == 200
+    assert (await get_payment(harness, other))["status"] == "pending"
     go.set()
-    assert await state_and_finding(town, await asking) == ("answered", "recovered")
-    assert (await get_payment(town, other))["status"] == "completed"
+    assert await state_and_finding(harness, await asking) == ("answered", "recovered")
+    assert (await get_payment(harness, other))["status"] == "completed"
 
 
-async def test_status_result_counts_at_every_result_address(town: Town, daraja: Daraja) -> None:
-    verifier: Any = town.gateway.services.get(CallbackVerifier)
+async def test_status_result_counts_at_every_result_address(harness: Harness, daraja: Daraja) -> None:
+    verifier: Any = harness.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     specified = "/v1/webhooks/mpesa/reversal/"
     for number, path in enumerate(("{specified}result", "/v1/cb/reversal/{token}", "{specified}result/{token}")):
-        payment = await create_payment(town, key=f"k{number}")
+        payment = await create_payment(harness, key=f"k{number}")
         daraja.add_answers("transactionstatus", ack(70 + number))
-        started = await query_status(town, payment["id"])
+        started = await query_status(harness, payment["id"])
         token = daraja.requests_of("transactionstatus")[-1]["ResultURL"].rpartition("/")[2]
         ids = {"OriginatorConversationID": f"o-{70 + number}", "ConversationID": f"AG_{70 + number}"}
         late = result(1)
         late["Result"] |= ids
-        assert (await town.api.call("POST", f"{specified}timeout", late)).status == 200
-        assert await state_and_finding(town, started) == ("timed_out", None)
+        assert (await harness.api.call("POST", f"{specified}timeout", late)).status == 200
+        assert await state_and_finding(harness, started) == ("timed_out", None)
         body = status_result("Completed", ReceiptNo=f"OTHER0000{number}")
         body["Result"] |= ids
         # Parameters without the object that usually contains them.
         body["Result"]["ResultParameters"] = body["Result"]["ResultParameters"]["ResultParameter"]
         address = path.format(specified=specified, token=token)
-        assert (await town.api.call("POST", address, body)).status == 200
-        assert await state_and_finding(town, started) == ("answered", "recovered"), address
-        assert (await get_payment(town, payment))["status"] == "completed"
+        assert (await harness.api.call("POST", address, body)).status == 200
+        assert await state_and_finding(harness, started) == ("answered", "recovered"), address
+        assert (await get_payment(harness, payment))["status"] == "completed"
 
 
-async def test_status_result_without_token_and_ids_changes_nothing(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
+async def test_status_result_without_token_and_ids_changes_nothing(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
     daraja.add_answers("transactionstatus", (200, {"ConversationID": "AG_1", "ResponseCode": "0"}))
-    await query_status(town, payment["id"])
-    verifier: Any = town.gateway.services.get(CallbackVerifier)
+    await query_status(harness, payment["id"])
+    verifier: Any = harness.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     path = "/v1/webhooks/mpesa/transactionstatus/result"
-    assert (await town.api.call("POST", path, status_result("Completed"))).status == 200
-    assert (await get_payment(town, payment))["status"] == "pending"
+    assert (await harness.api.call("POST", path, status_result("Completed"))).status == 200
+    assert (await get_payment(harness, payment))["status"] == "pending"
     one = status_result("Completed")
     one["Result"]["ConversationID"] = "AG_1"
-    assert (await town.api.call("POST", path, one)).status == 200
-    assert (await get_payment(town, payment))["status"] == "completed"
+    assert (await harness.api.call("POST", path, one)).status == 200
+    assert (await get_payment(harness, payment))["status"] == "completed"

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from mpesa_gateway_payments.states import Status, may_move
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -104,28 +104,28 @@ def test_constraints_each_have_a_violating_statement() -> None:
 
 
 @pytest.fixture
-async def payments_of_each_status(town: Town) -> None:
+async def payments_of_each_status(harness: Harness) -> None:
     """A pending, a failed, a completed and a partially reversed payment."""
-    await town.gateway.merchants.create("Other", actor="test")
-    await town.api.pay("254700000020", key="open")
+    await harness.gateway.merchants.create("Other", actor="test")
+    await harness.api.pay("254700000020", key="open")
     for key, phone, status in (
         ("failed", "254700000001", "failed"),
         ("paid", "254711000001", "completed"),
         ("back", "254711000002", "completed"),
     ):
-        await town.api.settled((await town.api.pay(phone, key=key)).data["id"], status)
-    await town.gateway.db.execute(
+        await harness.api.settled((await harness.api.pay(phone, key=key)).data["id"], status)
+    await harness.gateway.db.execute(
         "UPDATE payment SET status = 'partially_reversed', refunded = 2 WHERE idempotency_key = 'back'"
     )
 
 
 @pytest.mark.usefixtures("payments_of_each_status")
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
-    assert await refusals(town.gateway.db, CASES) == {}
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
+    assert await refusals(harness.gateway.db, CASES) == {}
 
 
 @pytest.mark.usefixtures("payments_of_each_status")
-async def test_moves_allowed_by_postgres_equal_the_allowed_moves(town: Town) -> None:
+async def test_moves_allowed_by_postgres_equal_the_allowed_moves(harness: Harness) -> None:
     """Tries every move, with and without a receipt and a final failure, on a row of that status."""
     every = list(product(Status, Status, (False, True), (False, True)))
     moves = {
@@ -137,17 +137,17 @@ async def test_moves_allowed_by_postgres_equal_the_allowed_moves(town: Town) -> 
     }
     assert len(moves["payment_moves"]) > 20
     # Constraints that tie other columns to the status are not the subject here.
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "ALTER TABLE payment DISABLE TRIGGER payment_proof_is_kept; "
-        + "".join(f"ALTER TABLE payment DROP CONSTRAINT {name};" for name in await _constraints_on_status(town))
+        + "".join(f"ALTER TABLE payment DROP CONSTRAINT {name};" for name in await _constraints_on_status(harness))
     )
-    assert await refusals(town.gateway.db, moves) == {}
+    assert await refusals(harness.gateway.db, moves) == {}
     allowed = [
         _move(now, to, has_receipt=has_receipt, is_final=is_final)
         for now, to, has_receipt, is_final in every
         if may_move(now, to, has_receipt=has_receipt, is_final=is_final)
     ]
-    refused = await refusals(town.gateway.db, {"nothing": allowed})
+    refused = await refusals(harness.gateway.db, {"nothing": allowed})
     assert [text for text in refused["nothing"] if not text.endswith(": not refused (DO)")] == []
 
 
@@ -161,8 +161,8 @@ def _move(now: Status, to: Status, *, has_receipt: bool, is_final: bool) -> str:
     END $$"""
 
 
-async def _constraints_on_status(town: Town) -> list[str]:
-    rows = await town.gateway.db.fetch(
+async def _constraints_on_status(harness: Harness) -> list[str]:
+    rows = await harness.gateway.db.fetch(
         "SELECT conname FROM pg_constraint WHERE conrelid = 'payment'::regclass AND contype = 'c' "
         "AND pg_get_constraintdef(oid) LIKE '%status%'"
     )

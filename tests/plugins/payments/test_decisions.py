@@ -38,7 +38,7 @@ from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import Payment, Rules
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import identifiers
 
 FAST = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -375,13 +375,13 @@ def report_number(number: int, index: int, side: str, merchant_id: str) -> Repor
 
 @pytest.mark.as_owner
 async def test_batch_of_decisions_writes_the_same_as_batches_of_one(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway, chance = town.gateway, random.Random(15)  # noqa: S311 - no secret
+    gateway, chance = harness.gateway, random.Random(15)  # noqa: S311 - no secret
     db, moves = gateway.db, gateway.services.get(Transitions)
     clock = SetClock(gateway.clock.now())
     monkeypatch.setattr(moves, "_clock", clock)
-    merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
+    merchant_id = (await harness.api.pay(PHONE, key="first")).data["merchant_id"]
     ids = {
         side: [
             row["payment_id"] for row in await db.fetch(FILL, merchant_id, side, payment_ids_of(side, 30), clock.now())
@@ -415,12 +415,12 @@ async def test_batch_of_decisions_writes_the_same_as_batches_of_one(
 
 @pytest.mark.as_owner
 @pytest.mark.parametrize("code", ["0", "1032"])
-async def test_callback_with_the_handle_of_another_payment_is_refused(town: Town, code: str) -> None:
-    db, results = town.gateway.db, town.gateway.services.get(StkResults)
-    merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
+async def test_callback_with_the_handle_of_another_payment_is_refused(harness: Harness, code: str) -> None:
+    db, results = harness.gateway.db, harness.gateway.services.get(StkResults)
+    merchant_id = (await harness.api.pay(PHONE, key="first")).data["merchant_id"]
     known, unknown = [
         row["payment_id"]
-        for row in await db.fetch(FILL, merchant_id, "c", payment_ids_of("c", 2), town.gateway.clock.now())
+        for row in await db.fetch(FILL, merchant_id, "c", payment_ids_of("c", 2), harness.gateway.clock.now())
     ]
     await db.execute("UPDATE payment SET charge = 'unknown', checkout_request_id = NULL WHERE payment_id = $1", unknown)
     result = callback(code, handle="ws_CO_c0", subject_id=unknown, merchant_id=merchant_id)

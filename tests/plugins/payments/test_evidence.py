@@ -11,7 +11,7 @@ from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.stk_queries import StkQueries
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import PROCESSING, Daraja, DarajaAnswer, fault, result, stk_callback, stk_result
 
 PHONE = "254711000001"
@@ -35,19 +35,19 @@ def values(values: dict[str, Any], daraja: Daraja, callbacks: dict[str, Any]) ->
     }
 
 
-async def create_payment(town: Town, amount: int = 700, key: str = "a", **more: Any) -> Any:
+async def create_payment(harness: Harness, amount: int = 700, key: str = "a", **more: Any) -> Any:
     """Create a payment whose prompt was acknowledged."""
-    return (await town.api.pay(PHONE, amount, key=key, **more)).data
+    return (await harness.api.pay(PHONE, amount, key=key, **more)).data
 
 
-async def get_payment(town: Town, payment: Any) -> Any:
-    return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+async def get_payment(harness: Harness, payment: Any) -> Any:
+    return (await harness.api.call("GET", f"/v1/payments/{payment['id']}")).data
 
 
-async def query_status(town: Town, daraja: Daraja, receipt: str, **says: Any) -> str:
+async def query_status(harness: Harness, daraja: Daraja, receipt: str, **says: Any) -> str:
     """Send a status query about a receipt and post M-Pesa's result; returns the finding."""
-    started = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
-    url = daraja.requests_of("transactionstatus")[-1]["ResultURL"].removeprefix(town.base)
+    started = (await harness.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
+    url = daraja.requests_of("transactionstatus")[-1]["ResultURL"].removeprefix(harness.base)
     values = {
         "ReceiptNo": receipt,
         "TransactionStatus": "Completed",
@@ -57,8 +57,8 @@ async def query_status(town: Town, daraja: Daraja, receipt: str, **says: Any) ->
         "FinalisedTime": f"{datetime.now(EAT):%Y%m%d%H%M%S}",
     }
     body = result(0, says={name: value for name, value in (values | says).items() if value is not None})
-    assert (await town.api.call("POST", url, body)).status == 200
-    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
+    assert (await harness.api.call("POST", url, body)).status == 200
+    found = (await harness.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
     return str(found["finding"])
 
 
@@ -76,38 +76,38 @@ PARTIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_status_query_of_money_paid_to_another_receiver_is_not_ours(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
+async def test_status_query_of_money_paid_to_another_receiver_is_not_ours(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
     for number, (name, says) in enumerate(PARTIES.items()):
-        assert await query_status(town, daraja, f"UKA1B2C3D{number}", **says) == "not_ours", name
-        assert (await get_payment(town, payment))["status"] == "pending", name
+        assert await query_status(harness, daraja, f"UKA1B2C3D{number}", **says) == "not_ours", name
+        assert (await get_payment(harness, payment))["status"] == "pending", name
     # A hidden payer or a missing time needs review; only the complete result is the payment's.
-    assert await query_status(town, daraja, "UKA1B2C3E1", DebitPartyName="2547****001 - JANE") == "ambiguous"
+    assert await query_status(harness, daraja, "UKA1B2C3E1", DebitPartyName="2547****001 - JANE") == "ambiguous"
     late = f"{datetime.now(EAT) - timedelta(minutes=10):%Y%m%d%H%M%S}"
-    assert await query_status(town, daraja, "UKA1B2C3E2", FinalisedTime=late) == "not_ours"
-    assert await query_status(town, daraja, "UKA1B2C3E3", FinalisedTime=None) == "ambiguous"
-    assert await query_status(town, daraja, "UKA1B2C3E4") == "recovered"
-    assert (await get_payment(town, payment))["receipt"] == "UKA1B2C3E4"
+    assert await query_status(harness, daraja, "UKA1B2C3E2", FinalisedTime=late) == "not_ours"
+    assert await query_status(harness, daraja, "UKA1B2C3E3", FinalisedTime=None) == "ambiguous"
+    assert await query_status(harness, daraja, "UKA1B2C3E4") == "recovered"
+    assert (await get_payment(harness, payment))["receipt"] == "UKA1B2C3E4"
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_status_query_of_a_reversal_receipt_is_not_ours(town: Town, daraja: Daraja) -> None:
-    paid = await create_payment(town, key="paid")
-    url = town.gateway.services.get(Callbacks).url_for(
+async def test_status_query_of_a_reversal_receipt_is_not_ours(harness: Harness, daraja: Daraja) -> None:
+    paid = await create_payment(harness, key="paid")
+    url = harness.gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=paid["merchant_id"], subject_id=paid["id"]
     )
     body = stk_callback(paid["provider_ref"], amount=700, receipt="FIRST00001")
-    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
-    refund = await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
+    assert (await harness.api.call("POST", url.removeprefix(harness.base), body)).status == 200
+    refund = await harness.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
     assert refund.status == 201
-    address = daraja.requests_of("reversal")[-1]["ResultURL"].removeprefix(town.base)
+    address = daraja.requests_of("reversal")[-1]["ResultURL"].removeprefix(harness.base)
     done = result(0, transaction_id="REVERSAL01", says={"OriginalTransactionID": "FIRST00001", "Amount": 700})
-    assert (await town.api.call("POST", address, done)).status == 200
-    assert (await get_payment(town, paid))["status"] == "reversed"
-    other = await create_payment(town, key="other")
+    assert (await harness.api.call("POST", address, done)).status == 200
+    assert (await get_payment(harness, paid))["status"] == "reversed"
+    other = await create_payment(harness, key="other")
     # Also if the result looks like a payment.
-    assert await query_status(town, daraja, "REVERSAL01") == "not_ours"
-    assert (await get_payment(town, other))["status"] == "pending"
+    assert await query_status(harness, daraja, "REVERSAL01") == "not_ours"
+    assert (await get_payment(harness, other))["status"] == "pending"
 
 
 # -- tills with one store number ------------------------------------------------------------------------------------
@@ -121,68 +121,70 @@ async def put_till(api: Api, till: str | None, store: str = STORE) -> None:
     assert answer.status == 200, answer.body
 
 
-async def call_back(town: Town, payment: Any, receipt: str) -> None:
+async def call_back(harness: Harness, payment: Any, receipt: str) -> None:
     """Post the callback of KES 700 to the payment's own address."""
-    url = town.gateway.services.get(Callbacks).url_for(
+    url = harness.gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
     body = stk_callback(payment["provider_ref"], amount=700, receipt=receipt)
-    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
+    assert (await harness.api.call("POST", url.removeprefix(harness.base), body)).status == 200
 
 
-async def receiver_of(town: Town, receipt: str) -> str | None:
+async def receiver_of(harness: Harness, receipt: str) -> str | None:
     """The number of the receiver that the receipt's transaction is recorded for."""
     sql = "SELECT number FROM transaction JOIN receiver USING (receiver_id) WHERE receipt = $1"
-    number: str | None = await town.gateway.db.fetchval(sql, receipt)
+    number: str | None = await harness.gateway.db.fetchval(sql, receipt)
     return number
 
 
 @pytest.mark.parametrize("till_b", [TILL_B, None], ids=["another till of the store", "the store's number is a paybill"])
 async def test_status_query_of_the_store_numbers_money_leaves_it_to_its_receiver(
-    town: Town, daraja: Daraja, till_b: str | None
+    harness: Harness, daraja: Daraja, till_b: str | None
 ) -> None:
-    await put_till(town.api, TILL_A)
-    async with shop(town.gateway, town.base) as other:
+    await put_till(harness.api, TILL_A)
+    async with shop(harness.gateway, harness.base) as other:
         await put_till(other, till_b)
         payment = (await other.pay(PHONE, 700, key="b")).data
-        assert await query_status(town, daraja, "UKA1B2C3D1", CreditPartyName=f"{STORE} - STORE") == "not_ours"
-        assert await receiver_of(town, "UKA1B2C3D1") is None
-        await call_back(town, payment, "UKA1B2C3D1")
+        assert await query_status(harness, daraja, "UKA1B2C3D1", CreditPartyName=f"{STORE} - STORE") == "not_ours"
+        assert await receiver_of(harness, "UKA1B2C3D1") is None
+        await call_back(harness, payment, "UKA1B2C3D1")
         after = (await other.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (after["status"], after["receipt"], after["mismatch"]) == ("completed", "UKA1B2C3D1", None)
-    assert await receiver_of(town, "UKA1B2C3D1") == (till_b or STORE)
+    assert await receiver_of(harness, "UKA1B2C3D1") == (till_b or STORE)
 
 
 async def test_status_query_contradicting_a_payment_by_store_number_leaves_the_money_to_its_till(
-    town: Town, daraja: Daraja
+    harness: Harness, daraja: Daraja
 ) -> None:
-    await put_till(town.api, TILL_A)
-    own = await create_payment(town, 900)
-    async with shop(town.gateway, town.base) as other:
+    await put_till(harness.api, TILL_A)
+    own = await create_payment(harness, 900)
+    async with shop(harness.gateway, harness.base) as other:
         await put_till(other, TILL_B)
         payment = (await other.pay(PHONE, 700, key="b")).data
         says = {"ReceiptNo": "UKA1B2C3D1", "CreditPartyName": f"{STORE} - STORE"}
         # The answer about A's own push states B's money.
-        assert await query_status(town, daraja, own["id"], **says) == "mismatched"
-        assert await receiver_of(town, "UKA1B2C3D1") is None
-        await call_back(town, payment, "UKA1B2C3D1")
+        assert await query_status(harness, daraja, own["id"], **says) == "mismatched"
+        assert await receiver_of(harness, "UKA1B2C3D1") is None
+        await call_back(harness, payment, "UKA1B2C3D1")
         after = (await other.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (after["status"], after["mismatch"]) == ("completed", None)
-    assert (await get_payment(town, own))["mismatch"]["of"] == "amount"
+    assert (await get_payment(harness, own))["mismatch"]["of"] == "amount"
 
 
-async def test_status_query_naming_the_till_itself_records_its_money(town: Town, daraja: Daraja) -> None:
-    await put_till(town.api, TILL_A)
-    assert await query_status(town, daraja, "UKA1B2C3D1", CreditPartyName=f"{TILL_A} - SHOP") == "not_ours"
-    assert await receiver_of(town, "UKA1B2C3D1") == TILL_A
+async def test_status_query_naming_the_till_itself_records_its_money(harness: Harness, daraja: Daraja) -> None:
+    await put_till(harness.api, TILL_A)
+    assert await query_status(harness, daraja, "UKA1B2C3D1", CreditPartyName=f"{TILL_A} - SHOP") == "not_ours"
+    assert await receiver_of(harness, "UKA1B2C3D1") == TILL_A
 
 
-async def test_status_query_naming_the_store_number_recovers_the_tills_payment(town: Town, daraja: Daraja) -> None:
-    await put_till(town.api, TILL_A)
-    payment = await create_payment(town)
-    assert await query_status(town, daraja, "UKA1B2C3D1", CreditPartyName=f"{STORE} - STORE") == "recovered"
-    assert (await get_payment(town, payment))["receipt"] == "UKA1B2C3D1"
-    assert await receiver_of(town, "UKA1B2C3D1") == TILL_A
+async def test_status_query_naming_the_store_number_recovers_the_tills_payment(
+    harness: Harness, daraja: Daraja
+) -> None:
+    await put_till(harness.api, TILL_A)
+    payment = await create_payment(harness)
+    assert await query_status(harness, daraja, "UKA1B2C3D1", CreditPartyName=f"{STORE} - STORE") == "recovered"
+    assert (await get_payment(harness, payment))["receipt"] == "UKA1B2C3D1"
+    assert await receiver_of(harness, "UKA1B2C3D1") == TILL_A
 
 
 # -- our own push: B9, and callbacks without a token ----------------------------------------------------------------
@@ -194,75 +196,75 @@ def stk_answer(code: str, handle: str | None) -> DarajaAnswer:
     return status, content | ({} if handle is None else {"CheckoutRequestID": handle})
 
 
-async def test_stk_query_answer_about_another_push_changes_nothing(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town)
+async def test_stk_query_answer_about_another_push_changes_nothing(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness)
     for code in ("0", "1032"):
         daraja.add_answers("stkquery", stk_answer(code, "ws_CO_of_another"))
-        after = (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
+        after = (await harness.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
         assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "sent")
     # The same for Daraja's other id of the push.
     for code in ("0", "1032"):
         status, content = stk_answer(code, payment["provider_ref"])
         daraja.add_answers("stkquery", (status, content | {"MerchantRequestID": "m-of-another"}))
-        after = (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
+        after = (await harness.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
         assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "sent")
     status, content = stk_answer("0", payment["provider_ref"])
-    own = await town.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
+    own = await harness.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
     daraja.add_answers("stkquery", (status, content | {"MerchantRequestID": own}))
-    assert (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data["status"] == "completed"
+    assert (await harness.api.call("POST", f"/v1/payments/{payment['id']}/query")).data["status"] == "completed"
 
 
 @pytest.mark.parametrize("callbacks", [{"enforce_allowlist": "never"}])
-async def test_callback_success_without_proof_is_confirmed_first(town: Town, daraja: Daraja) -> None:
+async def test_callback_success_without_proof_is_confirmed_first(harness: Harness, daraja: Daraja) -> None:
     go = daraja.hold("stkquery")
-    payment = await create_payment(town)
+    payment = await create_payment(harness)
     forged = stk_callback(payment["provider_ref"], amount=700, receipt="FORGED0001")
-    assert (await town.api.call("POST", "/v1/webhooks/mpesa", forged)).status == 200
-    after = await get_payment(town, payment)
+    assert (await harness.api.call("POST", "/v1/webhooks/mpesa", forged)).status == 200
+    after = await get_payment(harness, payment)
     assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "confirming")
     daraja.add_answers("stkquery", stk_result("0"))
     go.set()
-    await town.gateway.services.get(StkQueries).query_payment(payment["id"])
-    after = await town.api.settled(payment["id"], "completed")
+    await harness.gateway.services.get(StkQueries).query_payment(payment["id"])
+    after = await harness.api.settled(payment["id"], "completed")
     # The STK query confirms the payment, but not the receipt.
     assert (after["receipt"], after["timeline"][-1]["cause"]) == (None, "stk_query")
-    assert (await town.api.call("POST", "/v1/webhooks/mpesa", forged | {"x": 1})).status == 200
-    assert (await get_payment(town, payment))["receipt"] is None
+    assert (await harness.api.call("POST", "/v1/webhooks/mpesa", forged | {"x": 1})).status == 200
+    assert (await get_payment(harness, payment))["receipt"] is None
 
 
 @pytest.mark.parametrize("callbacks", [{"enforce_allowlist": "never"}])
-async def test_callback_failure_without_proof_fails_no_payment(town: Town, daraja: Daraja) -> None:
+async def test_callback_failure_without_proof_fails_no_payment(harness: Harness, daraja: Daraja) -> None:
     go = daraja.hold("stkquery")
-    payment = await create_payment(town)
+    payment = await create_payment(harness)
     forged = stk_callback(payment["provider_ref"], 1032)
-    assert (await town.api.call("POST", "/v1/webhooks/mpesa", forged)).status == 200
-    assert (await get_payment(town, payment))["status"] == "pending"
-    assert await town.gateway.db.fetchval("SELECT due_at <= now() + interval '61 seconds' FROM payment")
+    assert (await harness.api.call("POST", "/v1/webhooks/mpesa", forged)).status == 200
+    assert (await get_payment(harness, payment))["status"] == "pending"
+    assert await harness.gateway.db.fetchval("SELECT due_at <= now() + interval '61 seconds' FROM payment")
     go.set()
-    assert (await get_payment(town, payment))["status"] == "pending"
+    assert (await get_payment(harness, payment))["status"] == "pending"
 
 
 @pytest.mark.parametrize("callbacks", [{"allowlist": ["127.0.0.0/8"]}])
-async def test_callback_from_a_listed_address_needs_no_token(town: Town) -> None:
-    payment = await create_payment(town)
+async def test_callback_from_a_listed_address_needs_no_token(harness: Harness) -> None:
+    payment = await create_payment(harness)
     body = stk_callback(payment["provider_ref"], amount=700)
-    assert (await town.api.call("POST", "/v1/webhooks/mpesa", body)).status == 200
-    assert (await get_payment(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await harness.api.call("POST", "/v1/webhooks/mpesa", body)).status == 200
+    assert (await get_payment(harness, payment))["receipt"] == "TKN4A1B2C3"
 
 
 FAILURES = [("1032", True), ("2001", True), ("1", True), ("1025", True), ("1037", False), ("1019", False)]
 
 
 @pytest.mark.parametrize(("code", "is_final"), [*FAILURES, ("26", False), ("9999", False), ("54321", False)])
-async def test_callback_failure_is_final_as_its_code_says(town: Town, code: str, is_final: bool) -> None:
-    payment = await create_payment(town)
-    url = town.gateway.services.get(Callbacks).url_for(
+async def test_callback_failure_is_final_as_its_code_says(harness: Harness, code: str, is_final: bool) -> None:
+    payment = await create_payment(harness)
+    url = harness.gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
     body = stk_callback(payment["provider_ref"], code)
-    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
-    assert (await get_payment(town, payment))["status"] == "failed"
-    assert await town.gateway.db.fetchval("SELECT outcome_is_final FROM payment") is is_final
+    assert (await harness.api.call("POST", url.removeprefix(harness.base), body)).status == 200
+    assert (await get_payment(harness, payment))["status"] == "failed"
+    assert await harness.gateway.db.fetchval("SELECT outcome_is_final FROM payment") is is_final
 
 
 # -- H3: queries continue after expiry ------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from mpesa_gateway_payments.plugin import plugin
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import broken_invariants, drop_constraints, find_missed_corruptions
 
@@ -89,47 +89,47 @@ def test_invariants_each_have_a_violation() -> None:
 
 
 @initiated
-async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
     wanted = [
         *((f"paid-{number}", f"{PAID}{number:04d}"[:12], "completed") for number in range(1, 15)),
         *((f"declined-{number}", DECLINED, "failed") for number in range(1, 4)),
         *((f"asked-{number}", ASKED, "pending") for number in range(1, 7)),
     ]
-    made = {key: (await town.api.pay(phone, key=key)).data["id"] for key, phone, _ in wanted}
+    made = {key: (await harness.api.pay(phone, key=key)).data["id"] for key, phone, _ in wanted}
     for key, _, status in wanted:
         if status != "pending":
-            await town.api.settled(made[key], status)
-    await drop_constraints(town.gateway)
+            await harness.api.settled(made[key], status)
+    await drop_constraints(harness.gateway)
     also = {
         "payments.refunds_fit": "refunds.sums_are_the_payments",
         "payments.receipt_pays_once": "payments.receipt_is_its_transaction",
     }
-    assert await find_missed_corruptions(town.gateway, VIOLATIONS, also) == {}
+    assert await find_missed_corruptions(harness.gateway, VIOLATIONS, also) == {}
 
 
 @initiated
-async def test_invariants_hold_while_payments_and_refunds_run(town: Town) -> None:
+async def test_invariants_hold_while_payments_and_refunds_run(harness: Harness) -> None:
     is_done = asyncio.Event()
 
     async def move_money() -> None:
         for number in range(12):
             phone = (f"{PAID}{number:04d}"[:12], DECLINED, ELSEWHERE)[number % 3]
-            made = (await town.api.pay(phone, 300 + number, key=f"flow-{number}")).data
+            made = (await harness.api.pay(phone, 300 + number, key=f"flow-{number}")).data
             if number % 3 == 0:
-                await town.api.settled(made["id"], "completed")
+                await harness.api.settled(made["id"], "completed")
                 part = {"payment_id": made["id"], "amount": 100}
                 key = {"Idempotency-Key": f"part-{number}"}
-                assert (await town.api.call("POST", "/v1/refunds", part, headers=key)).status == 201
-        await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})
+                assert (await harness.api.call("POST", "/v1/refunds", part, headers=key)).status == 201
+        await harness.api.call("POST", "/v1/payments/mpesa/reconcile", {})
         is_done.set()
 
     moving = asyncio.create_task(move_money())
     rounds = 0
     while not is_done.is_set():
-        assert await broken_invariants(town.gateway) == {}
+        assert await broken_invariants(harness.gateway) == {}
         rounds += 1
         assert not moving.done() or moving.exception() is None
     await moving
     assert rounds > 1
-    assert await town.gateway.db.fetchval("SELECT count(DISTINCT status) FROM payment") >= 3
-    assert await broken_invariants(town.gateway) == {}
+    assert await harness.gateway.db.fetchval("SELECT count(DISTINCT status) FROM payment") >= 3
+    assert await broken_invariants(harness.gateway) == {}

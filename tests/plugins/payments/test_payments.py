@@ -18,14 +18,14 @@ from mpesa_gateway_payments.service import own_reference
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
 from mpesa_gateway_refunds.settings import RefundsSettings
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import identifier
 
 PHONES = "254700000"
 
 
-async def test_request_with_bad_fields_names_all_of_them(town: Town) -> None:
-    answer = await town.api.pay(
+async def test_request_with_bad_fields_names_all_of_them(harness: Harness) -> None:
+    answer = await harness.api.pay(
         "12",
         "1.5",
         key="bad",
@@ -47,65 +47,65 @@ async def test_request_with_bad_fields_names_all_of_them(town: Town) -> None:
         "provider",
         "reference",
     }
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
 
 
 IMMOVABLE: list[Any] = [0, -1, 250_001, "0", "1e3", "NaN", "", "1_000", True, None, [], "१२३"]
 """Amounts that M-Pesa cannot move."""
 
 
-async def test_request_with_an_impossible_amount_is_refused(town: Town) -> None:
+async def test_request_with_an_impossible_amount_is_refused(harness: Harness) -> None:
     for number, amount in enumerate(IMMOVABLE):
-        answer = await town.api.pay("0711000001", amount, key=f"amount-{number}")
+        answer = await harness.api.pay("0711000001", amount, key=f"amount-{number}")
         assert (answer.status, answer.error["field"]) == (422, "amount"), amount
 
 
-async def test_request_amount_is_not_rounded_by_a_float(town: Town) -> None:
+async def test_request_amount_is_not_rounded_by_a_float(harness: Harness) -> None:
     raw = b'{"amount": 250000.0000000000000000001, "phone": "0711000001"}'
-    answer = await town.api.call("POST", "/v1/payments", raw=raw, headers={"Idempotency-Key": "precise"})
+    answer = await harness.api.call("POST", "/v1/payments", raw=raw, headers={"Idempotency-Key": "precise"})
     assert (answer.status, answer.error["field"]) == (422, "amount")
 
 
 @pytest.mark.parametrize("key", [None, "", "x" * 256])
-async def test_request_without_a_valid_idempotency_key_is_refused(town: Town, key: str | None) -> None:
+async def test_request_without_a_valid_idempotency_key_is_refused(harness: Harness, key: str | None) -> None:
     headers = {} if key is None else {"Idempotency-Key": key}
-    answer = await town.api.call("POST", "/v1/payments", {"amount": 1, "phone": "0711000001"}, headers=headers)
+    answer = await harness.api.call("POST", "/v1/payments", {"amount": 1, "phone": "0711000001"}, headers=headers)
     assert (answer.status, answer.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
 
 
-async def test_request_without_credentials_writes_nothing(town: Town) -> None:
-    async with shop(town.gateway, town.base, is_configured=False) as bare:
+async def test_request_without_credentials_writes_nothing(harness: Harness) -> None:
+    async with shop(harness.gateway, harness.base, is_configured=False) as bare:
         answer = await bare.pay("0711000001", key="bare")
         assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
         assert (await bare.call("GET", "/v1/payments?count=true")).body["meta"]["total"] == 0
 
 
-async def test_request_with_a_live_key_does_not_use_sandbox_credentials(town: Town) -> None:
-    made = await town.api.pay("0711000001", key="first")
+async def test_request_with_a_live_key_does_not_use_sandbox_credentials(harness: Harness) -> None:
+    made = await harness.api.pay("0711000001", key="first")
     merchant_id = made.data["merchant_id"]
-    _, secret = await town.gateway.api_keys.create(
-        merchant_id, name="live", scopes=town.gateway.scopes.of_merchants, env="live", actor="test"
+    _, secret = await harness.gateway.api_keys.create(
+        merchant_id, name="live", scopes=harness.gateway.scopes.of_merchants, env="live", actor="test"
     )
-    api = Api(town.base, secret.reveal())
+    api = Api(harness.base, secret.reveal())
     answer = await api.pay("0711000001", key="live")
     await api.close()
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
 
 
-async def test_request_callback_url_must_be_the_gateways_own(town: Town) -> None:
-    foreign = await town.api.pay("0711000001", key="a", callback_url="https://evil.example/cb")
+async def test_request_callback_url_must_be_the_gateways_own(harness: Harness) -> None:
+    foreign = await harness.api.pay("0711000001", key="a", callback_url="https://evil.example/cb")
     assert (foreign.status, foreign.error["field"]) == (422, "callback_url")
-    own = await town.api.pay(PHONES + "020", key="b", callback_url=f"{town.base}/v1/webhooks/mpesa")
+    own = await harness.api.pay(PHONES + "020", key="b", callback_url=f"{harness.base}/v1/webhooks/mpesa")
     assert own.status == 201
-    handed = await town.gateway.db.fetchval("SELECT callback_url FROM sim_push")
-    assert handed == f"{town.base}/v1/webhooks/mpesa"
+    handed = await harness.gateway.db.fetchval("SELECT callback_url FROM sim_push")
+    assert handed == f"{harness.base}/v1/webhooks/mpesa"
 
 
-async def test_request_repeated_during_the_first_is_in_progress(town: Town) -> None:
-    first = asyncio.create_task(town.api.pay(PHONES + "017", key="slow"))
-    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) FROM sim_push"))
-    second = await town.api.pay(PHONES + "017", key="slow")
+async def test_request_repeated_during_the_first_is_in_progress(harness: Harness) -> None:
+    first = asyncio.create_task(harness.api.pay(PHONES + "017", key="slow"))
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT count(*) FROM sim_push"))
+    second = await harness.api.pay(PHONES + "017", key="slow")
     assert (second.status, second.error["code"], second.headers["Retry-After"]) == (
         409,
         "IDEMPOTENCY_IN_PROGRESS",
@@ -114,23 +114,23 @@ async def test_request_repeated_during_the_first_is_in_progress(town: Town) -> N
     assert (await first).status == 201
 
 
-async def test_request_repeated_after_a_crash_returns_the_payment_without_a_push(town: Town) -> None:
-    made = await town.api.pay(PHONES + "006", key="crash")
+async def test_request_repeated_after_a_crash_returns_the_payment_without_a_push(harness: Harness) -> None:
+    made = await harness.api.pay(PHONES + "006", key="crash")
     # The state after a crash between the push and its record, once the lease has ended.
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE payment SET charge = 'sending', checkout_request_id = NULL, merchant_request_id = NULL"
     )
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE idempotency_key SET state = 'in_flight', leased_until = now() - interval '1 second'"
     )
-    again = await town.api.pay(PHONES + "006", key="crash")
+    again = await harness.api.pay(PHONES + "006", key="crash")
     assert (again.status, again.data["id"], again.data["status"]) == (200, made.data["id"], "pending")
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_claim_of_one_key_by_100_requests_succeeds_once(town: Town) -> None:
-    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
-    db, now = town.gateway.db, town.gateway.clock.now()
+async def test_claim_of_one_key_by_100_requests_succeeds_once(harness: Harness) -> None:
+    merchant_id = (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
+    db, now = harness.gateway.db, harness.gateway.clock.now()
 
     async def claim(number: int) -> str:
         try:
@@ -155,14 +155,14 @@ async def test_claim_of_one_key_by_100_requests_succeeds_once(town: Town) -> Non
     assert results.count("waits") == 99
 
 
-async def test_query_completes_a_payment_and_a_late_callback_adds_the_receipt(town: Town) -> None:
-    made = await town.api.pay(PHONES + "007", key="silent")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT receipt FROM sim_transaction"))
-    queried = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+async def test_query_completes_a_payment_and_a_late_callback_adds_the_receipt(harness: Harness) -> None:
+    made = await harness.api.pay(PHONES + "007", key="silent")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT receipt FROM sim_transaction"))
+    queried = await harness.api.call("POST", f"/v1/payments/{made.data['id']}/query")
     assert (queried.data["status"], queried.data["receipt"]) == ("completed", None)
     assert queried.data["timeline"][-1]["cause"] == "stk_query"
-    receipt = await town.gateway.db.fetchval("SELECT receipt FROM sim_transaction")
-    url = await town.gateway.db.fetchval("SELECT callback_url FROM sim_push")
+    receipt = await harness.gateway.db.fetchval("SELECT receipt FROM sim_transaction")
+    url = await harness.gateway.db.fetchval("SELECT callback_url FROM sim_push")
     items = [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": receipt}]
     late = {
         "Body": {
@@ -173,30 +173,30 @@ async def test_query_completes_a_payment_and_a_late_callback_adds_the_receipt(to
             }
         }
     }
-    assert (await town.api.call("POST", url.removeprefix(town.base), late)).status == 200
-    learnt = (await town.api.call("GET", f"/v1/payments/{made.data['id']}")).data
+    assert (await harness.api.call("POST", url.removeprefix(harness.base), late)).status == 200
+    learnt = (await harness.api.call("GET", f"/v1/payments/{made.data['id']}")).data
     assert (learnt["status"], learnt["receipt"]) == ("completed", receipt)
-    assert await town.told(1) == ["payment.completed"]
-    again = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+    assert await harness.delivered(1) == ["payment.completed"]
+    again = await harness.api.call("POST", f"/v1/payments/{made.data['id']}/query")
     assert (again.status, again.error["code"]) == (409, "CONFLICT")
 
 
-async def test_query_of_an_open_prompt_leaves_the_payment_pending(town: Town) -> None:
-    made = await town.api.pay(PHONES + "020", key="open")
-    queried = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+async def test_query_of_an_open_prompt_leaves_the_payment_pending(harness: Harness) -> None:
+    made = await harness.api.pay(PHONES + "020", key="open")
+    queried = await harness.api.call("POST", f"/v1/payments/{made.data['id']}/query")
     assert queried.data["status"] == "pending"
-    due = await town.gateway.db.fetchval("SELECT due_at - created_at FROM payment")
+    due = await harness.gateway.db.fetchval("SELECT due_at - created_at FROM payment")
     assert due == timedelta(seconds=30)
 
 
-async def test_end_due_fails_a_payment_never_acknowledged(town: Town) -> None:
-    made = await town.api.pay(PHONES + "018", key="unknown")
+async def test_end_due_fails_a_payment_never_acknowledged(harness: Harness) -> None:
+    made = await harness.api.pay(PHONES + "018", key="unknown")
     assert made.data["provider_ref"] is None
-    await town.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now() - interval '1 second'")
-    await town.gateway.services.get(Expiry).end_due()
-    ended = await town.api.settled(made.data["id"])
+    await harness.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now() - interval '1 second'")
+    await harness.gateway.services.get(Expiry).end_due()
+    ended = await harness.api.settled(made.data["id"])
     assert (ended["status"], ended["failure_reason"]) == ("failed", "expired")
-    assert (await town.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
+    assert (await harness.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
 
 
 async def test_unknown_push_fails_at_expire_after_and_not_at_unsent_after(
@@ -211,27 +211,27 @@ async def test_unknown_push_fails_at_expire_after_and_not_at_unsent_after(
         assert (await api.settled(made.data["id"], patience=60))["failure_reason"] == "expired"
 
 
-async def test_end_due_fails_an_unsent_payment_and_its_key_returns_it(town: Town) -> None:
-    assert (await town.api.pay(PHONES + "016", key="unsent")).status == 503
-    (pending,) = (await town.api.call("GET", "/v1/payments")).data
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
-    await town.gateway.services.get(Expiry).end_due()
-    ended = await town.api.settled(pending["id"])
+async def test_end_due_fails_an_unsent_payment_and_its_key_returns_it(harness: Harness) -> None:
+    assert (await harness.api.pay(PHONES + "016", key="unsent")).status == 503
+    (pending,) = (await harness.api.call("GET", "/v1/payments")).data
+    await harness.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
+    await harness.gateway.services.get(Expiry).end_due()
+    ended = await harness.api.settled(pending["id"])
     assert (ended["failure_reason"], ended["result_code"]) == ("not_sent", "unsent")
-    again = await town.api.pay(PHONES + "016", key="unsent")
+    again = await harness.api.pay(PHONES + "016", key="unsent")
     assert (again.status, again.data["status"]) == (200, "failed")
 
 
-async def test_list_filters_and_pages_return_each_payment_once(town: Town) -> None:
+async def test_list_filters_and_pages_return_each_payment_once(harness: Harness) -> None:
     for number in range(7):
-        await town.api.pay(
+        await harness.api.pay(
             f"25471100000{number % 3}", 100 * (number + 1), key=f"k{number}", reference=f"REF{number % 2}"
         )
-    await town.receiver.wait_for(7)
-    first = (await town.api.call("GET", "/v1/payments")).data[-1]
+    await harness.receiver.wait_for(7)
+    first = (await harness.api.call("GET", "/v1/payments")).data[-1]
 
     async def count(query: str) -> int:
-        return len((await town.api.call("GET", f"/v1/payments?{query}")).data)
+        return len((await harness.api.call("GET", f"/v1/payments?{query}")).data)
 
     assert await count("phone=0711000000") == 3
     assert await count("reference=REF1") == 3
@@ -244,37 +244,37 @@ async def test_list_filters_and_pages_return_each_payment_once(town: Town) -> No
     assert await count("until=2000-01-01") == 0
     assert await count("phone=254711000001&reference=REF1&min_amount=200") == 1
     for text in (first["id"], first["receipt"], first["receipt"].lower(), first["provider_ref"], "k0"):
-        found = (await town.api.call("GET", f"/v1/payments?search={text}")).data
+        found = (await harness.api.call("GET", f"/v1/payments?search={text}")).data
         assert [one["id"] for one in found] == [first["id"]]
     assert await count("search=nothing-like-it") == 0
     seen: list[str] = []
     path = "/v1/payments?limit=3&count=true"
     while path:
-        page = await town.api.call("GET", path)
+        page = await harness.api.call("GET", path)
         seen += [one["id"] for one in page.data]
         meta = page.body["meta"]
         assert (meta["total"], meta["has_more"]) == (7, meta["next_cursor"] is not None)
         path = f"/v1/payments?limit=3&count=true&cursor={meta['next_cursor']}" if meta["has_more"] else ""
-    assert seen == [one["id"] for one in (await town.api.call("GET", "/v1/payments")).data]
+    assert seen == [one["id"] for one in (await harness.api.call("GET", "/v1/payments")).data]
 
 
-async def test_list_pages_of_a_window_have_its_rows_only(town: Town) -> None:
+async def test_list_pages_of_a_window_have_its_rows_only(harness: Harness) -> None:
     for number in range(5):
-        await town.api.pay(f"25471100000{number}", 100 + number, key=f"k{number}")
-    made = (await town.api.call("GET", "/v1/payments")).data
+        await harness.api.pay(f"25471100000{number}", 100 + number, key=f"k{number}")
+    made = (await harness.api.call("GET", "/v1/payments")).data
     window = f"since={made[4]['created_at']}&until={made[0]['created_at']}"
     seen: list[str] = []
     cursor = ""
     while True:
-        page = await town.api.call("GET", f"/v1/payments?{window}&limit=2{cursor}")
+        page = await harness.api.call("GET", f"/v1/payments?{window}&limit=2{cursor}")
         seen += [one["id"] for one in page.data]
         if not page.body["meta"]["has_more"]:
             break
         cursor = f"&cursor={page.body['meta']['next_cursor']}"
     assert seen == [one["id"] for one in made[1:]]
     # A cursor newer than the window does not extend it.
-    newest = (await town.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
-    page = await town.api.call("GET", f"/v1/payments?until={made[2]['created_at']}&cursor={newest}")
+    newest = (await harness.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
+    page = await harness.api.call("GET", f"/v1/payments?until={made[2]['created_at']}&cursor={newest}")
     assert [one["id"] for one in page.data] == [one["id"] for one in made[3:]]
 
 
@@ -296,9 +296,9 @@ UNREADABLE = [
 """Queries, and the wrong field of each."""
 
 
-async def test_list_with_an_invalid_filter_names_the_field(town: Town) -> None:
+async def test_list_with_an_invalid_filter_names_the_field(harness: Harness) -> None:
     for query, field in UNREADABLE:
-        answer = await town.api.call("GET", f"/v1/payments?{query}")
+        answer = await harness.api.call("GET", f"/v1/payments?{query}")
         assert (answer.status, answer.error["field"]) == (422, field), query
 
 
@@ -395,10 +395,10 @@ def test_compare_uses_the_visible_digits(shown: str, likeness: PhoneMatch) -> No
     assert compare(shown, "254711000001") is likeness
 
 
-async def test_request_replayed_returns_the_current_payment(town: Town) -> None:
-    made = await town.api.pay("0711000001", 7, key="replay", metadata={"a": "b"})
-    await town.api.settled(made.data["id"], "completed")
-    again = await town.api.pay("254711000001", "7.00", key="replay", metadata={"a": "b"})
+async def test_request_replayed_returns_the_current_payment(harness: Harness) -> None:
+    made = await harness.api.pay("0711000001", 7, key="replay", metadata={"a": "b"})
+    await harness.api.settled(made.data["id"], "completed")
+    again = await harness.api.pay("254711000001", "7.00", key="replay", metadata={"a": "b"})
     assert (again.status, again.data["status"]) == (200, "completed")
-    other = await town.api.pay("254711000001", "7.00", key="replay", metadata={"a": "c"})
+    other = await harness.api.pay("254711000001", "7.00", key="replay", metadata={"a": "c"})
     assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")

@@ -10,7 +10,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_payments import stats_sql
 from mpesa_gateway_payments.stats import PaymentStatsReader, StatsPeriod
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import expression, identifier
 
 pytestmark = pytest.mark.as_owner
@@ -39,8 +39,8 @@ FROM (SELECT i, now() - (30000 - i) * interval '1 minute' AS at FROM generate_se
 class PaymentWriter:
     """Inserts payments with past times."""
 
-    def __init__(self, town: Town, merchant_id: str) -> None:
-        self._town = town
+    def __init__(self, harness: Harness, merchant_id: str) -> None:
+        self._harness = harness
         self._merchant_id = merchant_id
         self._number = 0
 
@@ -50,34 +50,34 @@ class PaymentWriter:
         payment_id, is_paid = identifier("pay", self._number, at=at), status == "completed"
         ended = at + timedelta(seconds=waits) if is_paid else None
         receipt = f"TALLY{self._number:05d}" if is_paid else None
-        db = self._town.gateway.db
+        db = self._harness.gateway.db
         await db.execute(FILL, self._merchant_id, payment_id, amount, status, reason, receipt, at, ended)
         return payment_id
 
 
-async def count_now(town: Town) -> StatsPeriod:
+async def count_now(harness: Harness) -> StatsPeriod:
     """Count now; returns the figures."""
-    tally = town.gateway.services.get(PaymentStatsReader)
+    tally = harness.gateway.services.get(PaymentStatsReader)
     await tally.count()
     found = await tally.read("sandbox")
     assert found is not None
     return found
 
 
-async def payment_writer(town: Town) -> PaymentWriter:
-    return PaymentWriter(town, (await town.api.call("GET", "/v1/merchant/me")).data["id"])
+async def payment_writer(harness: Harness) -> PaymentWriter:
+    return PaymentWriter(harness, (await harness.api.call("GET", "/v1/merchant/me")).data["id"])
 
 
-async def test_tally_without_payments_is_none(town: Town) -> None:
-    tally = town.gateway.services.get(PaymentStatsReader)
+async def test_tally_without_payments_is_none(harness: Harness) -> None:
+    tally = harness.gateway.services.get(PaymentStatsReader)
     assert await tally.count() == 0
     assert await tally.read("sandbox") is None
 
 
-async def test_tally_counts_each_payment_in_one_nairobi_day_and_hour(town: Town) -> None:
-    now = town.gateway.clock.now()
+async def test_tally_counts_each_payment_in_one_nairobi_day_and_hour(harness: Harness) -> None:
+    now = harness.gateway.clock.now()
     midnight = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
-    payments = await payment_writer(town)
+    payments = await payment_writer(harness)
     written = (
         (midnight - timedelta(seconds=1), 70, "completed", 12.0, None),
         (now - timedelta(hours=30), 40, "failed", 0, "cancelled_by_user"),
@@ -87,7 +87,7 @@ async def test_tally_counts_each_payment_in_one_nairobi_day_and_hour(town: Town)
     )
     for at, amount, status, waits, reason in written:
         await payments.write(at, amount, status, waits, reason)
-    found = await count_now(town)
+    found = await count_now(harness)
     days = {day.since: day for day in found.days}
     assert [day.since for day in found.days] == [midnight - timedelta(days=number) for number in range(29, -1, -1)]
     assert [hour.since for hour in found.hours] == [
@@ -107,50 +107,50 @@ async def test_tally_counts_each_payment_in_one_nairobi_day_and_hour(town: Town)
     assert days[midnight - timedelta(days=25)].rate is None
 
 
-async def test_read_returns_earlier_days_and_yesterday_until_this_hour(town: Town) -> None:
-    now = town.gateway.clock.now()
+async def test_read_returns_earlier_days_and_yesterday_until_this_hour(harness: Harness) -> None:
+    now = harness.gateway.clock.now()
     hour = now.replace(minute=0, second=0, microsecond=0)
-    payments = await payment_writer(town)
+    payments = await payment_writer(harness)
     await payments.write(now - timedelta(days=40), 30, "completed", 5.0)
     await payments.write(hour - timedelta(days=1), 70, "completed", 5.0)
     await payments.write(hour - timedelta(hours=23), 200, "completed", 5.0)
-    found = await count_now(town)
+    found = await count_now(harness)
     assert (len(found.earlier), sum(day.taken for day in found.earlier)) == (30, 30)
     assert found.earlier[-1].since + timedelta(days=1) == found.days[0].since
     assert found.yesterday_so_far.taken == 70
 
 
-async def test_tally_of_a_payment_changed_later_stays_in_its_hour(town: Town) -> None:
-    open_one = (await town.api.pay("254700000006", 55, key="open")).data
-    paid = (await town.api.pay("254711000018", 60, key="paid")).data
-    await town.api.settled(paid["id"], "completed")
-    first = (await count_now(town)).days[-1]
+async def test_tally_of_a_payment_changed_later_stays_in_its_hour(harness: Harness) -> None:
+    open_one = (await harness.api.pay("254700000006", 55, key="open")).data
+    paid = (await harness.api.pay("254711000018", 60, key="paid")).data
+    await harness.api.settled(paid["id"], "completed")
+    first = (await count_now(harness)).days[-1]
     assert (first.asked, first.is_open, first.paid, first.taken, first.returned) == (2, 1, 1, 60, 0)
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE payment SET status = 'failed', failure_reason = 'expired', due_at = NULL, updated_at = $2 "
         "WHERE payment_id = $1",
         open_one["id"],
-        town.gateway.clock.now(),
+        harness.gateway.clock.now(),
     )
-    later = await count_now(town)
+    later = await count_now(harness)
     assert (later.days[-1].asked, later.days[-1].is_open, later.days[-1].failed) == (2, 0, 1)
     assert later.reasons == [("expired", 1)]
     # Counting again changes nothing.
-    assert (await count_now(town)).days == later.days
+    assert (await count_now(harness)).days == later.days
 
 
-async def test_tally_counts_changed_hours_only(town: Town) -> None:
-    payments, tally = await payment_writer(town), town.gateway.services.get(PaymentStatsReader)
-    now = town.gateway.clock.now()
+async def test_tally_counts_changed_hours_only(harness: Harness) -> None:
+    payments, tally = await payment_writer(harness), harness.gateway.services.get(PaymentStatsReader)
+    now = harness.gateway.clock.now()
     for days in range(5):
         await payments.write(now - timedelta(days=days), 10, "completed")
     assert await tally.count() == 5
     assert await tally.count() == 1
 
 
-async def test_tally_of_many_payments_reads_changed_ones_by_index(town: Town) -> None:
-    db, now = town.gateway.db, town.gateway.clock.now()
-    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+async def test_tally_of_many_payments_reads_changed_ones_by_index(harness: Harness) -> None:
+    db, now = harness.gateway.db, harness.gateway.clock.now()
+    merchant_id = (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
     await db.execute(MANY, merchant_id, 30_000)
     await db.execute("ANALYZE payment")
     rows = await db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now - timedelta(minutes=5)))
@@ -168,11 +168,11 @@ def _tally_sql(now: datetime) -> str:
     return re.sub(r"\$[123]", lambda found: values[found[0]], stats_sql.TALLY)
 
 
-async def test_tally_job_counts(town: Town) -> None:
-    await (await payment_writer(town)).write(town.gateway.clock.now(), 10, "completed")
-    await town.gateway.jobs.enqueue("payments.tally")
+async def test_tally_job_counts(harness: Harness) -> None:
+    await (await payment_writer(harness)).write(harness.gateway.clock.now(), 10, "completed")
+    await harness.gateway.jobs.enqueue("payments.tally")
 
     async def is_counted() -> bool:
-        return await town.gateway.services.get(PaymentStatsReader).read("sandbox") is not None
+        return await harness.gateway.services.get(PaymentStatsReader).read("sandbox") is not None
 
     await eventually(is_counted)

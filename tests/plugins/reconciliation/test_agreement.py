@@ -9,7 +9,7 @@ import pytest
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.testing.serving import INITIATED, running_gateway, shop
 from mpesa_gateway_reconciliation.agreement import MISSING_ON_STATEMENT, Agreement, read_agreements
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja
 from tests.identifiers import expression
 from tests.plugins.payments.test_lists_at_size import FILL, steps
@@ -40,92 +40,94 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def town(town: Town) -> Town:
+async def harness(harness: Harness) -> Harness:
     """The shop's credentials have an initiator and a nominated number."""
-    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    return town
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    return harness
 
 
-async def compared(town: Town) -> Agreement:
+async def compared(harness: Harness) -> Agreement:
     """Today's only comparison."""
-    (merchant_id,) = await town.gateway.db.fetch("SELECT merchant_id FROM merchant")
-    (found,) = await read_agreements(town.gateway.db, merchant_id["merchant_id"], "sandbox", town.gateway.clock.now())
+    (merchant_id,) = await harness.gateway.db.fetch("SELECT merchant_id FROM merchant")
+    (found,) = await read_agreements(
+        harness.gateway.db, merchant_id["merchant_id"], "sandbox", harness.gateway.clock.now()
+    )
     return found
 
 
-async def complete_without_a_receipt(town: Town, payment: Any, at: str = "now()") -> None:
+async def complete_without_a_receipt(harness: Harness, payment: Any, at: str = "now()") -> None:
     """Complete a payment as an answer to an STK query does."""
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE payment SET status = 'completed', completed_by = 'stk_query', due_at = NULL, "  # noqa: S608
         f"completed_at = {at} WHERE payment_id = $1",
         payment["id"],
     )
 
 
-async def test_statement_with_the_amount_of_the_callback_agrees(town: Town, daraja: Daraja) -> None:
-    await call_back(town, await create_payment(town), receipt=RECEIPT)
-    await run(town, daraja, row(RECEIPT))
-    found = await compared(town)
+async def test_statement_with_the_amount_of_the_callback_agrees(harness: Harness, daraja: Daraja) -> None:
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    await run(harness, daraja, row(RECEIPT))
+    found = await compared(harness)
     assert (found.state, found.statement, found.gateway) == ("agrees", 500, 500)
 
 
-async def test_statement_with_another_amount_than_the_callback_differs(town: Town, daraja: Daraja) -> None:
-    await call_back(town, await create_payment(town), receipt=RECEIPT)
-    await run(town, daraja, row(RECEIPT, 300))
-    found = await compared(town)
+async def test_statement_with_another_amount_than_the_callback_differs(harness: Harness, daraja: Daraja) -> None:
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    await run(harness, daraja, row(RECEIPT, 300))
+    found = await compared(harness)
     assert (found.state, found.statement, found.gateway) == ("differs", 300, 500)
 
 
-async def test_unreadable_amount_of_a_paid_line_is_not_known(town: Town, daraja: Daraja) -> None:
-    await call_back(town, await create_payment(town), receipt=RECEIPT)
-    await run(town, daraja, row(RECEIPT, "five hundred"))
-    found = await compared(town)
+async def test_unreadable_amount_of_a_paid_line_is_not_known(harness: Harness, daraja: Daraja) -> None:
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    await run(harness, daraja, row(RECEIPT, "five hundred"))
+    found = await compared(harness)
     assert (found.state, found.unreadable, found.statement, found.gateway) == ("not known", 1, 0, 500)
 
 
-async def test_dismissed_line_counts_with_the_amount_of_the_statement(town: Town, daraja: Daraja) -> None:
-    await run(town, daraja, row(RECEIPT, 300))
-    await town.gateway.db.execute(
+async def test_dismissed_line_counts_with_the_amount_of_the_statement(harness: Harness, daraja: Daraja) -> None:
+    await run(harness, daraja, row(RECEIPT, 300))
+    await harness.gateway.db.execute(
         "UPDATE statement_note SET amount = 200, set_aside_at = now(), set_aside_by = 'test', set_aside_reason = 'till'"
     )
-    found = await compared(town)
+    found = await compared(harness)
     assert (found.state, found.statement, found.dismissed_amount) == ("explained", 200, 200)
 
 
-async def test_paid_payment_without_a_receipt_is_missing_on_the_statement(town: Town, daraja: Daraja) -> None:
-    await call_back(town, await create_payment(town), receipt=RECEIPT)
-    payment = await create_payment(town, 700, key="b")
-    before = await create_payment(town, 900, key="c")
-    await complete_without_a_receipt(town, payment)
-    await complete_without_a_receipt(town, before, "now() - interval '2 days'")
-    await run(town, daraja, row(RECEIPT))
-    found = await compared(town)
+async def test_paid_payment_without_a_receipt_is_missing_on_the_statement(harness: Harness, daraja: Daraja) -> None:
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    payment = await create_payment(harness, 700, key="b")
+    before = await create_payment(harness, 900, key="c")
+    await complete_without_a_receipt(harness, payment)
+    await complete_without_a_receipt(harness, before, "now() - interval '2 days'")
+    await run(harness, daraja, row(RECEIPT))
+    found = await compared(harness)
     assert (found.state, found.missing, found.statement, found.gateway) == ("differs", 1, 500, 1200)
 
 
 @pytest.mark.parametrize("kind", ["Organisation Settlement", None])
-async def test_line_of_an_unknown_type_is_counted_and_not_added_up(town: Town, daraja: Daraja, kind: Any) -> None:
-    await call_back(town, await create_payment(town), receipt=RECEIPT)
-    await run(town, daraja, row(RECEIPT), row(OTHER, 300, transactiontype=kind))
-    found = await compared(town)
+async def test_line_of_an_unknown_type_is_counted_and_not_added_up(harness: Harness, daraja: Daraja, kind: Any) -> None:
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    await run(harness, daraja, row(RECEIPT), row(OTHER, 300, transactiontype=kind))
+    found = await compared(harness)
     assert (found.state, found.unproven, found.unmatched) == ("not known", 1, 0)
     assert (found.statement, found.gateway) == (500, 500)
     # M-Pesa's answer to a status query shows the direction.
     for is_to_us, state, statement in ((True, "differs", 800), (False, "not known", 500)):
-        await town.gateway.db.execute("UPDATE statement_note SET answered_at = now(), is_to_us = $1", is_to_us)
-        found = await compared(town)
+        await harness.gateway.db.execute("UPDATE statement_note SET answered_at = now(), is_to_us = $1", is_to_us)
+        found = await compared(harness)
         assert (found.state, found.statement) == (state, statement)
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE statement_note SET set_aside_at = now(), set_aside_by = 'test', set_aside_reason = 'settlement'"
     )
-    found = await compared(town)
+    found = await compared(harness)
     assert (found.state, found.dismissed, found.dismissed_amount, found.unproven) == ("explained", 1, 0, 0)
 
 
-async def test_line_of_an_unknown_type_with_the_receipt_of_a_payment_agrees(town: Town, daraja: Daraja) -> None:
-    await call_back(town, await create_payment(town), receipt=RECEIPT)
-    await run(town, daraja, row(RECEIPT, transactiontype="Merchant Till Purchase"))
-    assert (await compared(town)).state == "agrees"
+async def test_line_of_an_unknown_type_with_the_receipt_of_a_payment_agrees(harness: Harness, daraja: Daraja) -> None:
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    await run(harness, daraja, row(RECEIPT, transactiontype="Merchant Till Purchase"))
+    assert (await compared(harness)).state == "agrees"
 
 
 @pytest.mark.as_owner

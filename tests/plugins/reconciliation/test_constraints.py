@@ -1,6 +1,6 @@
 """Protects the constraints of the reconciliation tables: each has a statement that violates it."""
 
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -56,7 +56,7 @@ def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_reconciliation.migrations")
 
 
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
-    await town.api.pay("254700000020", key="one")
-    await town.gateway.db.execute(ROWS)
-    assert await refusals(town.gateway.db, CASES) == {}
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
+    await harness.api.pay("254700000020", key="one")
+    await harness.gateway.db.execute(ROWS)
+    assert await refusals(harness.gateway.db, CASES) == {}

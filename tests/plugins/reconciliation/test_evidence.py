@@ -12,7 +12,7 @@ from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.matching import Decided
 from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja, fault
 from tests.owner import as_owner
 from tests.plugins.reconciliation.test_reconciliation import (
@@ -43,34 +43,34 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def town(town: Town) -> Town:
+async def harness(harness: Harness) -> Harness:
     """The shop's credentials have an initiator and a nominated number."""
-    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    return town
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    return harness
 
 
 @asynccontextmanager
-async def till(town: Town) -> AsyncGenerator[Town]:
+async def till(harness: Harness) -> AsyncGenerator[Harness]:
     """Another shop of the same gateway, with a till."""
-    async with shop(town.gateway, town.base) as api:
+    async with shop(harness.gateway, harness.base) as api:
         assert (await api.call("PUT", "/v1/merchant/providers", TILL)).status == 200
-        yield Town(town.gateway, town.base, api, town.receiver)
+        yield Harness(harness.gateway, harness.base, api, harness.receiver)
 
 
-async def move_into_past(town: Town, payment: Any, **ago: float) -> None:
+async def move_into_past(harness: Harness, payment: Any, **ago: float) -> None:
     """Move the creation time of a payment into the past."""
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE payment SET created_at = created_at - $2::interval WHERE payment_id = $1",
         payment["id"],
         timedelta(**ago),
     )
 
 
-async def candidates(town: Town, receipt: str) -> list[str]:
+async def candidates(harness: Harness, receipt: str) -> list[str]:
     """The payments that operators see as candidates for a line."""
-    line = await town.gateway.db.fetchrow("SELECT * FROM noted_line WHERE receipt = $1", receipt)
+    line = await harness.gateway.db.fetchrow("SELECT * FROM noted_line WHERE receipt = $1", receipt)
     assert line is not None
-    return [one.id for one in await town.gateway.services.get(ReconciliationOperatorService).candidates(line)]
+    return [one.id for one in await harness.gateway.services.get(ReconciliationOperatorService).candidates(line)]
 
 
 # -- B4, G3 ---------------------------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ async def candidates(town: Town, receipt: str) -> list[str]:
 @pytest.mark.parametrize("phone", [None, "9d2c ***** 33fd", "9f86d081884c7d659a2feaa0c55ad015", "2547****001"])
 @pytest.mark.parametrize("code", [1032, 1037])
 async def test_till_line_with_a_hidden_payer_is_queried_and_ambiguous(
-    town: Town, daraja: Daraja, phone: str | None, code: int
+    harness: Harness, daraja: Daraja, phone: str | None, code: int
 ) -> None:
-    async with till(town) as place:
+    async with till(harness) as place:
         payment = await create_payment(place)
         # A final failure and one that is not.
         await call_back(place, payment, code=code)
@@ -93,14 +93,14 @@ async def test_till_line_with_a_hidden_payer_is_queried_and_ambiguous(
         assert question["TransactionID"] == "TKN4A1B2C3"
         await post_status_result(place, question, "2547****001")
         assert (await get_payment(place, payment))["status"] == "failed"
-        assert await town.gateway.db.fetchval("SELECT finding FROM noted_line") == "ambiguous"
+        assert await harness.gateway.db.fetchval("SELECT finding FROM noted_line") == "ambiguous"
         # M-Pesa shows no more: the line is not queried again and needs an operator.
         await run(place, daraja, row("TKN4A1B2C3", phone=phone, **BOUGHT))
         assert len(daraja.requests_of("transactionstatus")) == 1
 
 
-async def test_till_line_is_decided_by_the_whole_number_of_the_status_query(town: Town, daraja: Daraja) -> None:
-    async with till(town) as place:
+async def test_till_line_is_decided_by_the_whole_number_of_the_status_query(harness: Harness, daraja: Daraja) -> None:
+    async with till(harness) as place:
         payment, other = await create_payment(place, 500), await create_payment(place, 600, key="other")
         lines = [row("TKN4A1B2C3", 500, phone=None, **BOUGHT), row("TKN4A1B2C4", 600, phone=None, **BOUGHT)]
         assert (await run(place, daraja, *lines))["ambiguous"] == 2
@@ -112,25 +112,25 @@ async def test_till_line_is_decided_by_the_whole_number_of_the_status_query(town
         assert (await get_payment(place, other))["status"] == "pending"
 
 
-async def test_paybill_line_of_a_till_kind_needs_the_reference(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town, reference="table 4")
+async def test_paybill_line_of_a_till_kind_needs_the_reference(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness, reference="table 4")
     bare = row("TKN4A1B2C3", **BOUGHT)
-    found = await run(town, daraja, bare)
+    found = await run(harness, daraja, bare)
     assert (found["recovered"], found["ambiguous"]) == (0, 1)
-    assert (await get_payment(town, payment))["status"] == "pending"
+    assert (await get_payment(harness, payment))["status"] == "pending"
 
 
 # -- B5, B6, B7 -----------------------------------------------------------------------------------------------------
 
 
-async def test_line_older_than_the_payment_is_not_found(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town, reference="table 4")
-    await call_back(town, payment, code=1032)
+async def test_line_older_than_the_payment_is_not_found(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness, reference="table 4")
+    await call_back(harness, payment, code=1032)
     before = (datetime.now(UTC) - timedelta(minutes=115)).astimezone(EAT)
     for number, text in enumerate((f"{before:%Y-%m-%d %H:%M:%S}", f"{before:%Y-%m-%dT%H:%M:%S}Z")):
-        found = await run(town, daraja, row(f"TKN4A1B2C{number}", reference="table 4", at=text))
+        found = await run(harness, daraja, row(f"TKN4A1B2C{number}", reference="table 4", at=text))
         assert (found["not_found"], found["recovered"]) == (1, 0), text
-    assert (await get_payment(town, payment))["status"] == "failed"
+    assert (await get_payment(harness, payment))["status"] == "failed"
 
 
 def format_time(at: datetime, zone: str) -> str:
@@ -152,57 +152,59 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("zone", ["none", "offset", "Z"])
 @pytest.mark.parametrize("off", OUTSIDE)
-async def test_line_of_a_time_outside_the_window_is_not_found(town: Town, daraja: Daraja, off: str, zone: str) -> None:
+async def test_line_of_a_time_outside_the_window_is_not_found(
+    harness: Harness, daraja: Daraja, off: str, zone: str
+) -> None:
     """The payment is as old as its money, so that only the window contradicts."""
     at = datetime.now(UTC) + OUTSIDE[off]
     if zone == "Z" and off == "a minute before the window, and the clocks' difference":
         # Its other reading is three hours earlier.
         assert OUTSIDE[off] < timedelta(0)
-    payment, own = await create_payment(town, reference="table 4"), await create_payment(town, 700, key="own")
+    payment, own = await create_payment(harness, reference="table 4"), await create_payment(harness, 700, key="own")
     if OUTSIDE[off] < timedelta(0):
-        await move_into_past(town, payment, seconds=-OUTSIDE[off].total_seconds() + 60)
+        await move_into_past(harness, payment, seconds=-OUTSIDE[off].total_seconds() + 60)
     text = format_time(at, zone)
     lines = [
         row("TKN4A1B2C3", reference="table 4", at=text),
         row("OWN0000001", 700, reference=own["reference"], at=text),
     ]
-    found = await run(town, daraja, *lines)
+    found = await run(harness, daraja, *lines)
     # A reference of our own settles a line of any time.
     assert (found["not_found"], found["ambiguous"], found["recovered"]) == (1, 0, 1)
-    assert [(await get_payment(town, one))["status"] for one in (payment, own)] == ["pending", "completed"]
-    assert (await candidates(town, "TKN4A1B2C3"), daraja.requests_of("transactionstatus")) == ([], [])
+    assert [(await get_payment(harness, one))["status"] for one in (payment, own)] == ["pending", "completed"]
+    assert (await candidates(harness, "TKN4A1B2C3"), daraja.requests_of("transactionstatus")) == ([], [])
 
 
-async def test_line_outside_one_window_is_judged_again_in_a_wider_one(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town, reference="table 4")
-    await move_into_past(town, payment, hours=3)
+async def test_line_outside_one_window_is_judged_again_in_a_wider_one(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness, reference="table 4")
+    await move_into_past(harness, payment, hours=3)
     at = datetime.now(UTC) - timedelta(hours=3) + timedelta(minutes=1)
     line = row("TKN4A1B2C3", reference="table 4", at=format_time(at, "none"))
-    assert (await run(town, daraja, line))["not_found"] == 1
+    assert (await run(harness, daraja, line))["not_found"] == 1
     daraja.answers["pullquery"] = [statement([line])] * 2
     wider = {"start": (datetime.now(UTC) - timedelta(hours=5)).isoformat()}
-    assert (await town.api.call("POST", RUN, wider)).data["recovered"] == 1
-    assert (await get_payment(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await harness.api.call("POST", RUN, wider)).data["recovered"] == 1
+    assert (await get_payment(harness, payment))["receipt"] == "TKN4A1B2C3"
 
 
-async def test_line_with_two_readings_of_z_is_decided_by_a_narrower_window(town: Town, daraja: Daraja) -> None:
-    payment = await create_payment(town, reference="table 4")
-    await move_into_past(town, payment, hours=1)
+async def test_line_with_two_readings_of_z_is_decided_by_a_narrower_window(harness: Harness, daraja: Daraja) -> None:
+    payment = await create_payment(harness, reference="table 4")
+    await move_into_past(harness, payment, hours=1)
     # Written in East Africa Time: as UTC it would be two hours ahead, outside the window of two hours.
     at = datetime.now(UTC) - timedelta(minutes=59)
     line = row("TKN4A1B2C3", reference="table 4", at=f"{at:%Y-%m-%dT%H:%M:%S}Z")
     daraja.answers["pullquery"] = [statement([line])] * 2
     wide = {"start": (datetime.now(UTC) - timedelta(hours=20)).isoformat()}
-    assert (await town.api.call("POST", RUN, wide)).data["ambiguous"] == 1
-    assert (await run(town, daraja, line))["recovered"] == 1
-    assert (await get_payment(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await harness.api.call("POST", RUN, wide)).data["ambiguous"] == 1
+    assert (await run(harness, daraja, line))["recovered"] == 1
+    assert (await get_payment(harness, payment))["receipt"] == "TKN4A1B2C3"
 
 
 @pytest.mark.parametrize(("code", "ago"), [(1032, 0), (1037, 100), (2001, 100)])
 async def test_line_of_a_later_purchase_completes_no_failed_payment(
-    town: Town, daraja: Daraja, code: int, ago: int
+    harness: Harness, daraja: Daraja, code: int, ago: int
 ) -> None:
-    async with till(town) as place:
+    async with till(harness) as place:
         payment = await create_payment(place)
         await call_back(place, payment, code=code)
         await move_into_past(place, payment, minutes=ago)
@@ -223,12 +225,12 @@ def format_z_time(at: datetime, zone: str) -> str:
     return f"{(at.astimezone(EAT) if zone == 'eat' else at):%Y-%m-%dT%H:%M:%S}Z"
 
 
-async def create_paid_hours_ago(town: Town, receipt: str, amount: int, **known: Any) -> None:
+async def create_paid_hours_ago(harness: Harness, receipt: str, amount: int, **known: Any) -> None:
     """A payment of five hours ago with the receipt of a callback; `known` is the delay of the callback."""
-    payment = await create_payment(town, amount, key=receipt)
-    await call_back(town, payment, amount=amount, receipt=receipt)
-    await move_into_past(town, payment, hours=5)
-    async with as_owner(town.gateway) as owner:
+    payment = await create_payment(harness, amount, key=receipt)
+    await call_back(harness, payment, amount=amount, receipt=receipt)
+    await move_into_past(harness, payment, hours=5)
+    async with as_owner(harness.gateway) as owner:
         # Triggers are off: Postgres refuses to change proof of money.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute(
@@ -238,40 +240,42 @@ async def create_paid_hours_ago(town: Town, receipt: str, amount: int, **known: 
         )
 
 
-async def run_of_two_days(town: Town, daraja: Daraja, *lines: Any) -> Any:
+async def run_of_two_days(harness: Harness, daraja: Daraja, *lines: Any) -> Any:
     """A run with a window in which both readings of a time are possible."""
     daraja.answers["pullquery"] = [statement(list(lines))] * 2
     window = {"start": (datetime.now(UTC) - timedelta(hours=47)).isoformat()}
-    return (await town.api.call("POST", RUN, window)).data
+    return (await harness.api.call("POST", RUN, window)).data
 
 
-async def create_lost_hours_ago(town: Town, amount: int = 502, **more: Any) -> Any:
+async def create_lost_hours_ago(harness: Harness, amount: int = 502, **more: Any) -> Any:
     """A pending payment of five hours ago."""
-    payment = await create_payment(town, amount, key=f"lost-{amount}", **{"reference": "table 4"} | more)
-    await move_into_past(town, payment, hours=5)
+    payment = await create_payment(harness, amount, key=f"lost-{amount}", **{"reference": "table 4"} | more)
+    await move_into_past(harness, payment, hours=5)
     return payment
 
 
 @pytest.mark.parametrize("zone", ["eat", "utc"])
-async def test_zone_of_z_is_learnt_from_lines_of_known_payments(town: Town, daraja: Daraja, zone: str) -> None:
+async def test_zone_of_z_is_learnt_from_lines_of_known_payments(harness: Harness, daraja: Daraja, zone: str) -> None:
     """Both readings have to agree until a known payment proves one."""
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    lost = await create_lost_hours_ago(town)
+    lost = await create_lost_hours_ago(harness)
     line = row("LOST000001", 502, reference="table 4", at=format_z_time(at, zone))
-    found = await run_of_two_days(town, daraja, line)
+    found = await run_of_two_days(harness, daraja, line)
     assert (found["ambiguous"], found["recovered"]) == (1, 0)
-    await create_paid_hours_ago(town, "KNOWN00001", 501)
+    await create_paid_hours_ago(harness, "KNOWN00001", 501)
     known = row("KNOWN00001", 501, reference="", at=format_z_time(at, zone))
-    found = await run_of_two_days(town, daraja, known, line)
+    found = await run_of_two_days(harness, daraja, known, line)
     assert (found["ambiguous"], found["already_known"], found["recovered"]) == (0, 1, 1)
-    assert (await get_payment(town, lost))["receipt"] == "LOST000001"
-    assert await town.gateway.db.fetchval("SELECT zone FROM noted_line WHERE receipt = 'KNOWN00001'") == zone
+    assert (await get_payment(harness, lost))["receipt"] == "LOST000001"
+    assert await harness.gateway.db.fetchval("SELECT zone FROM noted_line WHERE receipt = 'KNOWN00001'") == zone
 
 
 @pytest.mark.parametrize("means", ["eat", "utc"])
-async def test_line_that_only_the_disproved_zone_fits_is_not_found(town: Town, daraja: Daraja, means: str) -> None:
-    await create_paid_hours_ago(town, "KNOWN00001", 501)
-    lost = await create_lost_hours_ago(town)
+async def test_line_that_only_the_disproved_zone_fits_is_not_found(
+    harness: Harness, daraja: Daraja, means: str
+) -> None:
+    await create_paid_hours_ago(harness, "KNOWN00001", 501)
+    lost = await create_lost_hours_ago(harness)
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
     other = "utc" if means == "eat" else "eat"
     lines = [
@@ -279,16 +283,16 @@ async def test_line_that_only_the_disproved_zone_fits_is_not_found(town: Town, d
         # Three hours before or after the payment in the proven zone.
         row("STRANGE001", 502, reference="table 4", at=format_z_time(at, other)),
     ]
-    found = await run_of_two_days(town, daraja, *lines)
+    found = await run_of_two_days(harness, daraja, *lines)
     assert (found["already_known"], found["recovered"]) == (1, 0)
-    assert (await get_payment(town, lost))["status"] == "pending"
+    assert (await get_payment(harness, lost))["status"] == "pending"
 
 
-async def test_zone_of_z_is_proved_for_each_shortcode_alone(town: Town, daraja: Daraja) -> None:
+async def test_zone_of_z_is_proved_for_each_shortcode_alone(harness: Harness, daraja: Daraja) -> None:
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    await create_paid_hours_ago(town, "KNOWN00001", 501)
-    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=format_z_time(at, "eat")))
-    async with till(town) as place:
+    await create_paid_hours_ago(harness, "KNOWN00001", 501)
+    await run_of_two_days(harness, daraja, row("KNOWN00001", 501, reference="", at=format_z_time(at, "eat")))
+    async with till(harness) as place:
         lost = await create_lost_hours_ago(place)
         line = row("LOST000001", 502, at=format_z_time(at, "utc"), **BOUGHT)
         found = await run_of_two_days(place, daraja, line)
@@ -297,29 +301,29 @@ async def test_zone_of_z_is_proved_for_each_shortcode_alone(town: Town, daraja: 
         known = row("KNOWN00002", 501, at=format_z_time(at, "utc"), **BOUGHT)
         assert (await run_of_two_days(place, daraja, known, line))["recovered"] == 1
         assert (await get_payment(place, lost))["receipt"] == "LOST000001"
-    zones = await town.gateway.db.fetch("SELECT shortcode, zone FROM noted_line WHERE zone IS NOT NULL")
+    zones = await harness.gateway.db.fetch("SELECT shortcode, zone FROM noted_line WHERE zone IS NOT NULL")
     assert {(one["shortcode"], one["zone"]) for one in zones} == {("174379", "eat"), ("5123456", "utc")}
 
 
-async def test_zone_with_contradicting_proofs_is_unknown(town: Town, daraja: Daraja) -> None:
+async def test_zone_with_contradicting_proofs_is_unknown(harness: Harness, daraja: Daraja) -> None:
     """Both readings have to agree again."""
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    lost = await create_lost_hours_ago(town)
+    lost = await create_lost_hours_ago(harness)
     lines: list[Any] = [row("LOST000001", 502, reference="table 4", at=format_z_time(at, "eat"))]
     for number, zone in enumerate(("eat", "utc")):
-        await create_paid_hours_ago(town, f"KNOWN0000{number}", 600 + number)
+        await create_paid_hours_ago(harness, f"KNOWN0000{number}", 600 + number)
         lines.append(row(f"KNOWN0000{number}", 600 + number, reference="", at=format_z_time(at, zone)))
-    found = await run_of_two_days(town, daraja, *lines)
+    found = await run_of_two_days(harness, daraja, *lines)
     assert (found["already_known"], found["ambiguous"], found["recovered"]) == (2, 1, 0)
-    assert (await get_payment(town, lost))["status"] == "pending"
+    assert (await get_payment(harness, lost))["status"] == "pending"
 
 
-async def test_zone_is_not_proved_by_a_receipt_known_late(town: Town, daraja: Daraja) -> None:
+async def test_zone_is_not_proved_by_a_receipt_known_late(harness: Harness, daraja: Daraja) -> None:
     """Three hours lie between the readings: the wrong one could fit a payment that was open so long."""
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    await create_paid_hours_ago(town, "KNOWN00001", 501, minutes=185)
-    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=format_z_time(at, "utc")))
-    assert await town.gateway.db.fetchval("SELECT zone FROM noted_line") is None
+    await create_paid_hours_ago(harness, "KNOWN00001", 501, minutes=185)
+    await run_of_two_days(harness, daraja, row("KNOWN00001", 501, reference="", at=format_z_time(at, "utc")))
+    assert await harness.gateway.db.fetchval("SELECT zone FROM noted_line") is None
 
 
 # -- status queries about a line ------------------------------------------------------------------------------------
@@ -337,9 +341,9 @@ OF_OTHER_MONEY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("why", OF_OTHER_MONEY)
 async def test_status_result_of_a_line_about_other_money_completes_nothing(
-    town: Town, daraja: Daraja, why: str
+    harness: Harness, daraja: Daraja, why: str
 ) -> None:
-    async with till(town) as place:
+    async with till(harness) as place:
         payment = await create_payment(place)
         line = row("TKN4A1B2C3", phone=None, **BOUGHT)
         await run(place, daraja, line)
@@ -359,17 +363,17 @@ async def test_status_result_of_a_line_about_other_money_completes_nothing(
 # -- C1 -------------------------------------------------------------------------------------------------------------
 
 
-async def test_assign_of_another_merchants_line_is_refused(town: Town, daraja: Daraja) -> None:
-    async with shop(town.gateway, town.base) as api:
+async def test_assign_of_another_merchants_line_is_refused(harness: Harness, daraja: Daraja) -> None:
+    async with shop(harness.gateway, harness.base) as api:
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-        other = Town(town.gateway, town.base, api, town.receiver)
+        other = Harness(harness.gateway, harness.base, api, harness.receiver)
         theirs = [
             await create_payment(other, 4321, key="own"),
             await create_payment(other, 4322, key="fits", phone="254722000001", reference="their 1"),
             await create_payment(other, 4323, key="hidden", phone="254722000001", reference="ours too"),
         ]
         mine = [
-            await create_payment(town, amount, key=f"k{amount}", reference=reference)
+            await create_payment(harness, amount, key=f"k{amount}", reference=reference)
             for amount, reference in ((4321, "mine"), (4322, "mine"), (4323, "ours too"))
         ]
         lines = [
@@ -377,37 +381,37 @@ async def test_assign_of_another_merchants_line_is_refused(town: Town, daraja: D
             row("THEIRS0002", 4322, phone="722000001", reference="their 1"),
             row("WHOSE00003", 4323, phone=None, reference="ours too"),
         ]
-        found = await rows_of(town, await run(town, daraja, *lines))
+        found = await rows_of(harness, await run(harness, daraja, *lines))
         for line, payment in zip(lines, mine, strict=True):
             path = f"/v1/payments/mpesa/statement-lines/{found[line['transactionId']]['id']}/assign"
-            refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
+            refused = await harness.api.call("POST", path, {"payment_id": payment["id"]})
             assert (refused.status, refused.error["code"]) == (409, "CONFLICT"), line
-            assert (await get_payment(town, payment))["status"] == "pending"
+            assert (await get_payment(harness, payment))["status"] == "pending"
         # The statement completed the proved payments of both merchants.
         assert [(await get_payment(other, one))["status"] for one in theirs] == ["completed", "completed", "pending"]
         # An operator can assign a line that a merchant cannot.
         line_id = found["WHOSE00003"]["id"]
-        caller: Any = await _caller(town, mine[2]["merchant_id"])
-        settling = town.gateway.services.get(LineMatching)
+        caller: Any = await _caller(harness, mine[2]["merchant_id"])
+        settling = harness.gateway.services.get(LineMatching)
         assigned = await settling.assign(caller, line_id, mine[2]["id"], by_operator=Decided(reason="She called"))
-        assert (assigned["finding"], (await get_payment(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
+        assert (assigned["finding"], (await get_payment(harness, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
 
 
-async def _caller(town: Town, merchant_id: str) -> Any:
+async def _caller(harness: Harness, merchant_id: str) -> Any:
     class Caller:
         def __init__(self) -> None:
             self.merchant_id, self.env, self.actor = merchant_id, "sandbox", "operator:test"
 
-    assert town.gateway is not None
+    assert harness.gateway is not None
     return Caller()
 
 
-async def test_assign_by_a_merchant_needs_a_fitting_line(town: Town, daraja: Daraja) -> None:
-    first, second = [await create_payment(town, key=key, reference="table 4") for key in ("a", "b")]
+async def test_assign_by_a_merchant_needs_a_fitting_line(harness: Harness, daraja: Daraja) -> None:
+    first, second = [await create_payment(harness, key=key, reference="table 4") for key in ("a", "b")]
     lines = await rows_of(
-        town,
+        harness,
         await run(
-            town,
+            harness,
             daraja,
             row("TKN4A1B2C3", reference="table 4"),
             row("OTHER00001", reference="table 5"),
@@ -418,24 +422,24 @@ async def test_assign_by_a_merchant_needs_a_fitting_line(town: Town, daraja: Dar
     )
     for receipt in ("OTHER00001", "AMOUNT0001", "PAYER00001", "REVERSED01"):
         path = f"/v1/payments/mpesa/statement-lines/{lines[receipt]['id']}/assign"
-        refused = await town.api.call("POST", path, {"payment_id": first["id"]})
+        refused = await harness.api.call("POST", path, {"payment_id": first["id"]})
         assert refused.status == 409, receipt
     path = f"/v1/payments/mpesa/statement-lines/{lines['TKN4A1B2C3']['id']}/assign"
-    assert (await town.api.call("POST", path, {"payment_id": second["id"]})).data["finding"] == "recovered"
-    assert [(await get_payment(town, one))["status"] for one in (first, second)] == ["pending", "completed"]
+    assert (await harness.api.call("POST", path, {"payment_id": second["id"]})).data["finding"] == "recovered"
+    assert [(await get_payment(harness, one))["status"] for one in (first, second)] == ["pending", "completed"]
 
 
-async def test_status_query_of_a_line_with_another_reference_is_not_ours(town: Town, daraja: Daraja) -> None:
+async def test_status_query_of_a_line_with_another_reference_is_not_ours(harness: Harness, daraja: Daraja) -> None:
     """The payer's own purchase at the paybill: M-Pesa's result does not show its other reference."""
-    payment = await create_payment(town, reference="table 4")
-    assert (await run(town, daraja, row("WALKIN0001", reference="walk-in")))["not_found"] == 1
-    started = (await town.api.call("POST", "/v1/payments/mpesa/check-status/WALKIN0001")).data
+    payment = await create_payment(harness, reference="table 4")
+    assert (await run(harness, daraja, row("WALKIN0001", reference="walk-in")))["not_found"] == 1
+    started = (await harness.api.call("POST", "/v1/payments/mpesa/check-status/WALKIN0001")).data
     (question,) = daraja.requests_of("transactionstatus")
     now = f"{datetime.now(EAT):%Y%m%d%H%M%S}"
     says = {"Amount": "500", "CreditPartyName": "174379 - SHOP", "FinalisedTime": now}
-    await post_status_result(town, question, "254711000001", **says)
-    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
-    assert (found["finding"], (await get_payment(town, payment))["status"]) == ("not_ours", "pending")
+    await post_status_result(harness, question, "254711000001", **says)
+    found = (await harness.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
+    assert (found["finding"], (await get_payment(harness, payment))["status"]) == ("not_ours", "pending")
 
 
 # -- E3 -------------------------------------------------------------------------------------------------------------
@@ -449,11 +453,11 @@ FAILS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("how", FAILS)
-async def test_page_before_a_failed_one_settles_certain_lines_only(town: Town, daraja: Daraja, how: str) -> None:
-    own, known = await create_payment(town, 501, key="own"), await create_payment(town, 502, key="known")
-    await call_back(town, known, amount=502, receipt="KNOWN00001")
-    by_rule = await create_payment(town, 503, key="rule", reference="table 4")
-    wrong = await create_payment(town, 504, key="wrong")
+async def test_page_before_a_failed_one_settles_certain_lines_only(harness: Harness, daraja: Daraja, how: str) -> None:
+    own, known = await create_payment(harness, 501, key="own"), await create_payment(harness, 502, key="known")
+    await call_back(harness, known, amount=502, receipt="KNOWN00001")
+    by_rule = await create_payment(harness, 503, key="rule", reference="table 4")
+    wrong = await create_payment(harness, 504, key="wrong")
     rows = [
         row("OWN0000001", 501, reference=own["reference"]),
         row("KNOWN00001", 502),
@@ -463,14 +467,14 @@ async def test_page_before_a_failed_one_settles_certain_lines_only(town: Town, d
     # A page with fewer rows would be the last one.
     full = [*rows, *(row(f"FILL{number:06}", 1000 + number) for number in range(96))]
     daraja.add_answers("pullquery", page(*full), *[FAILS[how]()] * 2)
-    found = (await town.api.call("POST", RUN, {})).data
+    found = (await harness.api.call("POST", RUN, {})).data
     assert (found["status"], found["already_known"], found["recovered"], found["mismatched"]) == ("failed", 1, 1, 1)
-    assert (await get_payment(town, own))["receipt"] == "OWN0000001"
-    assert (await get_payment(town, wrong))["mismatch"]["of"] == "amount"
+    assert (await get_payment(harness, own))["receipt"] == "OWN0000001"
+    assert (await get_payment(harness, wrong))["mismatch"]["of"] == "amount"
     # The rule waits: money on the next page could fit too.
-    assert (await get_payment(town, by_rule))["status"] == "pending"
+    assert (await get_payment(harness, by_rule))["status"] == "pending"
     daraja.answers["pullquery"] = []
     daraja.add_answers("pullquery", page(*full), page(row("RULE000002", 503, reference="table 4")))
-    found = (await town.api.call("POST", RUN, {})).data
+    found = (await harness.api.call("POST", RUN, {})).data
     assert (found["status"], found["ambiguous"]) == ("completed", 2)
-    assert (await get_payment(town, by_rule))["status"] == "pending"
+    assert (await get_payment(harness, by_rule))["status"] == "pending"

@@ -3,7 +3,7 @@
 import pytest
 
 from mpesa_gateway_reconciliation.plugin import plugin
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import drop_constraints, find_missed_corruptions
 
@@ -60,12 +60,12 @@ def test_invariants_each_have_a_violation() -> None:
 
 
 @initiated
-async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
-    await town.api.call("POST", "/v1/payments/mpesa/pull/register")
+async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
+    await harness.api.call("POST", "/v1/payments/mpesa/pull/register")
     for number in range(1, 5):
-        made = await town.api.pay(f"25471100000{number}", 500 + number, key=f"paid-{number}")
-        await town.api.settled(made.data["id"], "completed")
+        made = await harness.api.pay(f"25471100000{number}", 500 + number, key=f"paid-{number}")
+        await harness.api.settled(made.data["id"], "completed")
     for _ in range(2):
-        assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 4
-    await drop_constraints(town.gateway)
-    assert await find_missed_corruptions(town.gateway, VIOLATIONS) == {}
+        assert (await harness.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 4
+    await drop_constraints(harness.gateway)
+    assert await find_missed_corruptions(harness.gateway, VIOLATIONS) == {}

@@ -8,7 +8,7 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
 from mpesa_gateway_reconciliation.invariants import INVARIANTS as LINES
 from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja, result
 from tests.plugins.reconciliation.test_reconciliation import call_back, create_payment, get_payment, row, rows_of, run
 
@@ -29,16 +29,16 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     }
 
 
-async def event_kinds(town: Town) -> list[str]:
+async def event_kinds(harness: Harness) -> list[str]:
     """The types of all events, in order."""
-    return [one["kind"] for one in await town.gateway.db.fetch("SELECT kind FROM event ORDER BY event_id")]
+    return [one["kind"] for one in await harness.gateway.db.fetch("SELECT kind FROM event ORDER BY event_id")]
 
 
-async def assert_invariants(town: Town) -> None:
+async def assert_invariants(harness: Harness) -> None:
     """Assert that every invariant holds."""
     for one in (*PAYMENTS, *LINES, *REFUNDS):
         if one.grace is None:
-            assert await town.gateway.db.fetch(one.sql) == [], one.name
+            assert await harness.gateway.db.fetch(one.sql) == [], one.name
 
 
 @pytest.mark.parametrize(
@@ -53,39 +53,39 @@ async def assert_invariants(town: Town) -> None:
 )
 @pytest.mark.parametrize("is_lost", [False, True])
 async def test_reversal_line_with_the_receipt_of_a_payment_reverses_it(
-    town: Town, daraja: Daraja, line: Any, is_lost: bool
+    harness: Harness, daraja: Daraja, line: Any, is_lost: bool
 ) -> None:
-    payment = await create_payment(town)
+    payment = await create_payment(harness)
     lines = [line]
     if is_lost and line["transactionId"] != RECEIPT:
         # The statement shows the reversal before the payment.
         lines.append(row(RECEIPT, reference=payment["reference"]))
     else:
-        await call_back(town, payment, receipt=RECEIPT)
-    found = await run(town, daraja, *lines)
+        await call_back(harness, payment, receipt=RECEIPT)
+    found = await run(harness, daraja, *lines)
     assert (found["not_found"], found["ambiguous"], found["mismatched"]) == (0, 0, 0)
-    after = await get_payment(town, payment)
+    after = await get_payment(harness, payment)
     assert (after["status"], after["receipt"], after["refunded_amount"]) == ("reversed", RECEIPT, "500.00")
-    assert await event_kinds(town) == ["payment.completed", "payment.reversed"]
-    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
-    assert (await rows_of(town, found))[line["transactionId"]]["payment_id"] == payment["id"]
+    assert await event_kinds(harness) == ["payment.completed", "payment.reversed"]
+    assert await harness.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
+    assert (await rows_of(harness, found))[line["transactionId"]]["payment_id"] == payment["id"]
     # The same lines again add nothing.
-    await run(town, daraja, *lines)
-    assert len(await event_kinds(town)) == 2
-    await assert_invariants(town)
+    await run(harness, daraja, *lines)
+    assert len(await event_kinds(harness)) == 2
+    await assert_invariants(harness)
 
 
 @pytest.mark.parametrize("amount", [200, "200.00", "-200", "501", "499.99"])
-async def test_reversal_line_of_another_amount_reverses_a_part(town: Town, daraja: Daraja, amount: Any) -> None:
-    payment = await create_payment(town)
-    await call_back(town, payment, receipt=RECEIPT)
-    await run(town, daraja, row(BACK, amount, reference=RECEIPT, **REVERSAL))
-    assert (await get_payment(town, payment))["status"] == "completed"
-    assert await event_kinds(town) == ["payment.completed", "payment.reversed"]
-    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
-    refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})
+async def test_reversal_line_of_another_amount_reverses_a_part(harness: Harness, daraja: Daraja, amount: Any) -> None:
+    payment = await create_payment(harness)
+    await call_back(harness, payment, receipt=RECEIPT)
+    await run(harness, daraja, row(BACK, amount, reference=RECEIPT, **REVERSAL))
+    assert (await get_payment(harness, payment))["status"] == "completed"
+    assert await event_kinds(harness) == ["payment.completed", "payment.reversed"]
+    assert await harness.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
+    refused = await harness.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})
     assert refused.status == 409
-    await assert_invariants(town)
+    await assert_invariants(harness)
 
 
 @pytest.mark.parametrize(
@@ -103,34 +103,36 @@ async def test_reversal_line_of_another_amount_reverses_a_part(town: Town, daraj
     ],
 )
 async def test_line_without_a_receipt_or_of_another_kind_reverses_nothing(
-    town: Town, daraja: Daraja, line: Any
+    harness: Harness, daraja: Daraja, line: Any
 ) -> None:
-    payment = await create_payment(town)
-    await call_back(town, payment, receipt=RECEIPT)
-    found = await run(town, daraja, line)
-    assert (await get_payment(town, payment))["status"] == "completed"
-    assert await event_kinds(town) == ["payment.completed"]
+    payment = await create_payment(harness)
+    await call_back(harness, payment, receipt=RECEIPT)
+    found = await run(harness, daraja, line)
+    assert (await get_payment(harness, payment))["status"] == "completed"
+    assert await event_kinds(harness) == ["payment.completed"]
     assert found["not_found"] == 1
 
 
 @pytest.mark.parametrize("is_done", [False, True])
-async def test_reversal_line_of_our_own_refund_is_left_to_the_refund(town: Town, daraja: Daraja, is_done: bool) -> None:
-    payment = await create_payment(town)
-    await call_back(town, payment, receipt=RECEIPT)
-    await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})
+async def test_reversal_line_of_our_own_refund_is_left_to_the_refund(
+    harness: Harness, daraja: Daraja, is_done: bool
+) -> None:
+    payment = await create_payment(harness)
+    await call_back(harness, payment, receipt=RECEIPT)
+    await harness.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})
     (question,) = daraja.requests_of("reversal")
     done = result(0, transaction_id=BACK, says={"OriginalTransactionID": RECEIPT})
-    url = question["ResultURL"].removeprefix(town.base)
+    url = question["ResultURL"].removeprefix(harness.base)
     if is_done:
-        assert (await town.api.call("POST", url, done)).status == 200
+        assert (await harness.api.call("POST", url, done)).status == 200
     line = row(BACK, reference=RECEIPT, **REVERSAL)
-    found = await run(town, daraja, line)
+    found = await run(harness, daraja, line)
     if not is_done:
-        assert (await get_payment(town, payment))["status"] == "completed"
-        assert (await town.api.call("POST", url, done)).status == 200
-        found = await run(town, daraja, line)
-    assert (await get_payment(town, payment))["status"] == "reversed"
-    assert await event_kinds(town) == ["payment.completed", "payment.reversed"]
+        assert (await get_payment(harness, payment))["status"] == "completed"
+        assert (await harness.api.call("POST", url, done)).status == 200
+        found = await run(harness, daraja, line)
+    assert (await get_payment(harness, payment))["status"] == "reversed"
+    assert await event_kinds(harness) == ["payment.completed", "payment.reversed"]
     assert found["already_known"] == 1
-    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 0
-    await assert_invariants(town)
+    assert await harness.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 0
+    await assert_invariants(harness)

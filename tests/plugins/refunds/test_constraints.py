@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -88,23 +88,23 @@ def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_refunds.migrations")
 
 
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
-    await town.gateway.db.execute(ROWS)
-    assert await refusals(town.gateway.db, CASES) == {}
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
+    await harness.gateway.db.execute(ROWS)
+    assert await refusals(harness.gateway.db, CASES) == {}
 
 
-async def test_attention_of_an_ended_refund_is_allowed(town: Town) -> None:
-    await town.gateway.db.execute(ROWS)
-    assert await town.gateway.db.execute("UPDATE refund SET attention = 'look'") == "UPDATE 3"
+async def test_attention_of_an_ended_refund_is_allowed(harness: Harness) -> None:
+    await harness.gateway.db.execute(ROWS)
+    assert await harness.gateway.db.execute("UPDATE refund SET attention = 'look'") == "UPDATE 3"
 
 
-async def test_unsent_refund_repeated_with_another_amount_is_allowed(town: Town) -> None:
-    await town.gateway.db.execute(ROWS)
-    await town.gateway.db.execute("UPDATE refund SET reversal = 'unsent' WHERE status = 'failed'")
-    assert await town.gateway.db.execute(UPDATE % (AGAIN + ", amount = 50", "failed")) == "UPDATE 1"
+async def test_unsent_refund_repeated_with_another_amount_is_allowed(harness: Harness) -> None:
+    await harness.gateway.db.execute(ROWS)
+    await harness.gateway.db.execute("UPDATE refund SET reversal = 'unsent' WHERE status = 'failed'")
+    assert await harness.gateway.db.execute(UPDATE % (AGAIN + ", amount = 50", "failed")) == "UPDATE 1"
 
 
-async def test_failed_refund_completed_later_is_allowed(town: Town) -> None:
-    await town.gateway.db.execute(ROWS)
+async def test_failed_refund_completed_later_is_allowed(harness: Harness) -> None:
+    await harness.gateway.db.execute(ROWS)
     went_back = "status = 'completed', outcome = 'reversed', completed_at = now()"
-    assert await town.gateway.db.execute(UPDATE % (went_back, "failed")) == "UPDATE 1"
+    assert await harness.gateway.db.execute(UPDATE % (went_back, "failed")) == "UPDATE 1"

@@ -6,7 +6,7 @@ import pytest
 
 from mpesa_gateway.testing.serving import INITIATED, eventually
 from mpesa_gateway_refunds.plugin import plugin
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import drop_constraints, find_missed_corruptions
 
@@ -58,42 +58,42 @@ def test_invariants_each_have_a_violation() -> None:
     assert set(VIOLATIONS) == {f"refunds.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def create_refund(town: Town, key: str, number: int) -> str:
+async def create_refund(harness: Harness, key: str, number: int) -> str:
     """Complete a payment and refund a part of it; returns the refund's id."""
-    made = (await town.api.pay(f"2547110{number:05d}", 500, key=key)).data
-    await town.api.settled(made["id"], "completed")
+    made = (await harness.api.pay(f"2547110{number:05d}", 500, key=key)).data
+    await harness.api.settled(made["id"], "completed")
     body = {"payment_id": made["id"], "amount": 100}
-    answer = await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": f"refund {key}"})
+    answer = await harness.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": f"refund {key}"})
     refund_id: str = answer.data["id"]
     return refund_id
 
 
-async def await_status(town: Town, refund_id: str, status: str) -> None:
+async def await_status(harness: Harness, refund_id: str, status: str) -> None:
     """Wait until a refund has this status."""
 
     async def has_status() -> Any:
-        return (await town.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == status
+        return (await harness.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == status
 
     await eventually(has_status)
 
 
-async def set_initiator(town: Town, initiator: str) -> None:
+async def set_initiator(harness: Harness, initiator: str) -> None:
     """Store the credentials with this initiator: its name decides how the simulator answers reversals."""
     changed = {"provider": "mpesa", "mpesa": INITIATED["mpesa"] | {"initiator": initiator}}
-    assert (await town.api.call("PUT", "/v1/merchant/providers", changed)).status == 200
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", changed)).status == 200
 
 
 @initiated
-async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
     for number, key in enumerate(f"back-{count}" for count in range(1, 9)):
-        await await_status(town, await create_refund(town, key, number), "completed")
-    await set_initiator(town, "locked")
+        await await_status(harness, await create_refund(harness, key, number), "completed")
+    await set_initiator(harness, "locked")
     for number, key in enumerate(("never-1", "never-2", "never-3"), 20):
-        await await_status(town, await create_refund(town, key, number), "failed")
-    await set_initiator(town, "testapi")
-    assert (await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
+        await await_status(harness, await create_refund(harness, key, number), "failed")
+    await set_initiator(harness, "testapi")
+    assert (await harness.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
     for number, key in enumerate(("silent-1", "silent-2"), 30):
-        await await_status(town, await create_refund(town, key, number), "pending")
-    await drop_constraints(town.gateway)
+        await await_status(harness, await create_refund(harness, key, number), "pending")
+    await drop_constraints(harness.gateway)
     also = {"refunds.fits_its_payment": "refunds.env_is_its_refunds"}
-    assert await find_missed_corruptions(town.gateway, VIOLATIONS, also) == {}
+    assert await find_missed_corruptions(harness.gateway, VIOLATIONS, also) == {}

@@ -22,7 +22,7 @@ from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.daraja import Daraja, ack, fault, result, stk_callback
 from tests.stored import WIPE_SHORTCODES, change_credentials, move_to
 
@@ -39,15 +39,15 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 class RefundClient:
     """Creates a shop's refunds, posts M-Pesa's results about them and reads their state."""
 
-    def __init__(self, town: Town, daraja: Daraja) -> None:
-        self.town = town
+    def __init__(self, harness: Harness, daraja: Daraja) -> None:
+        self.harness = harness
         self.daraja = daraja
         self.merchant_id = ""
         self.keys = 0
 
     async def complete_payment(self, amount: int = 500, receipt: str = RECEIPT, key: str = "a") -> str:
         """Create and complete a payment; returns its id."""
-        made = (await self.town.api.pay("254711000001", amount, key=key)).data
+        made = (await self.harness.api.pay("254711000001", amount, key=key)).data
         self.merchant_id = made["merchant_id"]
         body = stk_callback(made["provider_ref"], amount=amount, receipt=receipt)
         assert (await self.post("stk", made["id"], body)).status == 200
@@ -59,7 +59,7 @@ class RefundClient:
         if amount is not None and key is None:
             self.keys += 1
             key = f"refund-{self.keys}"
-        return await self.town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": key} if key else {})
+        return await self.harness.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": key} if key else {})
 
     async def result(self, refund: Any, body: dict[str, Any], kind: str = "reversal") -> Answer:
         """Post a result to the address of this refund's reversal."""
@@ -73,7 +73,7 @@ class RefundClient:
     async def send_query(self, refund: Any) -> dict[str, Any]:
         """Send a status query about a refund; returns the request that Daraja got."""
         before = len(self.daraja.requests_of("transactionstatus"))
-        assert (await self.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")).status == 200
+        assert (await self.harness.api.call("POST", f"/v1/refunds/{refund['id']}/query")).status == 200
         queries = self.daraja.requests_of("transactionstatus")
         assert len(queries) == before + 1
         return queries[-1]
@@ -81,17 +81,17 @@ class RefundClient:
     async def answer(self, question: dict[str, Any], body: dict[str, Any], *, times_out: bool = False) -> Answer:
         """Post M-Pesa's result to the address of that status query."""
         url: str = question["QueueTimeOutURL" if times_out else "ResultURL"]
-        return await self.town.api.call("POST", url.removeprefix(self.town.base), body)
+        return await self.harness.api.call("POST", url.removeprefix(self.harness.base), body)
 
     async def refund(self, refund: Any) -> Any:
-        return (await self.town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
+        return (await self.harness.api.call("GET", f"/v1/refunds/{refund['id']}")).data
 
     async def payment(self, payment_id: str) -> Any:
-        return (await self.town.api.call("GET", f"/v1/payments/{payment_id}")).data
+        return (await self.harness.api.call("GET", f"/v1/payments/{payment_id}")).data
 
     async def amounts(self, payment_id: str) -> tuple[str, int, int]:
         """The payment's status, refunded amount and reserved amount."""
-        row = await self.town.gateway.db.fetchrow(
+        row = await self.harness.gateway.db.fetchrow(
             "SELECT status, refunded, refund_reserved FROM payment WHERE payment_id = $1", payment_id
         )
         assert row is not None
@@ -99,21 +99,21 @@ class RefundClient:
 
     async def await_events(self, *kinds: str) -> None:
         """Wait until the shop has received exactly these events, apart from the payments' completion."""
-        received = await self.town.told(len(kinds) + 1)
+        received = await self.harness.delivered(len(kinds) + 1)
         assert [kind for kind in received if kind != "payment.completed"] == sorted(kinds)
 
     async def post(self, kind: str, subject_id: str, body: dict[str, Any]) -> Answer:
-        url = self.town.gateway.services.get(Callbacks).url_for(
+        url = self.harness.gateway.services.get(Callbacks).url_for(
             kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id
         )
-        return await self.town.api.call("POST", url.removeprefix(self.town.base), body)
+        return await self.harness.api.call("POST", url.removeprefix(self.harness.base), body)
 
 
 @pytest.fixture
-async def refunds(town: Town, daraja: Daraja) -> RefundClient:
+async def refunds(harness: Harness, daraja: Daraja) -> RefundClient:
     """The shop's refunds, with an initiator stored."""
-    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    return RefundClient(town, daraja)
+    assert (await harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    return RefundClient(harness, daraja)
 
 
 ADDRESSES: dict[str, str] = {"ResultURL": "reversal", "QueueTimeOutURL": "reversal-timeout"}
@@ -125,7 +125,7 @@ async def test_refund_sends_darajas_fields(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id, 120)).data
     (sent,) = refunds.daraja.requests_of("reversal")
-    callbacks = refunds.town.gateway.services.get(Callbacks)
+    callbacks = refunds.harness.gateway.services.get(Callbacks)
     for field, kind in ADDRESSES.items():
         url = callbacks.url_for(kind, env="sandbox", merchant_id=refunds.merchant_id, subject_id=refund["id"])
         assert sent.pop(field) == url
@@ -167,10 +167,10 @@ async def test_refund_repeated_with_a_key_is_a_replay_and_without_one_is_the_res
 async def test_refund_with_an_amount_and_no_key_is_refused(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     body = {"payment_id": payment_id, "amount": 100}
-    answer = await refunds.town.api.call("POST", "/v1/refunds", body)
+    answer = await refunds.harness.api.call("POST", "/v1/refunds", body)
     assert (answer.status, answer.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
     # Also if the amount is the whole payment.
-    whole = await refunds.town.api.call("POST", "/v1/refunds", body | {"amount": 500})
+    whole = await refunds.harness.api.call("POST", "/v1/refunds", body | {"amount": 500})
     assert (whole.status, whole.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
     assert refunds.daraja.requests_of("reversal") == []
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
@@ -227,11 +227,11 @@ async def test_ack_of_a_locked_refund_is_answered_and_written_later(refunds: Ref
         answer.set()
         made = await task
         assert (made.status, made.data["status"]) == (201, "pending")
-        assert refunds.town.gateway.outcomes.kept == 1
+        assert refunds.harness.gateway.outcomes.kept == 1
     await other.close()
 
     async def is_written() -> bool:
-        return bool(await refunds.town.gateway.db.fetchval("SELECT reversal = 'accepted' FROM refund"))
+        return bool(await refunds.harness.gateway.db.fetchval("SELECT reversal = 'accepted' FROM refund"))
 
     await eventually(is_written)
     assert (await refunds.refund(made.data))["provider_ref"] == made.data["provider_ref"] is not None
@@ -242,7 +242,7 @@ async def test_ack_of_a_locked_refund_is_answered_and_written_later(refunds: Ref
 async def test_refund_interrupted_before_sending_fails_and_frees_its_money(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id, 200, key="r")).data
-    db, queries = refunds.town.gateway.db, refunds.town.gateway.services.get(RefundStatusQueries)
+    db, queries = refunds.harness.gateway.db, refunds.harness.gateway.services.get(RefundStatusQueries)
     # The state after a crash following the first commit.
     await db.execute(
         "UPDATE refund SET reversal = 'ready', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -267,7 +267,7 @@ async def test_refund_interrupted_before_sending_fails_and_frees_its_money(refun
 
 async def test_refund_inside_a_transaction_raises(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    gateway = refunds.town.gateway
+    gateway = refunds.harness.gateway
     service = gateway.services.get(RefundService)
     caller = Caller(refunds.merchant_id, "", frozenset(), "sandbox", by="host")
     body = CreateRefund(payment_id=payment_id)
@@ -298,14 +298,14 @@ async def test_refund_of_an_impossible_amount_is_refused_and_not_sent(refunds: R
 
 async def test_refund_of_an_unpaid_foreign_or_unreceipted_payment_is_refused(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    pending = (await refunds.town.api.pay("254711000002", 60, key="open")).data
+    pending = (await refunds.harness.api.pay("254711000002", 60, key="open")).data
     answer = await refunds.ask(pending["id"])
     assert (answer.status, answer.error["message"].startswith("this payment is pending")) == (409, True)
     await refunds.post("stk", pending["id"], stk_callback(pending["provider_ref"], has_metadata=False))
     answer = await refunds.ask(pending["id"])
     assert (answer.status, "receipt" in answer.error["message"]) == (409, True)
     assert (await refunds.ask("pay_" + "0" * 26)).status == 404
-    async with shop(refunds.town.gateway, refunds.town.base) as other:
+    async with shop(refunds.harness.gateway, refunds.harness.base) as other:
         await other.call("PUT", "/v1/merchant/providers", INITIATED)
         answer = await other.call("POST", "/v1/refunds", {"payment_id": payment_id})
         assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
@@ -317,7 +317,7 @@ async def test_refund_of_an_unpaid_foreign_or_unreceipted_payment_is_refused(ref
 
 async def test_refund_uses_the_payments_own_shortcode(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    await move_to(refunds.town.api, "600001")
+    await move_to(refunds.harness.api, "600001")
     assert (await refunds.ask(payment_id, key="r")).status == 201
     (sent,) = refunds.daraja.requests_of("reversal")
     assert sent["ReceiverParty"] == "174379"
@@ -325,10 +325,10 @@ async def test_refund_uses_the_payments_own_shortcode(refunds: RefundClient) -> 
 
 async def test_refund_of_a_payment_of_the_other_env_is_not_found(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    _, secret = await refunds.town.gateway.api_keys.create(
-        refunds.merchant_id, name="live", scopes=refunds.town.gateway.scopes.of_merchants, env="live", actor="test"
+    _, secret = await refunds.harness.gateway.api_keys.create(
+        refunds.merchant_id, name="live", scopes=refunds.harness.gateway.scopes.of_merchants, env="live", actor="test"
     )
-    live = Api(refunds.town.base, secret.reveal())
+    live = Api(refunds.harness.base, secret.reveal())
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     await live.close()
     assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
@@ -338,17 +338,17 @@ async def test_refund_of_a_payment_of_the_other_env_is_not_found(refunds: Refund
 
 async def test_refund_with_erased_credentials_is_refused_until_they_are_stored(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    await refunds.town.gateway.db.execute(WIPE_SHORTCODES)
+    await refunds.harness.gateway.db.execute(WIPE_SHORTCODES)
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     assert "174379" in answer.error["message"]
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
-    assert (await refunds.town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    assert (await refunds.harness.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     assert (await refunds.ask(payment_id, key="r")).status == 201
 
 
-async def test_refund_without_an_initiator_names_the_field(town: Town, daraja: Daraja) -> None:
-    refunds = RefundClient(town, daraja)
+async def test_refund_without_an_initiator_names_the_field(harness: Harness, daraja: Daraja) -> None:
+    refunds = RefundClient(harness, daraja)
     payment_id = await refunds.complete_payment()
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"], answer.error["field"]) == (
@@ -401,11 +401,11 @@ async def test_reversal_result_of_each_code_has_outcome_and_advice(refunds: Refu
             assert (after["status"], after["reversal_receipt"]) == ("failed", None)
             assert after["advice"]
             assert await refunds.amounts(payment_id) == ("completed", 0, 0)
-    failed = await refunds.town.receiver.wait_for(len(WORDS) - 1, kind="refund.failed")
+    failed = await refunds.harness.receiver.wait_for(len(WORDS) - 1, kind="refund.failed")
     for event in failed:
         data = event.json["data"]
         assert (data["outcome"], bool(data["advice"]), data["status"]) == (WORDS[data["result_code"]], True, "failed")
-    (reversed_,) = await refunds.town.receiver.wait_for(1, kind="payment.reversed")
+    (reversed_,) = await refunds.harness.receiver.wait_for(1, kind="payment.reversed")
     assert reversed_.json["data"]["refund_amount"] == "500.00"
 
 
@@ -466,7 +466,7 @@ async def test_refund_of_a_part_and_then_of_the_rest_reverses_the_payment(refund
     await refunds.done(rest, receipt="TKN9REV002")
     assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
     await refunds.await_events("payment.reversed", "payment.reversed")
-    sent = [one.json["data"] for one in refunds.town.receiver.of("payment.reversed")]
+    sent = [one.json["data"] for one in refunds.harness.receiver.of("payment.reversed")]
     assert sorted((data["refund_amount"], data["refunded_amount"], data["status"]) for data in sent) == [
         ("120.00", "120.00", "partially_reversed"),
         ("380.00", "500.00", "reversed"),
@@ -480,7 +480,7 @@ async def test_reversal_refused_by_daraja_fails_the_refund_with_its_message(refu
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
     assert answer.error["provider"]["errorMessage"] == "Bad Request - Invalid Amount"
     assert "Bad Request - Invalid Amount" in answer.error["message"]
-    (refund,) = (await refunds.town.api.call("GET", f"/v1/refunds?payment_id={payment_id}")).data
+    (refund,) = (await refunds.harness.api.call("GET", f"/v1/refunds?payment_id={payment_id}")).data
     assert (refund["status"], refund["outcome"], refund["result_code"]) == (
         "failed",
         "rejected_by_provider",
@@ -515,7 +515,7 @@ async def test_reversal_result_before_the_ack_completes_the_refund(refunds: Refu
     go = refunds.daraja.hold("reversal")
     asking = asyncio.create_task(refunds.ask(payment_id, key="r"))
     await refunds.daraja.wait_for_requests("reversal")
-    (refund,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
+    (refund,) = (await refunds.harness.api.call("GET", "/v1/refunds")).data
     assert refund["status"] == "pending"
     await refunds.done(refund, receipt=REVERSAL)
     assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
@@ -528,9 +528,9 @@ async def test_reversal_result_before_the_ack_completes_the_refund(refunds: Refu
 
 async def test_reversal_result_without_a_token_waits_for_its_ack(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    url = f"{refunds.town.base}/v1/webhooks/mpesa/reversal/result"
-    await change_credentials(refunds.town.gateway, result_url=url)
-    verifier: Any = refunds.town.gateway.services.get(CallbackVerifier)
+    url = f"{refunds.harness.base}/v1/webhooks/mpesa/reversal/result"
+    await change_credentials(refunds.harness.gateway, result_url=url)
+    verifier: Any = refunds.harness.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *_loopback())
     refunds.daraja.add_answers("reversal", ack(77))
     go = refunds.daraja.hold("reversal")
@@ -539,7 +539,7 @@ async def test_reversal_result_without_a_token_waits_for_its_ack(refunds: Refund
     assert sent["ResultURL"] == url
     says = {"OriginalTransactionID": RECEIPT}
     body = result(0, originator="o-77", conversation="AG_77", transaction_id=REVERSAL, says=says)
-    assert (await refunds.town.api.call("POST", "/v1/webhooks/mpesa/reversal/result", body)).status == 200
+    assert (await refunds.harness.api.call("POST", "/v1/webhooks/mpesa/reversal/result", body)).status == 200
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
     go.set()
     assert (await asking).data["status"] == "completed"
@@ -551,10 +551,10 @@ SPECIFIED = "/v1/webhooks/mpesa/"
 
 async def test_reversal_result_without_a_token_counts_at_every_result_address(refunds: RefundClient) -> None:
     """The specification has one result_url, that of status queries, and Daraja posts reversals' results to it too."""
-    verifier: Any = refunds.town.gateway.services.get(CallbackVerifier)
+    verifier: Any = refunds.harness.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *_loopback())
-    url = f"{refunds.town.base}{SPECIFIED}transactionstatus/result"
-    await change_credentials(refunds.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    url = f"{refunds.harness.base}{SPECIFIED}transactionstatus/result"
+    await change_credentials(refunds.harness.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
     for number, address in enumerate(("transactionstatus/result", "reversal/result", "")):
         receipt, reversal = f"TKN000000{number}", f"REV000000{number}"
         payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
@@ -563,14 +563,14 @@ async def test_reversal_result_without_a_token_counts_at_every_result_address(re
         assert refunds.daraja.requests_of("reversal")[-1]["ResultURL"] == url
         # A timeout makes the query due.
         late = result(1, kind=1, originator=f"o-{80 + number}", conversation=f"AG_{80 + number}")
-        assert (await refunds.town.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
+        assert (await refunds.harness.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
         due = "SELECT due_at <= now() FROM refund WHERE refund_id = $1"
-        assert await refunds.town.gateway.db.fetchval(due, refund["id"])
+        assert await refunds.harness.gateway.db.fetchval(due, refund["id"])
         assert await refunds.amounts(payment_id) == ("completed", 0, 500)
         # A result with unknown ids waits for its acknowledgement.
         unknown = result(0, originator=f"x-{number}", conversation=f"AGX_{number}", transaction_id=reversal)
         path = f"{SPECIFIED}{address}".rstrip("/")
-        assert (await refunds.town.api.call("POST", path, unknown)).status == 200
+        assert (await refunds.harness.api.call("POST", path, unknown)).status == 200
         assert await refunds.amounts(payment_id) == ("completed", 0, 500)
         says = {"OriginalTransactionID": receipt, "Amount": 5e2}
         done = result(
@@ -580,10 +580,10 @@ async def test_reversal_result_without_a_token_counts_at_every_result_address(re
             transaction_id=reversal,
             says=says,
         )
-        assert (await refunds.town.api.call("POST", path, done)).status == 200
+        assert (await refunds.harness.api.call("POST", path, done)).status == 200
         assert await refunds.amounts(payment_id) == ("reversed", 500, 0), address
         assert (await refunds.refund(refund))["reversal_receipt"] == reversal
-    verdicts = await refunds.town.gateway.db.fetch("SELECT verdict, count(*) FROM callback GROUP BY 1")
+    verdicts = await refunds.harness.gateway.db.fetch("SELECT verdict, count(*) FROM callback GROUP BY 1")
     assert {row["verdict"]: row["count"] for row in verdicts} == {"applied": 9, "waiting": 3}
 
 
@@ -599,7 +599,7 @@ async def test_reversal_result_without_a_token_needs_a_listed_source(values: dic
 
 
 async def test_reversal_result_with_a_token_counts_at_every_result_address(refunds: RefundClient) -> None:
-    callbacks = refunds.town.gateway.services.get(Callbacks)
+    callbacks = refunds.harness.gateway.services.get(Callbacks)
     for number, path in enumerate(("/v1/cb/status/", f"{SPECIFIED}transactionstatus/result/", "/v1/cb/reversal/")):
         receipt = f"TKN000000{number}"
         payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
@@ -608,10 +608,10 @@ async def test_reversal_result_with_a_token_counts_at_every_result_address(refun
         token = url.rpartition("/")[2]
         # A body at a timeout address proves nothing, also if it is empty or unreadable.
         for raw in (b"", b"\xff", b"<html>gone</html>", json.dumps(result(1)).encode()):
-            answer = await refunds.town.api.call("POST", f"/v1/cb/status-timeout/{token}", raw=raw)
+            answer = await refunds.harness.api.call("POST", f"/v1/cb/status-timeout/{token}", raw=raw)
             assert (answer.status, await refunds.amounts(payment_id)) == (200, ("completed", 0, 500)), raw
         done = result(0, transaction_id=f"REV000000{number}", says={"OriginalTransactionID": receipt})
-        assert (await refunds.town.api.call("POST", path + token, done)).status == 200
+        assert (await refunds.harness.api.call("POST", path + token, done)).status == 200
         assert await refunds.amounts(payment_id) == ("reversed", 500, 0), path
 
 
@@ -644,23 +644,23 @@ async def test_reversal_result_while_the_plugin_is_off_is_stored_and_applied_lat
 ) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id)).data
-    url = refunds.town.gateway.port(Callbacks).url_for(
+    url = refunds.harness.gateway.port(Callbacks).url_for(
         "reversal", env="sandbox", merchant_id=refunds.merchant_id, subject_id=refund["id"]
     )
-    path = url.removeprefix(refunds.town.base)
+    path = url.removeprefix(refunds.harness.base)
     body = result(0, transaction_id=REVERSAL, says={"OriginalTransactionID": RECEIPT, "Amount": refund["amount"]})
     async with _without_refunds(values, ["192.0.2.1"]) as off:
         changed = path[:-1] + ("0" if path[-1] != "0" else "1")
         for address in (changed, "/v1/cb/nothing/x", f"{SPECIFIED}reversal/result", f"{SPECIFIED}nothing/here"):
             assert (await off.call("POST", address, body)).status == 404
-        assert await refunds.town.gateway.db.fetch(_KEPT) == []
+        assert await refunds.harness.gateway.db.fetch(_KEPT) == []
         assert (await off.call("POST", path, body)).status == 404
-    assert [tuple(row) for row in await refunds.town.gateway.db.fetch(_KEPT)] == [
+    assert [tuple(row) for row in await refunds.harness.gateway.db.fetch(_KEPT)] == [
         ("reversal", "kind", True, refund["id"])
     ]
-    operators = refunds.town.gateway.services.get(CallbackOperatorService)
+    operators = refunds.harness.gateway.services.get(CallbackOperatorService)
     assert await operators.count_unread("sandbox", timedelta(hours=1)) == 1
-    refused_id = await refunds.town.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
+    refused_id = await refunds.harness.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
     assert (await operators.replay(refused_id, actor="a person")).verdict == "applied"
     assert (await refunds.refund(refund))["status"] == "completed"
     assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
@@ -671,19 +671,21 @@ async def test_result_without_a_token_while_the_plugin_is_off_reaches_other_kind
     refunds: RefundClient, values: dict[str, Any]
 ) -> None:
     """Status queries and reversals share one result_url: a result about a payment must not depend on refunds."""
-    made = (await refunds.town.api.pay("254711000001", 500, key="b")).data
-    url = f"{refunds.town.base}{SPECIFIED}reversal/result"
-    await change_credentials(refunds.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    made = (await refunds.harness.api.pay("254711000001", 500, key="b")).data
+    url = f"{refunds.harness.base}{SPECIFIED}reversal/result"
+    await change_credentials(refunds.harness.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
     refunds.daraja.add_answers("transactionstatus", ack(91))
-    assert (await refunds.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).status == 200
+    assert (await refunds.harness.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).status == 200
     answer = result(0, originator="o-91", conversation="AG_91", transaction_id="TKN0000091")
     async with _without_refunds(values, ["127.0.0.0/8"]) as off:
         assert (await off.call("POST", f"{SPECIFIED}reversal/result", answer)).status == 200
         assert (await off.call("POST", f"{SPECIFIED}nothing/here", answer)).status == 404
-    taken = await refunds.town.gateway.db.fetch("SELECT kind, handle FROM callback WHERE kind <> 'stk'")
+    taken = await refunds.harness.gateway.db.fetch("SELECT kind, handle FROM callback WHERE kind <> 'stk'")
     assert [tuple(row) for row in taken] == [("status", "o-91")]
     # No kind accepts an address with another last word: its callback is Safaricom's too, and is stored.
-    assert [tuple(row) for row in await refunds.town.gateway.db.fetch(_KEPT)] == [("nothing/here", "kind", True, None)]
+    assert [tuple(row) for row in await refunds.harness.gateway.db.fetch(_KEPT)] == [
+        ("nothing/here", "kind", True, None)
+    ]
 
 
 async def test_reversal_result_repeated_or_contradicted_moves_money_once(refunds: RefundClient) -> None:
@@ -742,8 +744,8 @@ async def test_reversal_result_for_money_reserved_by_another_refund_waits(refund
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
     # M-Pesa refuses the second reversal; then the first is applied.
     await refunds.result(second, result("R000002"))
-    await refunds.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
-    await refunds.town.gateway.services.get(CallbackDispatcher).sweep()
+    await refunds.harness.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
+    await refunds.harness.gateway.services.get(CallbackDispatcher).sweep()
     assert ((await refunds.refund(first))["status"], (await refunds.refund(second))["status"]) == (
         "completed",
         "failed",
@@ -775,7 +777,7 @@ async def test_reversal_result_of_another_payment_or_conversation_is_refused(ref
         answer = await refunds.result(refund, body)
         assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED")
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
-    reasons = await refunds.town.gateway.db.fetch("SELECT reason FROM refused_callback")
+    reasons = await refunds.harness.gateway.db.fetch("SELECT reason FROM refused_callback")
     assert [row["reason"] for row in reasons] == ["subject"] * 3
 
 
@@ -922,7 +924,7 @@ async def test_reversal_not_sent_frees_the_money_and_the_key(refunds: RefundClie
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"], "Retry-After" in answer.headers) == (503, "PROVIDER_UNAVAILABLE", True)
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
-    (unsent,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
+    (unsent,) = (await refunds.harness.api.call("GET", "/v1/refunds")).data
     assert (unsent["status"], unsent["result_code"]) == ("failed", "unsent")
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.data["id"], answer.data["status"]) == (201, unsent["id"], "pending")
@@ -934,7 +936,7 @@ async def test_reversal_not_sent_frees_the_money_and_the_key(refunds: RefundClie
 async def test_refund_interrupted_while_sending_is_queried_and_then_needs_review(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id, key="r")).data
-    db, queries = refunds.town.gateway.db, refunds.town.gateway.services.get(RefundStatusQueries)
+    db, queries = refunds.harness.gateway.db, refunds.harness.gateway.services.get(RefundStatusQueries)
     # The state after a crash between the reversal and its record.
     await db.execute(
         "UPDATE refund SET reversal = 'sending', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -966,9 +968,9 @@ async def test_refund_interrupted_while_sending_is_queried_and_then_needs_review
     assert await queries.wake_due() == 0
     assert len(refunds.daraja.requests_of("reversal")) == 1
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
-    (waiting,) = (await refunds.town.api.call("GET", "/v1/refunds?needs_attention=true")).data
+    (waiting,) = (await refunds.harness.api.call("GET", "/v1/refunds?needs_attention=true")).data
     assert waiting["id"] == refund["id"]
-    assert (await refunds.town.api.call("GET", "/v1/refunds?needs_attention=false")).data == []
+    assert (await refunds.harness.api.call("GET", "/v1/refunds?needs_attention=false")).data == []
 
 
 async def test_reversal_timeout_makes_the_query_due_and_moves_no_money(refunds: RefundClient) -> None:
@@ -977,7 +979,7 @@ async def test_reversal_timeout_makes_the_query_due_and_moves_no_money(refunds: 
     refund = (await refunds.ask(payment_id)).data
     await refunds.result(refund, result(1, originator="o-5"), "reversal-timeout")
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
-    assert await refunds.town.gateway.db.fetchval("SELECT due_at <= now() FROM refund")
+    assert await refunds.harness.gateway.db.fetchval("SELECT due_at <= now() FROM refund")
     question = await refunds.send_query(refund)
     # By the reversal's own conversation, which is known.
     assert (question.get("TransactionID"), question["OriginalConversationID"]) == (None, "o-5")
@@ -1036,7 +1038,7 @@ async def test_reversal_result_without_its_payment_needs_review(refunds: RefundC
 async def test_reversal_result_with_an_incoming_receipt_needs_review(refunds: RefundClient, by: str) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id)).data
-    other = (await refunds.town.api.pay("254711000002", 500, key="other")).data
+    other = (await refunds.harness.api.pay("254711000002", 500, key="other")).data
     await refunds.post("stk", other["id"], stk_callback(other["provider_ref"], receipt="OTHER00001"))
     if by == "result":
         await refunds.done(refund, receipt="OTHER00001")
@@ -1077,7 +1079,7 @@ async def test_status_answer_of_the_payment_arriving_late_does_not_end_the_refun
     go = refunds.daraja.hold("reversal")
     asking = asyncio.create_task(refunds.ask(payment_id))
     await refunds.daraja.wait_for_requests("reversal")
-    (refund,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
+    (refund,) = (await refunds.harness.api.call("GET", "/v1/refunds")).data
     question = await refunds.send_query(refund)
     assert question["TransactionID"] == RECEIPT
     go.set()
@@ -1091,7 +1093,7 @@ async def test_query_keeps_attention_set_by_a_result_during_it(refunds: RefundCl
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id)).data
     go = refunds.daraja.hold("transactionstatus")
-    asking = asyncio.create_task(refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query"))
+    asking = asyncio.create_task(refunds.harness.api.call("POST", f"/v1/refunds/{refund['id']}/query"))
     await refunds.daraja.wait_for_requests("transactionstatus")
     await refunds.done(refund, amount="1.00")
     go.set()
@@ -1101,11 +1103,11 @@ async def test_query_keeps_attention_set_by_a_result_during_it(refunds: RefundCl
 async def test_query_of_a_retired_shortcode_uses_the_refunds_own(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id)).data
-    assert await move_to(refunds.town.api, "600001") == {"payments": 0, "refunds": 1}
-    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+    assert await move_to(refunds.harness.api, "600001") == {"payments": 0, "refunds": 1}
+    answer = await refunds.harness.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert answer.status == 200
-    await refunds.town.gateway.db.execute("UPDATE refund SET due_at = now()")
-    await refunds.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
+    await refunds.harness.gateway.db.execute("UPDATE refund SET due_at = now()")
+    await refunds.harness.gateway.services.get(RefundStatusQueries).ask(refund["id"])
     await refunds.daraja.wait_for_requests("transactionstatus", 2)
     assert [query["PartyA"] for query in refunds.daraja.requests_of("transactionstatus")] == ["174379", "174379"]
 
@@ -1114,13 +1116,13 @@ async def test_query_not_sent_returns_the_reason(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id)).data
     refunds.daraja.add_answers("transactionstatus", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
-    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+    answer = await refunds.harness.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"], "Retry-After" in answer.headers) == (503, "PROVIDER_UNAVAILABLE", True)
     refunds.daraja.add_answers("transactionstatus", fault("500.001.1001", "Wrong credentials"))
-    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+    answer = await refunds.harness.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
     await refunds.done(refund)
-    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+    answer = await refunds.harness.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"]) == (409, "CONFLICT")
 
 
@@ -1131,16 +1133,16 @@ async def test_resolve_ends_refunds_without_a_result(refunds: RefundClient) -> N
     payment_id = await refunds.complete_payment()
     lost, gone = (await refunds.ask(payment_id, 100)).data, (await refunds.ask(payment_id, 200)).data
     scopes = (ADMIN, AUDIT_READ)
-    async with shop(refunds.town.gateway, refunds.town.base, scopes=scopes, is_configured=False) as admin:
+    async with shop(refunds.harness.gateway, refunds.harness.base, scopes=scopes, is_configured=False) as admin:
 
         async def resolve(refund: Any, outcome: str, confirm: str | None = None) -> Answer:
             body = {"outcome": outcome, "confirm": confirm or refund["id"], "note": "seen on the portal"}
             return await admin.call("POST", f"/v1/admin/refunds/{refund['id']}/resolve", body)
 
         assert (await resolve(lost, "failed")).status == 409
-        await refunds.town.gateway.db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
+        await refunds.harness.gateway.db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
         assert (await resolve(lost, "failed", confirm="yes")).status == 422
-        assert (await refunds.town.api.call("POST", f"/v1/admin/refunds/{lost['id']}/resolve", {})).status == 403
+        assert (await refunds.harness.api.call("POST", f"/v1/admin/refunds/{lost['id']}/resolve", {})).status == 403
         assert (await resolve(lost, "failed")).data["status"] == "failed"
         assert (await resolve(gone, "completed")).data["status"] == "completed"
         assert (await resolve(gone, "failed")).status == 409
@@ -1167,8 +1169,8 @@ async def test_refund_waiting_for_its_row_holds_no_lock_on_the_payment(refunds: 
     spike = fault("500.003.02", "Error Occurred: Spike Arrest Violation")
     refunds.daraja.add_answers("reversal", spike)
     assert (await refunds.ask(payment_id, 10, key="again")).status == 503
-    (unsent,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
-    db = refunds.town.gateway.db
+    (unsent,) = (await refunds.harness.api.call("GET", "/v1/refunds")).data
+    db = refunds.harness.gateway.db
     pool: Any = db.engine.pool
     async with pool.acquire() as one, pool.acquire() as two:
         await one.execute("BEGIN")
@@ -1198,9 +1200,9 @@ async def test_refund_waiting_for_its_row_holds_no_lock_on_the_payment(refunds: 
 async def test_resolve_takes_the_audit_lock_after_the_payments_lock(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id, 100)).data
-    db = refunds.town.gateway.db
+    db = refunds.harness.gateway.db
     await db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
-    async with shop(refunds.town.gateway, refunds.town.base, scopes=(ADMIN,), is_configured=False) as admin:
+    async with shop(refunds.harness.gateway, refunds.harness.base, scopes=(ADMIN,), is_configured=False) as admin:
         pool: Any = db.engine.pool
         async with pool.acquire() as one, pool.acquire() as two:
             await one.execute("BEGIN")

@@ -10,7 +10,7 @@ from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_simulator.exchange_log import ChangeSignal, ExchangeLog
 from tests.browsing import Browser, Page
-from tests.conftest import Town
+from tests.conftest import Harness
 
 ASKS = "254700000020"
 MINE = "254722000001"
@@ -23,10 +23,10 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 async def prompted_payment(
-    town: Town, browser: Browser, phone: str, amount: int = 500, *, key: str = "order"
+    harness: Harness, browser: Browser, phone: str, amount: int = 500, *, key: str = "order"
 ) -> dict[str, Any]:
     """Returns a payment whose prompt is on the phone."""
-    made: dict[str, Any] = (await town.api.pay(phone, amount, key=key)).data
+    made: dict[str, Any] = (await harness.api.pay(phone, amount, key=key)).data
 
     async def is_shown() -> bool:
         return (await browser.open(f"?phone={phone}")).has_form("/touch")
@@ -48,14 +48,14 @@ async def hold_phone(browser: Browser, phone: str, style: str = "normal", balanc
     return await browser.submit(page, "/hold", style=style, balance=str(balance))
 
 
-async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_balance(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_balance(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         page = await browser.open()
         assert page.status == 200
         assert page.unbalanced_tags == []
         assert "manual Each prompt" in page.words
         assert "KES 25,000" in page.words
-        made = await prompted_payment(town, browser, ASKS, 750)
+        made = await prompted_payment(harness, browser, ASKS, 750)
         page = await browser.open()
         assert f"Do you want to pay Ksh 750.00 to 174379, account no. {made['reference']}?" in page.words
         # Enter submits the PIN, so its form has no cancel button.
@@ -63,7 +63,7 @@ async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_ba
         unsent = await answer_prompt(browser, ASKS, pin="12")
         assert (unsent.status, "pin: enter the four digits" in unsent.words) == (422, True)
         paid = await answer_prompt(browser, ASKS, pin="1234")
-        payment = await town.api.settled(made["id"], "completed")
+        payment = await harness.api.settled(made["id"], "completed")
         assert f"{payment['receipt']} Confirmed. Ksh750.00 sent to 174379 for account {made['reference']}" in paid.words
         assert "New M-PESA balance is Ksh24,250.00." in paid.words
         assert not paid.has_form("/touch")
@@ -84,63 +84,63 @@ async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_ba
     ],
 )
 async def test_phone_page_answer_other_than_paying_fails_the_payment(
-    town: Town, fields: dict[str, str], balance: int, reason: str, message: str
+    harness: Harness, fields: dict[str, str], balance: int, reason: str, message: str
 ) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+    async with Browser(f"{harness.base}/simulator") as browser:
         assert "automatic This phone" in (await browser.open(f"?phone={MINE}")).words
         page = await hold_phone(browser, MINE, balance=balance)
         assert "manual Each prompt" in page.words
-        made = await prompted_payment(town, browser, MINE)
+        made = await prompted_payment(harness, browser, MINE)
         page = await answer_prompt(browser, MINE, **fields)
         assert message in page.words
-        assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == reason
+        assert (await harness.api.settled(made["id"], "failed"))["failure_reason"] == reason
         assert page.form("/hold").fields["balance"] == [str(balance)]
         # After its release it pays automatically again.
         page = await browser.submit(page, "/let-go")
         assert "automatic This phone" in page.words
-        again = (await town.api.pay(MINE, 100, key="again")).data
-        await town.api.settled(again["id"], "completed")
+        again = (await harness.api.pay(MINE, 100, key="again")).data
+        await harness.api.settled(again["id"], "completed")
 
 
 @pytest.mark.parametrize(("style", "callbacks"), [("normal", 1), ("late", 1), ("twice", 2), ("wrong_amount", 1)])
-async def test_phone_page_callback_style_is_applied(town: Town, style: str, callbacks: int) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_callback_style_is_applied(harness: Harness, style: str, callbacks: int) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         await hold_phone(browser, MINE, style)
-        made = await prompted_payment(town, browser, MINE)
+        made = await prompted_payment(harness, browser, MINE)
         await answer_prompt(browser, MINE, pin="1234")
 
         async def are_accepted() -> bool:
             return bool(
-                await town.gateway.db.fetchval(
+                await harness.gateway.db.fetchval(
                     "SELECT count(*) = $1 FROM sim_callback WHERE last_status = 200", callbacks
                 )
             )
 
         assert await eventually(are_accepted)
-        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        found = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"] == "completed") == (style != "wrong_amount")
         assert (found["mismatch"] is not None) == (style == "wrong_amount")
 
 
-async def test_phone_page_callback_style_changed_during_a_prompt_is_applied(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
-        made = await prompted_payment(town, browser, ASKS)
+async def test_phone_page_callback_style_changed_during_a_prompt_is_applied(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
+        made = await prompted_payment(harness, browser, ASKS)
         await hold_phone(browser, ASKS, "wrong_amount")
         await answer_prompt(browser, ASKS, pin="1234")
 
         async def is_mismatched() -> bool:
-            return (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"] is not None
+            return (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"] is not None
 
         assert await eventually(is_mismatched)
 
 
 async def test_phone_page_unrequested_payments_are_messages_and_the_balance_can_be_set(
-    town: Town,
+    harness: Harness,
 ) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+    async with Browser(f"{harness.base}/simulator") as browser:
         receipts = [
             (
-                await town.api.call(
+                await harness.api.call(
                     "POST",
                     "/simulator/control/ledger",
                     {"phone": MINE, "amount": amount, "shortcode": "174379", "reference": "counter"},
@@ -155,31 +155,31 @@ async def test_phone_page_unrequested_payments_are_messages_and_the_balance_can_
         assert "New M-PESA balance is Ksh2,700.00." in page.words
 
 
-async def test_phone_page_without_scripts_refreshes_until_a_prompt_is_open(town: Town) -> None:
+async def test_phone_page_without_scripts_refreshes_until_a_prompt_is_open(harness: Harness) -> None:
     refresh = 'http-equiv="refresh"'
-    async with Browser(f"{town.base}/simulator") as browser:
+    async with Browser(f"{harness.base}/simulator") as browser:
         page = await browser.open()
         assert refresh not in page.text
         watching = next(link for link in page.links if link.endswith("watch=true"))
         assert refresh in (await browser.open(watching)).text
-        await prompted_payment(town, browser, ASKS)
+        await prompted_payment(harness, browser, ASKS)
         assert refresh not in (await browser.open(watching)).text
 
 
-async def test_phone_page_style_never_completes_by_status_query(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_style_never_completes_by_status_query(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         await hold_phone(browser, MINE, "never")
-        made = await prompted_payment(town, browser, MINE)
+        made = await prompted_payment(harness, browser, MINE)
         await answer_prompt(browser, MINE, pin="1234")
-        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
-        queried = await town.api.call("POST", f"/v1/payments/{made['id']}/query")
+        assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+        queried = await harness.api.call("POST", f"/v1/payments/{made['id']}/query")
         assert queried.data["status"] == "completed"
 
 
-async def test_phone_page_style_before_ack_completes_the_payment_before_its_ack(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_style_before_ack_completes_the_payment_before_its_ack(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         await hold_phone(browser, MINE, "before_ack")
-        paying = asyncio.ensure_future(town.api.pay(MINE, key="order"))
+        paying = asyncio.ensure_future(harness.api.pay(MINE, key="order"))
 
         async def is_shown() -> bool:
             return (await browser.open(f"?phone={MINE}")).has_form("/touch")
@@ -188,32 +188,32 @@ async def test_phone_page_style_before_ack_completes_the_payment_before_its_ack(
         assert not paying.done()
         await answer_prompt(browser, MINE, pin="1234")
         made = (await paying).data
-        steps = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
+        steps = (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
         assert [step["kind"] for step in steps] == ["requested", "completed", "sent"]
 
 
-async def test_phone_page_refund_is_a_message_and_adds_to_the_balance(town: Town, initiated: None) -> None:
+async def test_phone_page_refund_is_a_message_and_adds_to_the_balance(harness: Harness, initiated: None) -> None:
     assert initiated is None
-    async with Browser(f"{town.base}/simulator") as browser:
-        made = await prompted_payment(town, browser, ASKS)
+    async with Browser(f"{harness.base}/simulator") as browser:
+        made = await prompted_payment(harness, browser, ASKS)
         await answer_prompt(browser, ASKS, pin="1234")
-        payment = await town.api.settled(made["id"], "completed")
+        payment = await harness.api.settled(made["id"], "completed")
         assert (
-            await town.api.call(
+            await harness.api.call(
                 "POST", "/v1/refunds", {"payment_id": made["id"], "amount": 200}, headers={"Idempotency-Key": "r"}
             )
         ).status == 201
-        await town.api.settled(made["id"], "partially_reversed")
+        await harness.api.settled(made["id"], "partially_reversed")
         page = await browser.open()
         assert f"Ksh200.00 of {payment['receipt']} was reversed to you" in page.words
         assert "New M-PESA balance is Ksh24,700.00." in page.words
         assert "New M-PESA balance is Ksh24,500.00." in page.words
 
 
-async def test_phone_page_log_shows_requests_and_callbacks_without_secrets(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
-        made = (await town.api.pay(MINE, key="order")).data
-        await town.api.settled(made["id"], "completed")
+async def test_phone_page_log_shows_requests_and_callbacks_without_secrets(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
+        made = (await harness.api.pay(MINE, key="order")).data
+        await harness.api.settled(made["id"], "completed")
         page = await browser.open()
         assert "→ received stkpush" in page.words
         assert "← called back /v1/cb/stk/…" in page.words
@@ -223,9 +223,9 @@ async def test_phone_page_log_shows_requests_and_callbacks_without_secrets(town:
         assert "s-mer_" not in page.text
 
 
-async def test_changes_stream_sends_an_event_for_each_change(town: Town) -> None:
+async def test_changes_stream_sends_an_event_for_each_change(harness: Harness) -> None:
     async with niquests.AsyncSession() as session:
-        response = await session.get(f"{town.base}/simulator/changes", stream=True)
+        response = await session.get(f"{harness.base}/simulator/changes", stream=True)
         try:
             assert (response.headers["Content-Type"] or "").startswith("text/event-stream")
             chunks, read = await response.iter_content(1), b""
@@ -237,14 +237,14 @@ async def test_changes_stream_sends_an_event_for_each_change(town: Town) -> None
 
             async with asyncio.timeout(15):
                 await read_until(1)
-                await town.api.pay(MINE, key="order")
+                await harness.api.pay(MINE, key="order")
                 await read_until(2)
         finally:
             await response.close()
 
 
-async def test_phone_page_settings_are_saved_and_invalid_ones_refused(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_settings_are_saved_and_invalid_ones_refused(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         page = await browser.open()
         saved = await browser.submit(page, "/turn", late_delay="0.1", prompt_timeout="5")
         assert saved.form("/turn").fields["prompt_timeout"] == ["5.0"]
@@ -264,8 +264,8 @@ async def test_phone_page_settings_are_saved_and_invalid_ones_refused(town: Town
 
 
 @pytest.mark.parametrize("path", ["/touch", "/hold", "/let-go", "/turn"])
-async def test_phone_page_forms_refuse_posts_of_other_sites(town: Town, path: str) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_forms_refuse_posts_of_other_sites(harness: Harness, path: str) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         refused = await browser.send(path, {"phone": MINE}, {"Origin": "https://evil.example"})
         assert (refused.status, "pages of other sites may not call the simulator" in refused.text) == (403, True)
         # An old browser sends only the Referer.
@@ -274,14 +274,14 @@ async def test_phone_page_forms_refuse_posts_of_other_sites(town: Town, path: st
         assert (refused.status, "one of our own pages" in refused.words) == (400, True)
 
 
-async def test_phone_page_loads_its_own_files_only(town: Town) -> None:
-    async with Browser(f"{town.base}/simulator") as browser:
+async def test_phone_page_loads_its_own_files_only(harness: Harness) -> None:
+    async with Browser(f"{harness.base}/simulator") as browser:
         page = await browser.open()
         assert "unsafe" not in page.headers["Content-Security-Policy"]
         files = [link for link in page.links if "/web/" in link]
         assert len(files) >= 4
         for link in files:
-            assert link.startswith(town.base)
+            assert link.startswith(harness.base)
             file = await browser.open(link)
             assert (file.status, "immutable" in file.headers["Cache-Control"]) == (200, True)
         assert (await browser.open("/web/0000000000000000/phone.css")).status == 404

@@ -19,7 +19,7 @@ from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.operations import STK_PUSH, StkPush
 from mpesa_gateway_simulator.outcomes import ANSWERS, BEHAVIOURS, PREFIX
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.plugins.simulator.daraja_client import (
     PUSH,
     QUERY,
@@ -533,10 +533,10 @@ CROSS_SITE: list[tuple[str, dict[str, str]]] = [
 """Requests that a browser sends for a page of another site."""
 
 
-async def test_control_api_refuses_requests_of_other_sites(town: Town) -> None:
+async def test_control_api_refuses_requests_of_other_sites(harness: Harness) -> None:
     for method, headers in CROSS_SITE:
         path = "/simulator/control/reset" if method == "POST" else "/simulator/control/ledger"
-        answer = await town.api.call(method, path, headers=headers)
+        answer = await harness.api.call(method, path, headers=headers)
         assert answer.status in {400, 403}, headers
         assert "simulator" in str(answer.body) or answer.status == 400
 
@@ -558,7 +558,9 @@ CONTROL = [
 
 
 @pytest.mark.parametrize(("method", "path"), CONTROL)
-async def test_simulator_routes_refuse_other_sites_with_any_content_type(town: Town, method: str, path: str) -> None:
+async def test_simulator_routes_refuse_other_sites_with_any_content_type(
+    harness: Harness, method: str, path: str
+) -> None:
     """A form and ``fetch`` without CORS can send these content types across sites."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
         for headers in (
@@ -568,13 +570,13 @@ async def test_simulator_routes_refuse_other_sites_with_any_content_type(town: T
             {"Host": "evil.example"},
             {"Sec-Fetch-Site": "cross-site"},
         ):
-            answer = await town.api.call(method, path, raw=b"{}", headers=headers | {"Content-Type": kind})
+            answer = await harness.api.call(method, path, raw=b"{}", headers=headers | {"Content-Type": kind})
             assert answer.status == 403, (kind, headers)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Host": "localhost:1"}, {"Sec-Fetch-Site": "same-origin"}])
-async def test_control_api_accepts_tools_and_our_own_pages(town: Town, headers: dict[str, str]) -> None:
-    assert (await town.api.call("POST", "/simulator/control/reset", headers=headers)).status == 200
+async def test_control_api_accepts_tools_and_our_own_pages(harness: Harness, headers: dict[str, str]) -> None:
+    assert (await harness.api.call("POST", "/simulator/control/reset", headers=headers)).status == 200
 
 
 async def test_control_api_accepts_a_host_of_the_setting(values: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -44,7 +44,7 @@ def test_constraints_each_have_a_violating_statement() -> None:
 
 
 @pytest.mark.as_owner
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
-    await town.api.pay("254700000020", key="one")
-    await town.gateway.db.execute(ROWS)
-    assert await refusals(town.gateway.db, CASES) == {}
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
+    await harness.api.pay("254700000020", key="one")
+    await harness.gateway.db.execute(ROWS)
+    assert await refusals(harness.gateway.db, CASES) == {}

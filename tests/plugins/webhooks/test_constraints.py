@@ -1,7 +1,7 @@
 """Protects the constraints of the webhooks' tables: each has a statement that violates it."""
 
 from mpesa_gateway.testing.serving import eventually
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
 
@@ -60,9 +60,9 @@ def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_webhooks.migrations") - {"webhook_endpoint_of_its_env"}
 
 
-async def test_constraints_reject_their_violating_statements(town: Town) -> None:
-    await town.gateway.merchants.create("Other", actor="test")
-    made = await town.api.pay("254711000080", key="order")
-    await town.api.settled(made.data["id"], "completed")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT delivery_id FROM delivery WHERE status = 'delivered'"))
-    assert await refusals(town.gateway.db, CASES) == {}
+async def test_constraints_reject_their_violating_statements(harness: Harness) -> None:
+    await harness.gateway.merchants.create("Other", actor="test")
+    made = await harness.api.pay("254711000080", key="order")
+    await harness.api.settled(made.data["id"], "completed")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT delivery_id FROM delivery WHERE status = 'delivered'"))
+    assert await refusals(harness.gateway.db, CASES) == {}

@@ -6,84 +6,84 @@ from typing import Any
 from mpesa_gateway.check_result import CheckResult
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_webhooks.doctor import check_endpoint, check_settings
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.looking import levels, only_merchant, results_of_check
 
 
-async def results_of(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
+async def results_of(harness: Harness, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
     """The doctor's results for the only merchant's endpoint."""
-    merchant = await only_merchant(town.gateway)
-    return await results_of_check(check_endpoint, town.gateway, merchant=merchant, env=env, **examined)
+    merchant = await only_merchant(harness.gateway)
+    return await results_of_check(check_endpoint, harness.gateway, merchant=merchant, env=env, **examined)
 
 
-async def copy_to_live(town: Town) -> None:
+async def copy_to_live(harness: Harness) -> None:
     """Copy the sandbox endpoint to live."""
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, failures, closed_until, created_at, "  # noqa: S608 - ids that the test chose
         f"updated_at) SELECT {literal('whe')}, merchant_id, 'live', url, secret, failures, closed_until, created_at, "
         "updated_at FROM webhook_endpoint"
     )
 
 
-async def deliver_one(town: Town) -> None:
+async def deliver_one(harness: Harness) -> None:
     """Create and complete a payment, and wait until its webhook is delivered."""
-    made = (await town.api.pay("254711000001", key="a")).data
-    await town.api.settled(made["id"], "completed")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT last_success_at FROM webhook_endpoint"))
+    made = (await harness.api.pay("254711000001", key="a")).data
+    await harness.api.settled(made["id"], "completed")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT last_success_at FROM webhook_endpoint"))
 
 
-async def test_doctor_working_endpoint_is_ok(town: Town) -> None:
-    assert levels(await results_of(town)) == {"webhooks.endpoint": "note"}
-    await deliver_one(town)
-    assert levels(await results_of(town)) == {"webhooks.endpoint": "ok"}
+async def test_doctor_working_endpoint_is_ok(harness: Harness) -> None:
+    assert levels(await results_of(harness)) == {"webhooks.endpoint": "note"}
+    await deliver_one(harness)
+    assert levels(await results_of(harness)) == {"webhooks.endpoint": "ok"}
 
 
-async def test_doctor_missing_endpoint_is_a_note_and_in_live_a_warning(town: Town) -> None:
-    await town.api.call("DELETE", "/v1/merchant/webhook")
-    assert levels(await results_of(town)) == {"webhooks.endpoint": "note"}
-    assert levels(await results_of(town, env="live")) == {"webhooks.endpoint": "warning"}
+async def test_doctor_missing_endpoint_is_a_note_and_in_live_a_warning(harness: Harness) -> None:
+    await harness.api.call("DELETE", "/v1/merchant/webhook")
+    assert levels(await results_of(harness)) == {"webhooks.endpoint": "note"}
+    assert levels(await results_of(harness, env="live")) == {"webhooks.endpoint": "warning"}
 
 
-async def test_doctor_loopback_endpoint_in_live_is_a_problem(town: Town) -> None:
-    await copy_to_live(town)
-    found = (await results_of(town, env="live"))["webhooks.endpoint"]
+async def test_doctor_loopback_endpoint_in_live_is_a_problem(harness: Harness) -> None:
+    await copy_to_live(harness)
+    found = (await results_of(harness, env="live"))["webhooks.endpoint"]
     assert (found.level, "never called" in found.text) == ("problem", True)
 
 
-async def test_doctor_failing_endpoint_is_a_warning_and_in_live_a_problem(town: Town) -> None:
-    await deliver_one(town)
-    town.receiver.status = 500
-    made = (await town.api.pay("254711000002", key="b")).data
-    await town.api.settled(made["id"], "completed")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT failures FROM webhook_endpoint"))
-    found = (await results_of(town))["webhooks.endpoint"]
+async def test_doctor_failing_endpoint_is_a_warning_and_in_live_a_problem(harness: Harness) -> None:
+    await deliver_one(harness)
+    harness.receiver.status = 500
+    made = (await harness.api.pay("254711000002", key="b")).data
+    await harness.api.settled(made["id"], "completed")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT failures FROM webhook_endpoint"))
+    found = (await results_of(harness))["webhooks.endpoint"]
     assert (found.level, "HTTP 500" in found.text) == ("warning", True)
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE webhook_endpoint SET failures = 7, url = 'https://shop.example.co.ke/hook', "
         "closed_until = now() + interval '1 minute'"
     )
-    await copy_to_live(town)
-    found = (await results_of(town, env="live"))["webhooks.endpoint"]
+    await copy_to_live(harness)
+    found = (await results_of(harness, env="live"))["webhooks.endpoint"]
     assert (found.level, "7 times in a row" in found.text) == ("problem", True)
-    assert (await results_of(town))["webhooks.endpoint"].level == "warning"
-    later = town.gateway.clock.now() + timedelta(minutes=2)
-    assert (await results_of(town, env="live", now=later))["webhooks.endpoint"].level == "warning"
+    assert (await results_of(harness))["webhooks.endpoint"].level == "warning"
+    later = harness.gateway.clock.now() + timedelta(minutes=2)
+    assert (await results_of(harness, env="live", now=later))["webhooks.endpoint"].level == "warning"
 
 
-async def test_doctor_dead_deliveries_are_a_warning_and_overdue_ones_a_note(town: Town) -> None:
-    await deliver_one(town)
-    await town.gateway.db.execute(
+async def test_doctor_dead_deliveries_are_a_warning_and_overdue_ones_a_note(harness: Harness) -> None:
+    await deliver_one(harness)
+    await harness.gateway.db.execute(
         "UPDATE delivery SET status = 'dead', delivered_at = NULL, last_status = 500, due_at = NULL"
     )
-    found = (await results_of(town))["webhooks.dead"]
+    found = (await results_of(harness))["webhooks.dead"]
     assert (found.level, "replay" in (found.fix or "")) == ("warning", True)
-    assert "webhooks.dead" not in await results_of(town, now=town.gateway.clock.now() + timedelta(days=8))
-    await town.gateway.db.execute(
+    assert "webhooks.dead" not in await results_of(harness, now=harness.gateway.clock.now() + timedelta(days=8))
+    await harness.gateway.db.execute(
         "UPDATE delivery SET status = 'pending', due_at = now(), leased_until = now() + interval '1 hour'"
     )
-    later = town.gateway.clock.now() + timedelta(minutes=1)
-    assert (await results_of(town, now=later))["webhooks.owed"].level == "note"
+    later = harness.gateway.clock.now() + timedelta(minutes=1)
+    assert (await results_of(harness, now=later))["webhooks.owed"].level == "note"
 
 
 async def test_doctor_allow_loopback_is_a_note_unless_a_merchant_is_live(values: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_webhooks.plugin import plugin
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import broken_invariants, drop_constraints, find_missed_corruptions
 
@@ -36,31 +36,31 @@ def test_invariants_each_have_a_violation() -> None:
     assert set(VIOLATIONS) == {f"webhooks.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
     # The endpoint was set more than ten minutes ago.
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET updated_at = now() - interval '11 minutes'")
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET updated_at = now() - interval '11 minutes'")
     for number in range(1, 8):
-        made = await town.api.pay(f"25471100000{number}", key=f"paid-{number}")
-        await town.api.settled(made.data["id"], "completed")
-    await drop_constraints(town.gateway)
-    assert await find_missed_corruptions(town.gateway, VIOLATIONS) == {}
+        made = await harness.api.pay(f"25471100000{number}", key=f"paid-{number}")
+        await harness.api.settled(made.data["id"], "completed")
+    await drop_constraints(harness.gateway)
+    assert await find_missed_corruptions(harness.gateway, VIOLATIONS) == {}
 
 
-async def test_event_without_an_endpoint_needs_a_waiting_delivery(town: Town) -> None:
-    assert (await town.api.call("DELETE", "/v1/merchant/webhook")).status == 200
-    made = await town.api.pay("254711000001", key="unheard")
-    await town.api.settled(made.data["id"], "completed")
-    assert await broken_invariants(town.gateway) == {}
-    await town.gateway.db.execute("DELETE FROM delivery")
-    assert set(await broken_invariants(town.gateway)) == {"webhooks.event_has_its_delivery"}
+async def test_event_without_an_endpoint_needs_a_waiting_delivery(harness: Harness) -> None:
+    assert (await harness.api.call("DELETE", "/v1/merchant/webhook")).status == 200
+    made = await harness.api.pay("254711000001", key="unheard")
+    await harness.api.settled(made.data["id"], "completed")
+    assert await broken_invariants(harness.gateway) == {}
+    await harness.gateway.db.execute("DELETE FROM delivery")
+    assert set(await broken_invariants(harness.gateway)) == {"webhooks.event_has_its_delivery"}
 
 
-async def test_delivery_of_a_paused_endpoint_is_not_overdue(town: Town) -> None:
-    made = await town.api.pay("254711000001", key="one")
-    await town.api.settled(made.data["id"], "completed")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT delivery_id FROM delivery WHERE status = 'delivered'"))
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
-    await town.gateway.db.execute(
+async def test_delivery_of_a_paused_endpoint_is_not_overdue(harness: Harness) -> None:
+    made = await harness.api.pay("254711000001", key="one")
+    await harness.api.settled(made.data["id"], "completed")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT delivery_id FROM delivery WHERE status = 'delivered'"))
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
+    await harness.gateway.db.execute(
         "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = now() - interval '1 hour'"
     )
-    assert await broken_invariants(town.gateway) == {}
+    assert await broken_invariants(harness.gateway) == {}

@@ -19,7 +19,7 @@ from mpesa_gateway_webhooks import signing
 from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.schedule import PAUSES, pause_after
 from mpesa_gateway_webhooks.tables import FORGET_ANSWERS
-from tests.conftest import Town
+from tests.conftest import Harness
 from tests.identifiers import identifier
 
 pytestmark = pytest.mark.as_owner
@@ -71,10 +71,10 @@ def test_pause_after_the_last_attempt_is_none() -> None:
     assert timedelta(seconds=sum(PAUSES)) > timedelta(hours=31)
 
 
-async def complete_payment(town: Town, key: str = "order") -> dict[str, Any]:
+async def complete_payment(harness: Harness, key: str = "order") -> dict[str, Any]:
     """Create and complete a payment."""
-    made = await town.api.pay("254711000080", key=key)
-    return await town.api.settled(made.data["id"], "completed")
+    made = await harness.api.pay("254711000080", key=key)
+    return await harness.api.settled(made.data["id"], "completed")
 
 
 async def logs(api: Api, query: str = "") -> list[dict[str, Any]]:
@@ -93,134 +93,136 @@ async def await_delivery(api: Api, status: str, attempts: int = 1) -> dict[str, 
             await asyncio.sleep(0.05)
 
 
-async def make_due(town: Town) -> None:
+async def make_due(harness: Harness) -> None:
     """Make every delivery due, close no endpoint, and sweep."""
-    await town.gateway.db.execute("UPDATE delivery SET due_at = now() WHERE status = 'pending'")
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
-    await town.gateway.services.get(DeliveryService).sweep()
+    await harness.gateway.db.execute("UPDATE delivery SET due_at = now() WHERE status = 'pending'")
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
+    await harness.gateway.services.get(DeliveryService).sweep()
 
 
-async def test_delivery_failed_is_retried_with_the_same_id_and_bytes(town: Town) -> None:
-    town.receiver.answer = lambda _, number: 500 if number == 1 else 204
-    await complete_payment(town)
-    failed = await await_delivery(town.api, "pending")
+async def test_delivery_failed_is_retried_with_the_same_id_and_bytes(harness: Harness) -> None:
+    harness.receiver.answer = lambda _, number: 500 if number == 1 else 204
+    await complete_payment(harness)
+    failed = await await_delivery(harness.api, "pending")
     assert (failed["last_status"], failed["last_error"]) == (500, "the endpoint answered HTTP 500")
     wait = datetime.fromisoformat(failed["next_retry_at"]) - datetime.fromisoformat(failed["last_attempt_at"])
     assert timedelta(seconds=4) < wait < timedelta(seconds=6)
-    await make_due(town)
-    done = await await_delivery(town.api, "delivered", 2)
-    first, second = town.receiver.received
+    await make_due(harness)
+    done = await await_delivery(harness.api, "delivered", 2)
+    first, second = harness.receiver.received
     assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
-    detail = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data
+    detail = (await harness.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data
     assert [(attempt["status"], attempt["answer"]) for attempt in detail["attempt_log"]] == [(500, "ok"), (204, "")]
     assert detail["event"]["id"] == first.headers["webhook-id"]
 
 
-async def test_delivery_after_the_last_attempt_is_dead_until_replayed(town: Town) -> None:
-    town.receiver.status = 503
-    await complete_payment(town)
-    await await_delivery(town.api, "pending")
-    await town.gateway.db.execute("UPDATE delivery SET attempts = $1", ATTEMPTS - 1)
-    await make_due(town)
-    dead = await await_delivery(town.api, "dead", ATTEMPTS)
+async def test_delivery_after_the_last_attempt_is_dead_until_replayed(harness: Harness) -> None:
+    harness.receiver.status = 503
+    await complete_payment(harness)
+    await await_delivery(harness.api, "pending")
+    await harness.gateway.db.execute("UPDATE delivery SET attempts = $1", ATTEMPTS - 1)
+    await make_due(harness)
+    dead = await await_delivery(harness.api, "dead", ATTEMPTS)
     assert dead["next_retry_at"] is None
-    town.receiver.status = 200
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
-    replayed = await town.api.call("POST", f"/v1/webhooks/logs/{dead['id']}/replay")
+    harness.receiver.status = 200
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
+    replayed = await harness.api.call("POST", f"/v1/webhooks/logs/{dead['id']}/replay")
     assert replayed.data["status"] == "pending"
-    await await_delivery(town.api, "delivered")
-    assert len({one.headers["webhook-id"] for one in town.receiver.received}) == 1
+    await await_delivery(harness.api, "delivered")
+    assert len({one.headers["webhook-id"] for one in harness.receiver.received}) == 1
 
 
-async def test_delivery_answered_gone_is_dead(town: Town) -> None:
-    town.receiver.status = 410
-    await complete_payment(town)
-    assert (await await_delivery(town.api, "dead"))["last_status"] == 410
+async def test_delivery_answered_gone_is_dead(harness: Harness) -> None:
+    harness.receiver.status = 410
+    await complete_payment(harness)
+    assert (await await_delivery(harness.api, "dead"))["last_status"] == 410
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_delivery_answered_with_a_redirect_fails_and_is_not_followed(town: Town, status: int) -> None:
-    town.receiver.status = status
-    await complete_payment(town)
-    assert (await await_delivery(town.api, "pending"))["last_status"] == status
-    assert len(town.receiver.received) == 1
+async def test_delivery_answered_with_a_redirect_fails_and_is_not_followed(harness: Harness, status: int) -> None:
+    harness.receiver.status = status
+    await complete_payment(harness)
+    assert (await await_delivery(harness.api, "pending"))["last_status"] == status
+    assert len(harness.receiver.received) == 1
 
 
-async def test_replay_of_many_selects_by_time_and_status(town: Town) -> None:
+async def test_replay_of_many_selects_by_time_and_status(harness: Harness) -> None:
     for number in range(3):
-        await complete_payment(town, f"order-{number}")
-    await town.receiver.wait_for(3)
-    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) = 3 FROM delivery WHERE status = 'delivered'"))
-    since = (await logs(town.api))[-1]["created_at"]
-    answer = await town.api.call("POST", "/v1/webhooks/replay", {"since": since, "status": "delivered"})
+        await complete_payment(harness, f"order-{number}")
+    await harness.receiver.wait_for(3)
+    await eventually(
+        lambda: harness.gateway.db.fetchval("SELECT count(*) = 3 FROM delivery WHERE status = 'delivered'")
+    )
+    since = (await logs(harness.api))[-1]["created_at"]
+    answer = await harness.api.call("POST", "/v1/webhooks/replay", {"since": since, "status": "delivered"})
     assert answer.data == {"replayed": 3, "has_more": False}
-    await town.receiver.wait_for(6)
-    answer = await town.api.call("POST", "/v1/webhooks/replay", {"since": since, "status": "dead"})
+    await harness.receiver.wait_for(6)
+    answer = await harness.api.call("POST", "/v1/webhooks/replay", {"since": since, "status": "dead"})
     assert answer.data["replayed"] == 0
 
 
-async def test_failing_endpoint_is_paused_and_delays_no_other(town: Town) -> None:
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET url = 'http://127.0.0.1:9/gone', failures = 4")
-    await complete_payment(town, "first")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT closed_until > now() FROM webhook_endpoint"))
-    await complete_payment(town, "second")
+async def test_failing_endpoint_is_paused_and_delays_no_other(harness: Harness) -> None:
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET url = 'http://127.0.0.1:9/gone', failures = 4")
+    await complete_payment(harness, "first")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT closed_until > now() FROM webhook_endpoint"))
+    await complete_payment(harness, "second")
     await asyncio.sleep(0.5)
-    newest = (await logs(town.api))[0]
+    newest = (await logs(harness.api))[0]
     assert (newest["status"], newest["attempts"]) == ("pending", 0)
-    async with receiving() as well, shop(town.gateway, town.base, webhook_url=well.url) as other:
+    async with receiving() as well, shop(harness.gateway, harness.base, webhook_url=well.url) as other:
         await other.pay("254711000081", key="well")
         assert await well.wait_for(1, patience=5)
-    view = (await town.api.call("GET", "/v1/merchant/webhook")).data
+    view = (await harness.api.call("GET", "/v1/merchant/webhook")).data
     assert view["failures"] >= 5
     assert view["paused_until"] is not None
 
 
-async def test_rotated_secret_signs_together_with_the_old_one_for_a_day(town: Town) -> None:
-    first = (await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})).data[
+async def test_rotated_secret_signs_together_with_the_old_one_for_a_day(harness: Harness) -> None:
+    first = (await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": harness.receiver.url})).data[
         "webhook_secret"
     ]
-    second = (await town.api.call("POST", "/v1/merchant/webhook/rotate")).data["webhook_secret"]
+    second = (await harness.api.call("POST", "/v1/merchant/webhook/rotate")).data["webhook_secret"]
     assert first != second
-    await complete_payment(town)
-    (sent,) = await town.receiver.wait_for(1)
+    await complete_payment(harness)
+    (sent,) = await harness.receiver.wait_for(1)
     for secret in (first, second):
         Webhook(secret).verify(sent.body, sent.headers)
     assert "x-payments-signature-previous" in sent.headers
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET previous_until = now()")
-    await complete_payment(town, "later")
-    (_, later) = await town.receiver.wait_for(2)
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET previous_until = now()")
+    await complete_payment(harness, "later")
+    (_, later) = await harness.receiver.wait_for(2)
     assert "x-payments-signature-previous" not in later.headers
     with pytest.raises(WebhookVerificationError):
         Webhook(first).verify(later.body, later.headers)
-    shown = (await town.api.call("GET", "/v1/merchant/webhook")).data["webhook_secret"]
+    shown = (await harness.api.call("GET", "/v1/merchant/webhook")).data["webhook_secret"]
     assert shown == f"****{second[-4:]}"
 
 
-async def test_webhook_test_is_sent_at_once_and_returns_the_answer(town: Town) -> None:
-    town.receiver.status = 418
-    answer = (await town.api.call("POST", "/v1/merchant/webhook/test")).data
+async def test_webhook_test_is_sent_at_once_and_returns_the_answer(harness: Harness) -> None:
+    harness.receiver.status = 418
+    answer = (await harness.api.call("POST", "/v1/merchant/webhook/test")).data
     assert (answer["delivered"], answer["status"], answer["answer"]) == (False, 418, "ok")
-    assert town.receiver.received[0].headers["x-event-type"] == "webhook.test"
-    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": "http://127.0.0.1:9/nobody"})
-    answer = (await town.api.call("POST", "/v1/merchant/webhook/test")).data
+    assert harness.receiver.received[0].headers["x-event-type"] == "webhook.test"
+    await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": "http://127.0.0.1:9/nobody"})
+    answer = (await harness.api.call("POST", "/v1/merchant/webhook/test")).data
     assert (answer["delivered"], answer["error"]) == (False, "the connection failed")
 
 
-async def test_removed_endpoint_gets_nothing_and_its_deliveries_wait(town: Town) -> None:
-    town.receiver.status = 500
-    await complete_payment(town)
-    await await_delivery(town.api, "pending")
-    assert (await town.api.call("DELETE", "/v1/merchant/webhook")).data == {"deleted": True}
-    await make_due(town)
-    waiting = await await_delivery(town.api, "waiting")
-    assert (await town.api.call("POST", f"/v1/webhooks/logs/{waiting['id']}/replay")).status == 409
+async def test_removed_endpoint_gets_nothing_and_its_deliveries_wait(harness: Harness) -> None:
+    harness.receiver.status = 500
+    await complete_payment(harness)
+    await await_delivery(harness.api, "pending")
+    assert (await harness.api.call("DELETE", "/v1/merchant/webhook")).data == {"deleted": True}
+    await make_due(harness)
+    waiting = await await_delivery(harness.api, "waiting")
+    assert (await harness.api.call("POST", f"/v1/webhooks/logs/{waiting['id']}/replay")).status == 409
     since = {"since": "2020-01-01T00:00:00Z"}
-    assert (await town.api.call("POST", "/v1/webhooks/replay", since)).status == 409
+    assert (await harness.api.call("POST", "/v1/webhooks/replay", since)).status == 409
     for method, path in (("GET", "/v1/merchant/webhook"), ("POST", "/v1/merchant/webhook/test")):
-        assert (await town.api.call(method, path)).status == 404
-    await complete_payment(town, "unheard")
-    assert [row["status"] for row in await logs(town.api)] == ["waiting"] * 2
-    assert [event["type"] for event in (await town.api.call("GET", "/v1/events")).data] == ["payment.completed"] * 2
+        assert (await harness.api.call(method, path)).status == 404
+    await complete_payment(harness, "unheard")
+    assert [row["status"] for row in await logs(harness.api)] == ["waiting"] * 2
+    assert [event["type"] for event in (await harness.api.call("GET", "/v1/events")).data] == ["payment.completed"] * 2
 
 
 UNCALLED = [
@@ -239,9 +241,9 @@ UNCALLED = [
 """Addresses that are never called."""
 
 
-async def test_endpoint_with_a_forbidden_address_is_refused(town: Town) -> None:
+async def test_endpoint_with_a_forbidden_address_is_refused(harness: Harness) -> None:
     for url in UNCALLED:
-        answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
+        answer = await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
         assert (answer.status, answer.error["field"]) == (422, "webhook_url"), url
 
 
@@ -255,10 +257,10 @@ async def test_endpoint_with_a_forbidden_address_is_refused(town: Town) -> None:
         ("HTTP://LOCALHOST:3000/", "http://localhost:3000/"),
     ],
 )
-async def test_endpoint_address_is_stored_in_normal_form(town: Town, url: str, kept: str) -> None:
-    answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
+async def test_endpoint_address_is_stored_in_normal_form(harness: Harness, url: str, kept: str) -> None:
+    answer = await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
     assert (answer.status, answer.data["webhook_url"]) == (200, kept)
-    assert (await town.api.call("GET", "/v1/merchant/webhook")).data["webhook_url"] == kept
+    assert (await harness.api.call("GET", "/v1/merchant/webhook")).data["webhook_url"] == kept
 
 
 async def test_loopback_address_is_refused_when_set_and_when_sent(values: dict[str, Any]) -> None:
@@ -278,28 +280,28 @@ async def test_loopback_address_is_refused_when_set_and_when_sent(values: dict[s
         assert receiver.received == []
 
 
-async def test_delivery_with_a_lost_wake_up_is_found_by_the_sweep(town: Town) -> None:
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
-    await complete_payment(town)
+async def test_delivery_with_a_lost_wake_up_is_found_by_the_sweep(harness: Harness) -> None:
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
+    await complete_payment(harness)
     await asyncio.sleep(0.3)
-    await town.gateway.valkey.flushdb()
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
-    await town.gateway.db.execute("UPDATE delivery SET due_at = now()")
+    await harness.gateway.valkey.flushdb()
+    await harness.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
+    await harness.gateway.db.execute("UPDATE delivery SET due_at = now()")
     # No test code helps: the cron, also lost by Valkey, restarts by itself.
-    assert await town.receiver.wait_for(1, patience=20)
+    assert await harness.receiver.wait_for(1, patience=20)
 
 
-async def test_delivery_interrupted_while_sending_is_resent_with_the_same_id(town: Town) -> None:
-    await complete_payment(town)
-    await town.receiver.wait_for(1)
-    await await_delivery(town.api, "delivered")
+async def test_delivery_interrupted_while_sending_is_resent_with_the_same_id(harness: Harness) -> None:
+    await complete_payment(harness)
+    await harness.receiver.wait_for(1)
+    await await_delivery(harness.api, "delivered")
     # The state after a crash between the POST and its record, once the lease has expired.
-    await town.gateway.db.execute(
+    await harness.gateway.db.execute(
         "UPDATE delivery SET status = 'pending', attempts = 0, due_at = now(), delivered_at = NULL, "
         "leased_until = now() - interval '1 second'"
     )
-    await town.gateway.services.get(DeliveryService).sweep()
-    first, second = await town.receiver.wait_for(2)
+    await harness.gateway.services.get(DeliveryService).sweep()
+    first, second = await harness.receiver.wait_for(2)
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
@@ -343,15 +345,15 @@ async def test_delivery_that_cannot_be_recorded_blocks_no_other_and_is_resent(va
         assert await gateway.db.fetchval("SELECT count(*) FROM attempt_log") == 12
 
 
-async def test_delivery_claimed_by_one_worker_is_not_sent_by_another(town: Town) -> None:
-    town.receiver.delay = 0.5
-    await complete_payment(town)
-    await town.receiver.wait_for(1)
-    (row,) = await logs(town.api)
-    deliveries = town.gateway.services.get(DeliveryService)
+async def test_delivery_claimed_by_one_worker_is_not_sent_by_another(harness: Harness) -> None:
+    harness.receiver.delay = 0.5
+    await complete_payment(harness)
+    await harness.receiver.wait_for(1)
+    (row,) = await logs(harness.api)
+    deliveries = harness.gateway.services.get(DeliveryService)
     assert await asyncio.gather(*(deliveries.deliver([row["id"]]) for _ in range(5))) == [0] * 5
-    await await_delivery(town.api, "delivered")
-    assert len(town.receiver.received) == 1
+    await await_delivery(harness.api, "delivered")
+    assert len(harness.receiver.received) == 1
 
 
 async def test_slow_endpoint_with_many_deliveries_gets_each_once(values: dict[str, Any]) -> None:
@@ -401,72 +403,72 @@ async def test_claimed_deliveries_of_an_endpoint_that_fails_are_released(values:
         assert await gateway.db.fetchval("SELECT count(*) FROM delivery WHERE leased_until IS NOT NULL") == 0
 
 
-async def test_events_and_log_are_filtered(town: Town) -> None:
-    payment = await complete_payment(town)
-    (event,) = (await town.api.call("GET", "/v1/events?type=payment.completed&since=2026-01-01T00:00:00Z")).data
+async def test_events_and_log_are_filtered(harness: Harness) -> None:
+    payment = await complete_payment(harness)
+    (event,) = (await harness.api.call("GET", "/v1/events?type=payment.completed&since=2026-01-01T00:00:00Z")).data
     assert event["data"]["payment_id"] == payment["id"]
-    assert (await town.api.call("GET", f"/v1/events/{event['id']}")).data == event
-    assert (await town.api.call("GET", "/v1/events?type=payment.failed")).data == []
+    assert (await harness.api.call("GET", f"/v1/events/{event['id']}")).data == event
+    assert (await harness.api.call("GET", "/v1/events?type=payment.failed")).data == []
     query = f"payment_id={payment['id']}&event_type=payment.completed&status=delivered"
-    (row,) = await eventually(lambda: logs(town.api, query))
+    (row,) = await eventually(lambda: logs(harness.api, query))
     assert row["event_id"] == event["id"]
-    assert await logs(town.api, "status=dead") == []
-    wrong = await town.api.call("GET", "/v1/webhooks/logs?status=lost")
+    assert await logs(harness.api, "status=dead") == []
+    wrong = await harness.api.call("GET", "/v1/webhooks/logs?status=lost")
     assert (wrong.status, wrong.error["field"]) == (422, "status")
 
 
-async def test_attempt_alone_is_stored_in_its_delivery_until_the_second(town: Town) -> None:
-    db = town.gateway.db
-    town.receiver.answer = lambda _, number: 200 if number == 1 else 204
-    await complete_payment(town)
-    done = await await_delivery(town.api, "delivered")
-    (first,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+async def test_attempt_alone_is_stored_in_its_delivery_until_the_second(harness: Harness) -> None:
+    db = harness.gateway.db
+    harness.receiver.answer = lambda _, number: 200 if number == 1 else 204
+    await complete_payment(harness)
+    done = await await_delivery(harness.api, "delivered")
+    (first,) = (await harness.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert (first["status"], first["error"], first["answer"]) == (200, None, "ok")
     assert first["at"] == done["last_attempt_at"]
     assert first["ms"] >= 0
     assert await db.fetchval("SELECT count(*) FROM attempt") == 0
-    await town.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
+    await harness.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
     await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM attempt"))
-    again = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    again = (await harness.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert again[0] == first
     assert [attempt["status"] for attempt in again] == [200, 204]
 
 
-async def test_forget_answers_clears_the_answer_in_a_delivery(town: Town) -> None:
-    db = town.gateway.db
-    await complete_payment(town)
-    done = await await_delivery(town.api, "delivered")
+async def test_forget_answers_clears_the_answer_in_a_delivery(harness: Harness) -> None:
+    db = harness.gateway.db
+    await complete_payment(harness)
+    done = await await_delivery(harness.api, "delivered")
     assert await db.execute(FORGET_ANSWERS, done["id"], 10) == "UPDATE 0"
     assert await db.execute(FORGET_ANSWERS, identifier("dlv", at=datetime(2100, 1, 1, tzinfo=UTC)), 10) == "UPDATE 1"
-    (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    (attempt,) = (await harness.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert (attempt["status"], attempt["answer"]) == (200, "")
 
 
-async def test_attempts_at_two_addresses_each_show_their_own(town: Town) -> None:
-    old = town.receiver.url
+async def test_attempts_at_two_addresses_each_show_their_own(harness: Harness) -> None:
+    old = harness.receiver.url
     new = f"{old}?new"
-    town.receiver.answer = lambda _, number: 500 if number == 1 else 200
-    await complete_payment(town)
-    failed = await await_delivery(town.api, "pending")
-    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": new})
-    await town.api.call("POST", f"/v1/webhooks/logs/{failed['id']}/replay")
-    await await_delivery(town.api, "delivered")
-    log = (await town.api.call("GET", f"/v1/webhooks/logs/{failed['id']}")).data["attempt_log"]
+    harness.receiver.answer = lambda _, number: 500 if number == 1 else 200
+    await complete_payment(harness)
+    failed = await await_delivery(harness.api, "pending")
+    await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": new})
+    await harness.api.call("POST", f"/v1/webhooks/logs/{failed['id']}/replay")
+    await await_delivery(harness.api, "delivered")
+    log = (await harness.api.call("GET", f"/v1/webhooks/logs/{failed['id']}")).data["attempt_log"]
     assert [(attempt["status"], attempt["url"]) for attempt in log] == [(500, old), (200, new)]
 
 
-async def test_attempt_stored_in_its_delivery_keeps_its_address(town: Town) -> None:
-    old = town.receiver.url
-    await complete_payment(town)
-    done = await await_delivery(town.api, "delivered")
+async def test_attempt_stored_in_its_delivery_keeps_its_address(harness: Harness) -> None:
+    old = harness.receiver.url
+    await complete_payment(harness)
+    done = await await_delivery(harness.api, "delivered")
     for number in range(2):
-        await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?{number}"})
+        await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?{number}"})
     # The same address with another secret counts as the same.
-    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?1"})
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM webhook_former_address") == 2
-    (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    await harness.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?1"})
+    assert await harness.gateway.db.fetchval("SELECT count(*) FROM webhook_former_address") == 2
+    (attempt,) = (await harness.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert attempt["url"] == old
-    await town.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
-    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) = 2 FROM attempt"))
-    log = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    await harness.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT count(*) = 2 FROM attempt"))
+    log = (await harness.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert [attempt["url"] for attempt in log] == [old, f"{old}?1"]
