@@ -5,7 +5,7 @@ from typing import cast
 
 import msgspec
 
-from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway_ops.operators import Operators
 
@@ -59,5 +59,5 @@ async def verify(visit: PageRequest) -> Redirect:
     return Redirect("audit", f"Chain verified: {count:,} entries, none changed.")
 
 
-PAGE = Page("audit", "Audit", audit, menu=Menu("Audit", 82, "Gateway", "a"))
-VERIFY = Action("audit/verify", "verify_audit", verify, back="audit")
+PAGE = Page("audit", "Audit", audit, Permission.AUDIT, menu=Menu("Audit", 82, "Gateway", "a"))
+VERIFY = Action("audit/verify", "verify_audit", verify, Permission.OPERATE, back="audit")

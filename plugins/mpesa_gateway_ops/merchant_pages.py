@@ -6,7 +6,7 @@ import msgspec
 
 from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
-from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered, Role
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 
 _A_PAGE = 50
 
@@ -102,20 +102,26 @@ def _confirmed(visit: PageRequest, subject_id: str) -> None:
 
 
 PAGES = (
-    Page("merchants", "Merchants", merchants, menu=Menu("Merchants and keys", 52, "Merchants", "m")),
-    Page("merchants/{merchant_id}", "Merchant", merchant, names="mer", place="merchant"),
+    Page(
+        "merchants", "Merchants", merchants, Permission.GATEWAY, menu=Menu("Merchants and keys", 52, "Merchants", "m")
+    ),
+    Page("merchants/{merchant_id}", "Merchant", merchant, Permission.VIEW, names="mer", place="merchant"),
 )
 ACTS = (
-    Action("merchants", "create_merchant", create, role=Role.ADMIN),
-    Action("merchants/{merchant_id}", "create_key", create_key, role=Role.ADMIN),
+    Action("merchants", "create_merchant", create, Permission.ADMINISTER),
+    Action("merchants/{merchant_id}", "create_key", create_key, Permission.KEYS),
     Action(
-        "merchants/{merchant_id}/deactivate", "deactivate", deactivate, role=Role.ADMIN, back="merchants/{merchant_id}"
+        "merchants/{merchant_id}/deactivate",
+        "deactivate",
+        deactivate,
+        Permission.ADMINISTER,
+        back="merchants/{merchant_id}",
     ),
     Action(
         "merchants/{merchant_id}/keys/{key_id}/revoke",
         "revoke_key",
         revoke_key,
-        role=Role.ADMIN,
+        Permission.KEYS,
         back="merchants/{merchant_id}",
     ),
 )

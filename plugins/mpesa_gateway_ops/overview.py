@@ -6,7 +6,7 @@ from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import check_parts
-from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Rendered
+from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.page_registry import PageRegistry
 
@@ -61,4 +61,4 @@ async def failing_parts(gateway: Runtime, _: Env) -> list[AttentionItem]:
     return found
 
 
-PAGE = Page("", "Overview", overview, menu=Menu("Overview", 0, key="o"), place="overview")
+PAGE = Page("", "Overview", overview, Permission.VIEW, menu=Menu("Overview", 0, key="o"), place="overview")

@@ -12,9 +12,9 @@ from mpesa_gateway.ops_contract import (
     PageRequest,
     Pages,
     Panel,
+    Permission,
     Redirect,
     Rendered,
-    Role,
     TimelineEntry,
     TimelineSource,
 )
@@ -44,6 +44,11 @@ async def refunds(visit: PageRequest) -> Rendered:
         | await visit.merchant_names(page.rows)
         | visit.pager("refunds", page.next_cursor),
     )
+
+
+async def owner_of(gateway: Runtime, refund_id: str) -> str | None:
+    owner: str = (await gateway.port(RefundOperatorService).get(refund_id))["merchant_id"]
+    return owner
 
 
 async def refund(visit: PageRequest) -> Rendered:
@@ -154,16 +159,17 @@ async def waiting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 PAGES = Pages(
     templates="mpesa_gateway_refunds",
     pages=(
-        Page("refunds", "Refunds", refunds, menu=Menu("Refunds", 20, "Money", "r")),
-        Page("refunds/{refund_id}", "Refund", refund, names="rfd", place="refund"),
-        Page("payments/{payment_id}/refund", "Refund", refund_form, role=Role.OPERATOR),
+        Page("refunds", "Refunds", refunds, Permission.VIEW, menu=Menu("Refunds", 20, "Money", "r")),
+        Page("refunds/{refund_id}", "Refund", refund, Permission.VIEW, names="rfd", place="refund"),
+        Page("payments/{payment_id}/refund", "Refund", refund_form, Permission.REFUND),
     ),
     acts=(
-        Action("refunds/{refund_id}/query", "query", query, back="refunds/{refund_id}"),
-        Action("refunds/{refund_id}", "resolve", resolve, role=Role.ADMIN),
-        Action("payments/{payment_id}/refund", "request", create),
+        Action("refunds/{refund_id}/query", "query", query, Permission.QUERY, back="refunds/{refund_id}"),
+        Action("refunds/{refund_id}", "resolve", resolve, Permission.DECIDE),
+        Action("payments/{payment_id}/refund", "request", create, Permission.REFUND),
     ),
-    panels=(Panel("payment", of_payment, 20),),
+    panels=(Panel("payment", of_payment, Permission.VIEW, 20),),
     traces=(TimelineSource("payment", past_of_payment), TimelineSource("refund", past)),
     concerns=(waiting,),
+    owners={"refund_id": owner_of},
 )
