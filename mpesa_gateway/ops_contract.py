@@ -81,7 +81,8 @@ class StepUpNeeded(ApiError):
 class Visitor:
     """``actor`` is the name in the audit log; ``role`` is shown.
 
-    ``is_fresh``: the second factor is recent, or not required. ``person_id`` is empty for the host's own login.
+    ``is_fresh``: the second factor is recent, or not required. ``person_id`` and ``session_key`` are empty for the
+    host's own login.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Visitor:
     permissions: frozenset[Permission]
     is_fresh: bool = True
     person_id: str = ""
+    session_key: str = ""
 
     def may(self, permission: Permission) -> bool:
         return permission in self.permissions

@@ -181,8 +181,11 @@ class Invitations:
     async def _join(self, invitation: Invitation, person_id: str) -> None:
         actor = f"person:{person_id}"
         if invitation.merchant_id is not None and invitation.role is not None:
-            await self._memberships.add(invitation.merchant_id, person_id, invitation.role, actor=actor)
+            await self._memberships.add(
+                invitation.merchant_id, person_id, invitation.role, actor=actor, invited_by=invitation.invited_by
+            )
         elif invitation.host_role is not None:
+            await self._memberships.check_manages(None, invitation.invited_by)
             await self._db.run(
                 PersonRow.update({PersonRow.host_role: invitation.host_role.value}).where(
                     PersonRow.person_id == person_id

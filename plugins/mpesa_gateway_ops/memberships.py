@@ -8,7 +8,7 @@ import msgspec
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.permissions import GRANTS, MerchantRole, Permission
+from mpesa_gateway.permissions import GRANTS, MerchantRole, Permission, Role
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.errors import NotAllowed
@@ -48,10 +48,17 @@ class Memberships:
         )
         return MerchantRole(rows[0]["role"]) if rows else None
 
-    async def add(self, merchant_id: str, person_id: str, role: MerchantRole, *, actor: str) -> None:
-        """Raises Conflict for a member, NotFound for a merchant that is not active."""
+    async def add(
+        self, merchant_id: str, person_id: str, role: MerchantRole, *, actor: str, invited_by: str = ""
+    ) -> None:
+        """Raises Conflict for a member, NotFound for a merchant that is not active.
+
+        ``invited_by`` must still manage the people of the merchant: raises NotAllowed.
+        """
         async with self._db.transaction():
             await self._lock(merchant_id)
+            if invited_by:
+                await self.check_manages(merchant_id, invited_by)
             row = MembershipRow(
                 merchant_id=merchant_id, person_id=person_id, role=role.value, created_at=self._clock.now()
             )
@@ -64,7 +71,7 @@ class Memberships:
         """Raises NotFound, Conflict for the last owner, NotAllowed for a member who no longer manages people."""
         async with self._db.transaction():
             await self._lock(merchant_id)
-            await self._check_actor(merchant_id, actor)
+            await self.check_manages(merchant_id, actor)
             if role is not MerchantRole.OWNER:
                 await self._check_owner_stays(merchant_id, person_id)
             changed = await self._db.run(
@@ -84,7 +91,7 @@ class Memberships:
         async with self._db.transaction():
             await self._lock(merchant_id)
             if actor != f"person:{person_id}":
-                await self._check_actor(merchant_id, actor)
+                await self.check_manages(merchant_id, actor)
             await self._check_owner_stays(merchant_id, person_id)
             removed = await self._db.run(
                 MembershipRow.delete()
@@ -121,19 +128,24 @@ class Memberships:
         if not is_active:
             raise NotFound("there is no such active merchant")
 
-    async def _check_actor(self, merchant_id: str, actor: str) -> None:
-        """A member's permission is read again under the lock: another owner may have removed it."""
+    async def check_manages(self, merchant_id: str | None, actor: str) -> None:
+        """Read the actor's permission again under the lock: another owner may have removed it. Raises NotAllowed.
+
+        Without a merchant, the actor must be an admin of the host.
+        """
         if not actor.startswith("person:"):
             return
         person_id = actor.removeprefix("person:")
-        hosts = await self._db.run(
+        is_host = await self._db.run(
             PersonRow.exists().where(
-                PersonRow.person_id == person_id, PersonRow.is_active.eq(value=True), PersonRow.host_role.is_not_null()
+                PersonRow.person_id == person_id,
+                PersonRow.is_active.eq(value=True),
+                PersonRow.host_role == Role.ADMIN.value,
             )
         )
-        role = await self.role_of(merchant_id, person_id)
-        if not hosts and role not in GRANTS[Permission.PEOPLE].members:
-            raise NotAllowed("your role has changed meanwhile: you can no longer manage the people of this merchant")
+        role = None if merchant_id is None else await self.role_of(merchant_id, person_id)
+        if not is_host and role not in GRANTS[Permission.PEOPLE].members:
+            raise NotAllowed("the role of the person who asks for this has changed: it no longer manages these people")
 
     async def _check_owner_stays(self, merchant_id: str, person_id: str) -> None:
         owners = await self._db.run(

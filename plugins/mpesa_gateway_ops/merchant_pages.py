@@ -1,12 +1,17 @@
 """Pages of merchants and their API keys."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
 from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway_ops.people import People
 
 _A_PAGE = 50
 
@@ -31,14 +36,20 @@ async def create(visit: PageRequest) -> Redirect:
     )
 
 
+async def owner_of(_: Runtime, merchant_id: str) -> str | None:
+    return merchant_id
+
+
 async def merchant(visit: PageRequest) -> Rendered:
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    keys = await visit.gateway.api_keys.list(found.merchant_id)
     return Rendered(
         "merchant.html",
         {
             "merchant": found,
-            "keys": await visit.gateway.api_keys.list(found.merchant_id),
-            "scopes": [scope.name for scope in visit.gateway.scopes.all],
+            "keys": keys,
+            "makers": await visit.gateway.port(People).names({key.created_by for key in keys}),
+            "scopes": [scope.name for scope in _grantable(visit)],
             "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
             "fields": {name: visit.text(name) for name in ("name", "env", "expires_at")},
         },
@@ -46,12 +57,17 @@ async def merchant(visit: PageRequest) -> Rendered:
     )
 
 
+def _grantable(visit: PageRequest) -> Sequence[Scope]:
+    """A member cannot create a key for the whole gateway."""
+    return visit.gateway.scopes.all if visit.merchant_id is None else visit.gateway.scopes.of_merchants
+
+
 async def create_key(visit: PageRequest) -> Redirect:
     """Create an API key, which is shown once."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
-        scopes = checks.take("scopes", visit.gateway.scopes.named, visit.form.get("scopes", ()))
+        scopes = checks.take("scopes", partial(_named_scopes, visit), visit.form.get("scopes", ()))
         expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
     _, secret = await visit.gateway.api_keys.create(
@@ -63,6 +79,13 @@ async def create_key(visit: PageRequest) -> Redirect:
         expires_at=expires_at,
     )
     return Redirect(f"merchants/{found.merchant_id}", f"API key `{name}` created.", secret)
+
+
+def _named_scopes(visit: PageRequest, names: Sequence[str]) -> Sequence[Scope]:
+    scopes = visit.gateway.scopes.named(names)
+    if refused := [scope.name for scope in scopes if scope not in _grantable(visit)]:
+        raise ValueError(f"only the host creates keys with {', '.join(refused)}")
+    return scopes
 
 
 def _env(text: str) -> str:

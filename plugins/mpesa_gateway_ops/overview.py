@@ -13,6 +13,8 @@ from mpesa_gateway_ops.page_registry import PageRegistry
 
 async def overview(visit: PageRequest) -> Rendered:
     gateway = visit.gateway
+    if not visit.visitor.may(Permission.GATEWAY):
+        return Rendered("overview.html", {"concerns": ()})
     parts = await check_parts(gateway)
     return Rendered(
         "overview.html",

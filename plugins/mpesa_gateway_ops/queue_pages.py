@@ -23,7 +23,7 @@ from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Permission, Rend
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.queues import GatewayQueue
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops.access import POLLED, session_of, signed_in
+from mpesa_gateway_ops.access import POLLED, session_of, signed_in, visitor_of
 from mpesa_gateway_ops.error_pages import ANSWERS
 
 _SCRIPTS = ("snabbdom.js", "queue.js", "app.js")
@@ -106,7 +106,7 @@ async def _audit(gateway: Runtime, request: Request[Any, Any, Any], action: str,
     await gateway.audit.record(
         action,
         merchant_id=None,
-        actor=session_of(request).visitor.actor,
+        actor=session_of(request).actor,
         subject_id=job.key,
         detail={"job": job.function},
     )
@@ -132,7 +132,7 @@ def _view(request: Request[Any, Any, Any], job: dict[str, Any], gateway: Runtime
     if job.get("status") == Status.QUEUED and due and datetime.fromtimestamp(due, UTC) > gateway.clock.now():
         job["status"] = "scheduled"
     job |= {name: repr(job[name]) for name in ("kwargs", "result") if job.get(name)}
-    if not session_of(request).visitor.may(Permission.NUMBERS):
+    if not visitor_of(request).may(Permission.NUMBERS):
         job |= {name: mask_phones(job[name]) for name in ("kwargs", "result", "error") if job.get(name)}
     return job
 

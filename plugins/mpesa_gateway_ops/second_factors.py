@@ -15,7 +15,6 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, TooManyFailures
 from mpesa_gateway.ids import Ids, base32
-from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.gateway_secrets import OPERATOR_FORMS, GatewaySecrets
 from mpesa_gateway.security.rate_limits import ACCOUNT, LOGIN, RateLimits
@@ -82,10 +81,10 @@ class SecondFactors:
         secret = self._sealer.open(row["totp_offered"], aad=aad(person_id))
         return pyotp.TOTP(secret).provisioning_uri(name=row["email"], issuer_name=_ISSUER)
 
-    async def confirm(self, person_id: str, code: str, *, session: Secret, key: str) -> list[str]:
+    async def confirm(self, person_id: str, code: str, *, session: str) -> list[str]:
         """Make the offered secret the second factor, and return new recovery codes.
 
-        ``session`` counts as verified; all other sessions end. Raises InvalidFields and Conflict.
+        The session with the key ``session`` counts as verified; all others end. Raises InvalidFields and Conflict.
         """
         async with self._db.transaction():
             row = await self._lock(person_id)
@@ -104,7 +103,7 @@ class SecondFactors:
                 },
             )
             codes = await self._renew_codes(person_id)
-            await self._sessions.close_all_of(person_id, but=key)
+            await self._sessions.close_all_of(person_id, but=session)
             await self._sessions.verified(session)
             await self._record("person.second_factor_set", person_id, f"person:{person_id}")
         return codes
@@ -163,10 +162,10 @@ class SecondFactors:
             for what, counted in counters:
                 await self._limits.check_failures(what, counted)
             is_right = await (self._use_step if is_totp else self._use_recovery_code)(person_id, row, code)
-            action = "person.code_accepted" if is_totp else "person.recovery_code_used"
-            await self._record(action if is_right else "person.code_refused", person_id, f"person:{person_id}")
             if not is_right:
                 await self._count_failure(person_id, row, counters)
+            action = "person.code_accepted" if is_totp else "person.recovery_code_used"
+            await self._record(action if is_right else "person.code_refused", person_id, f"person:{person_id}")
         return is_right
 
     async def _use_step(self, person_id: str, row: Row, code: str) -> bool:

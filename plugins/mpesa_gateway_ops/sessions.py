@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -84,6 +85,7 @@ class Session:
             permissions=granted,
             is_fresh=self.is_fresh,
             person_id=self.person_id,
+            session_key=self.owner if self.is_ours else "",
         )
 
 
@@ -185,16 +187,15 @@ class Sessions:
         """A second factor is required as soon as one merchant is live."""
         return self._is_always_required or not await self._merchants.is_sandbox_only()
 
-    async def verified(self, token: Secret) -> None:
+    async def verified(self, key: str) -> None:
         """Record a second factor, which is recent from now on."""
-        await self._db.run(
-            SessionRow.update({SessionRow.verified_at: self._clock.now()}).where(SessionRow.digest == _digest(token))
-        )
+        await self._update(key, {SessionRow.verified_at: self._clock.now()})
 
-    async def choose(self, token: Secret, merchant_id: str) -> None:
-        await self._db.run(
-            SessionRow.update({SessionRow.merchant_id: merchant_id}).where(SessionRow.digest == _digest(token))
-        )
+    async def choose(self, key: str, merchant_id: str) -> None:
+        await self._update(key, {SessionRow.merchant_id: merchant_id})
+
+    async def _update(self, key: str, values: dict[Any, Any]) -> None:
+        await self._db.run(SessionRow.update(values).where(SessionRow.digest == bytes.fromhex(key)))
 
     async def _row(self, token: Secret) -> Row | None:
         now = self._clock.now()
@@ -264,6 +265,11 @@ class Sessions:
                 await self._audit.record(
                     "person.signed_out", merchant_id=None, actor=f"person:{person_id}", subject_id=person_id
                 )
+
+
+def key_of(token: Secret) -> str:
+    """Return the public key of a session."""
+    return _digest(token).hex()
 
 
 def _digest(token: Secret) -> bytes:
