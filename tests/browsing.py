@@ -220,8 +220,9 @@ class Browser:
         return await self.send(form.action, fields)
 
     async def sign_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
-        """Send the login form."""
-        return await self.send("/login", {"name": name, "password": password.reveal()}, **options)
+        """Send the login form. A name without an @ is of the shop."""
+        email = name if "@" in name or not name else f"{name}@shop.example"
+        return await self.send("/login", {"email": email, "password": password.reveal()}, **options)
 
 
 def _page(response: niquests.Response) -> Page:

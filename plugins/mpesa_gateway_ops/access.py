@@ -130,9 +130,7 @@ async def admit_to(connection: Connection, session: Session, found: RegisteredPa
     return None if session.host_role is not None else merchant_id
 
 
-def require_permission(
-    connection: Connection, session: Session, needs: Permission, merchant_id: str | None
-) -> None:
+def require_permission(connection: Connection, session: Session, needs: Permission, merchant_id: str | None) -> None:
     """Raise NotAllowed, and SecondFactorMissing if only the second factor is missing."""
     visitor = session.visitor(merchant_id)
     connection.state.ops_visitor = visitor

@@ -26,7 +26,10 @@ async def audit(visit: PageRequest) -> Rendered:
     page = await gateway.audit.page(
         _A_PAGE, query.merchant, query.action, query.cursor, subject_id=query.subject, env=visit.env
     )
-    rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail, shows_addresses=visit.merchant_id is None)) for entry in page.rows]
+    rows = [
+        (entry, datetime.fromisoformat(entry.at), _detail(entry.detail, shows_addresses=visit.merchant_id is None))
+        for entry in page.rows
+    ]
     return Rendered(
         "audit.html",
         {

@@ -88,7 +88,16 @@ def list_(session: Session, *, merchant: str | None, as_json: bool) -> None:
     head = ("person_id", "email", "name", "role", "second_factor", "active", "created_at", "last_login_at")
     rows = (
         [
-            (one.person_id, one.email, one.name, one.role.value, one.has_factor, True, one.created_at, one.last_login_at)
+            (
+                one.person_id,
+                one.email,
+                one.name,
+                one.role.value,
+                one.has_factor,
+                True,
+                one.created_at,
+                one.last_login_at,
+            )
             for one in session.run(members)
         ]
         if merchant

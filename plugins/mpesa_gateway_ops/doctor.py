@@ -9,7 +9,9 @@ from mpesa_gateway_ops.tables import PersonRow
 
 async def check_operators(gateway: Runtime, _: CheckContext) -> AsyncIterator[CheckResult]:
     """Report the number of active persons of the host."""
-    count = await gateway.db.run(PersonRow.count().where(PersonRow.is_active.eq(value=True), PersonRow.host_role.is_not_null()))
+    count = await gateway.db.run(
+        PersonRow.count().where(PersonRow.is_active.eq(value=True), PersonRow.host_role.is_not_null())
+    )
     if count:
         text = "one person" if count == 1 else f"{count} persons"
         yield ok("ops.operators", f"{text} may log in at {gateway.url('/ops')}")

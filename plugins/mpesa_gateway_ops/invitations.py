@@ -76,9 +76,7 @@ class Invitations:
         async with self._db.transaction():
             if merchant_id is not None:
                 await self._db.run(
-                    InvitationRow.delete().where(
-                        InvitationRow.merchant_id == merchant_id, InvitationRow.email == email
-                    )
+                    InvitationRow.delete().where(InvitationRow.merchant_id == merchant_id, InvitationRow.email == email)
                 )
             await self._insert(
                 token,

@@ -183,7 +183,11 @@ class Layout:
         }
 
     async def _panels(self, visit: PageRequest, place: str, about: str, values: Mapping[str, Any]) -> list[Markup]:
-        chosen = [(plugin, panel) for plugin, panel in self._desk.panels if panel.place == place and visit.visitor.may(panel.needs)]
+        chosen = [
+            (plugin, panel)
+            for plugin, panel in self._desk.panels
+            if panel.place == place and visit.visitor.may(panel.needs)
+        ]
         return [
             panel
             for panel in await asyncio.gather(
@@ -215,5 +219,5 @@ class Layout:
 
 
 def _as_seen(visit: PageRequest, text: str) -> str:
-    """Mask every payer's number on a page without the permission ``numbers``: handles, references and metadata contain numbers too."""
+    """Mask every payer's number without the permission ``numbers``: handles and metadata contain numbers too."""
     return text if visit.visitor.may(Permission.NUMBERS) else mask_phones(text)

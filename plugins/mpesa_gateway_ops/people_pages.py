@@ -88,7 +88,9 @@ async def remove(visit: PageRequest) -> Redirect:
     if visit.text("confirm") != person_id:
         raise InvalidFields.field_error("confirm", "tick the box to remove this member")
     await visit.gateway.port(Memberships).remove(merchant_id, person_id, actor=visit.visitor.actor)
-    keys = [key for key in await visit.gateway.api_keys.of_maker(f"person:{person_id}") if key.merchant_id == merchant_id]
+    keys = [
+        key for key in await visit.gateway.api_keys.of_maker(f"person:{person_id}") if key.merchant_id == merchant_id
+    ]
     if not keys:
         return Redirect(f"merchants/{merchant_id}/people", "Member removed.")
     names = ", ".join(key.name for key in keys)
@@ -204,7 +206,11 @@ ACTS = (
     Action(f"{_MEMBER}/reset", "reset_second_factor", reset_factor, Permission.PEOPLE, back=_BACK),
     Action("people", "invite_host_person", invite_host, Permission.ADMINISTER),
     Action(
-        "people/{person_id}/password", "reset_password", reset_password, Permission.ADMINISTER, back="people/{person_id}"
+        "people/{person_id}/password",
+        "reset_password",
+        reset_password,
+        Permission.ADMINISTER,
+        back="people/{person_id}",
     ),
     Action(
         "people/{person_id}/factor",
@@ -214,7 +220,11 @@ ACTS = (
         back="people/{person_id}",
     ),
     Action(
-        "people/{person_id}/deactivate", "deactivate_person", deactivate, Permission.ADMINISTER, back="people/{person_id}"
+        "people/{person_id}/deactivate",
+        "deactivate_person",
+        deactivate,
+        Permission.ADMINISTER,
+        back="people/{person_id}",
     ),
     Action("people/{person_id}/keys", "revoke_keys_of", revoke_keys, Permission.ADMINISTER, back="people/{person_id}"),
 )

@@ -40,6 +40,7 @@ from mpesa_gateway_ops.sign_in_routes import OPEN, WRONG_CODE, cookie
 _ENV_KEPT = 365 * 24 * 3600
 """Seconds."""
 
+
 def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
     form_env = first(form, "form_env")
     for env in ENVS:

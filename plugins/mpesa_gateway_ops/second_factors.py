@@ -209,9 +209,7 @@ class SecondFactors:
 
     async def _renew_codes(self, person_id: str) -> list[str]:
         await self._db.run(RecoveryCodeRow.delete().where(RecoveryCodeRow.person_id == person_id))
-        codes = [
-            base32(int.from_bytes(self._ids.token(_CODE_BYTES), "big") >> 4, _CODE_LETTERS) for _ in range(_CODES)
-        ]
+        codes = [base32(int.from_bytes(self._ids.token(_CODE_BYTES), "big") >> 4, _CODE_LETTERS) for _ in range(_CODES)]
         rows = sorted(self._digest(person_id, code) for code in codes)
         await self._db.run(
             RecoveryCodeRow.insert(*(RecoveryCodeRow(person_id=person_id, digest=digest) for digest in rows))

@@ -75,9 +75,9 @@ class Session:
         granted = self.granted(merchant_id)
         if self.lacks_factor:
             is_all_strong = bool({self.host_role, member} & ALWAYS_STRONG)
-            granted = frozenset(
-                each for each in granted if not GRANTS[each].is_strong and not is_all_strong
-            ) | {Permission.ACCOUNT}
+            granted = frozenset(each for each in granted if not GRANTS[each].is_strong and not is_all_strong) | {
+                Permission.ACCOUNT
+            }
         return Visitor(
             name=self.name,
             role=self.host_role or member or "no role",

@@ -136,9 +136,7 @@ async def enter_code(request: Request[Any, Any, Any], gateway: NamedDependency[A
         problem, more = _wait(refused)
         return await _code(request, gateway, problem=problem, status=429, more=more)
     await sessions.verified(key_of(token))
-    await gateway.audit.record(
-        "person.signed_in", merchant_id=None, actor=f"person:{person_id}", subject_id=person_id
-    )
+    await gateway.audit.record("person.signed_in", merchant_id=None, actor=f"person:{person_id}", subject_id=person_id)
     return redirect(home(request))
 
 

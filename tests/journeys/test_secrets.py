@@ -417,7 +417,7 @@ async def view_pages(site: Site, story: Story) -> None:
         origin = {"Origin": base, "Accept": "text/html"}
         right, wrong = story.secret["operator's password"], story.keep("a wrong password", random_secret())
         for password in (wrong, right):
-            fields = {"name": "amina", "password": password}
+            fields = {"email": "amina@shop.example", "password": password}
             answer = await session.post(f"{base}/ops/login", data=fields, headers=origin, allow_redirects=False)
             assert answer.status_code == (303 if password is right else 401)
         (cookie,) = [each.value for each in session.cookies if each.name == "mpesa_gateway_ops"]

@@ -33,7 +33,7 @@ from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import eventually, listening, running_gateway, serving
 from mpesa_gateway_ops.commands import operators as operators_command
 from mpesa_gateway_ops.failed_jobs import failure_reason, last_line
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.forking import forks
 
@@ -80,7 +80,7 @@ async def running_ops(settings: dict[str, Any]) -> AsyncGenerator[OpsGateway]:
     """A gateway with one operator."""
     clock = SetClock(datetime.now(UTC))
     async with running_gateway(settings, clock=clock, plugins=(FAILING,)) as (gateway, base):
-        await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
         yield OpsGateway(gateway, f"{base}/ops", clock)
 
 
@@ -144,8 +144,8 @@ async def test_login_with_a_wrong_password_does_not_reveal_whether_the_name_exis
     assert len(bytes.fromhex(cookie.value)) == 32
     assert cookie.value.encode() not in bytes(stored)
     assert bytes.fromhex(cookie.value) != bytes(stored)
-    assert (await actions(ops.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
-    entry = (await ops.gateway.audit.page(1, None, "operator.sign_in_failed", None)).rows[0]
+    assert (await actions(ops.gateway))[:3] == ["person.signed_in", *["person.sign_in_failed"] * 2]
+    entry = (await ops.gateway.audit.page(1, None, "person.sign_in_failed", None)).rows[0]
     assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"from": "127.0.0.1"})
 
 
@@ -164,7 +164,7 @@ async def test_login_with_the_right_password_over_the_failure_limit_is_429(ops: 
         assert (page.status, "Too many failed attempts" in page.text) == (429, True)
         assert 1 <= int(page.headers["Retry-After"]) <= 310
         assert browser.cookies == []
-    assert (await actions(ops.gateway)).count("operator.sign_in_failed") == 3
+    assert (await actions(ops.gateway)).count("person.sign_in_failed") == 3
 
 
 async def test_login_over_https_sets_secure_cookies(settings: dict[str, Any]) -> None:
@@ -210,23 +210,23 @@ async def test_logout_ends_the_session_on_the_server(ops: OpsGateway) -> None:
         out = await browser.send("/logout", {"form_token": page.field("form_token")})
         assert (out.url, browser.cookies) == (ops.url + "/login", [])
         assert (await thief.open()).url == ops.url + "/login"
-    assert (await actions(ops.gateway))[0] == "operator.signed_out"
+    assert (await actions(ops.gateway))[0] == "person.signed_out"
 
 
 async def test_session_ends_with_a_new_password_or_deactivation(ops: OpsGateway) -> None:
-    operators = ops.gateway.services.get(Operators)
+    operators = ops.gateway.services.get(People)
     async with signed_in(ops.url) as browser:
-        await operators.set_password("amina", Secret("another long password"), actor="test")
+        await operators.set_password("amina@shop.example", Secret("another long password"), actor="test")
         assert (await browser.open()).url == ops.url + "/login"
         assert (await browser.sign_in()).status == 401
         assert (await browser.sign_in(password=Secret("another long password"))).url == ops.url
-        await operators.deactivate("amina", actor="test")
+        await operators.deactivate("amina@shop.example", actor="test")
         assert (await browser.open()).url == ops.url + "/login"
         assert (await browser.sign_in(password=Secret("another long password"))).status == 401
     with pytest.raises(NotFound, match="no active operator"):
-        await operators.set_password("amina", PASSWORD, actor="test")
+        await operators.set_password("amina@shop.example", PASSWORD, actor="test")
     with pytest.raises(Conflict, match="is or was"):
-        await operators.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await operators.create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
 
 
 # -- other sites ------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ async def test_failed_job_retried_twice_runs_once_and_leaves_the_list(ops: OpsGa
     assert calls.count("call_1") == 2
     assert await ops.gateway.jobs.queues["default"].count_failed() == 0
     (entry,) = (await ops.gateway.audit.page(10, None, "job.retried", None)).rows
-    assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
+    assert (entry.actor[:11], entry.subject_id) == ("person:per_", job.key)
     assert entry.detail == {"job": "failing.fail_once", "from": "127.0.0.1"}
 
 
@@ -425,7 +425,7 @@ async def test_failed_job_discarded_is_removed_and_audited(ops: OpsGateway) -> N
     assert await queue.count_failed() == 0
     assert await queue.redis.ttl(job.id) <= 60
     (entry,) = (await ops.gateway.audit.page(10, None, "job.discarded", None)).rows
-    assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
+    assert (entry.actor[:11], entry.subject_id) == ("person:per_", job.key)
     assert entry.detail == {"job": "failing.fail", "from": "127.0.0.1"}
 
 
@@ -483,7 +483,7 @@ async def test_queue_page_serves_saqs_scripts_and_json(ops: OpsGateway) -> None:
 
 async def test_queue_json_for_a_viewer_masks_phone_numbers(ops: OpsGateway) -> None:
     (job,) = await fail_job(ops.gateway, "failing.fail", of="254712345678")
-    await ops.gateway.services.get(Operators).create("viola", PASSWORD, role=Role.VIEWER, actor="test")
+    await ops.gateway.services.get(People).create("viola@shop.example", PASSWORD, role=Role.VIEWER, actor="test")
     path = f"/queue/api/queues/mpesa-default/jobs/{job.key}"
     async with signed_in(ops.url, "viola") as browser:
         page = await browser.open(QUEUE)
@@ -521,7 +521,7 @@ async def test_queue_retry_and_abort_need_the_form_token_and_are_audited(ops: Op
     entries = (await ops.gateway.audit.page(100, None, None, None)).rows
     assert [entry.action for entry in entries][:2] == ["job.aborted", "job.retried"]
     assert [entry.subject_id for entry in entries][:2] == [later, job.key]
-    assert {entry.actor[:13] for entry in entries[:2]} == {"operator:opr_"}
+    assert {entry.actor[:11] for entry in entries[:2]} == {"person:per_"}
 
 
 # -- prefix ----------------------------------------------------------------------------------------------------------
@@ -541,7 +541,7 @@ async def test_pages_under_a_prefix_keep_it(settings: dict[str, Any], strips: bo
             await gateway.asgi(scope, receive, send)
 
         async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
-            await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+            await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
             (job,) = await fail_job(gateway, "failing.fail")
             assert (await browser.open()).url == base + "/ops/login"
             assert (await browser.sign_in()).url == base + "/ops"
@@ -635,12 +635,12 @@ def test_operators_password_is_asked_twice_and_not_shown() -> None:
 
 async def test_create_first_operator_twice_creates_one(settings: dict[str, Any]) -> None:
     async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
-        password = await gateway.port(Operators).create_first("admin", actor="test")
+        password = await gateway.port(People).create_first("admin", actor="test")
         assert password is not None
         assert len(password.reveal()) == 24
-        assert await gateway.port(Operators).create_first("admin", actor="test") is None
+        assert await gateway.port(People).create_first("admin", actor="test") is None
         async with Browser(f"{base}/ops") as browser:
             assert (await browser.sign_in("admin", password)).url == f"{base}/ops"
         with pytest.raises(InvalidFields, match="12 to 1024"):
-            await gateway.port(Operators).create("ben", Secret("short"), role=Role.VIEWER, actor="test")
+            await gateway.port(People).create("ben@shop.example", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)
