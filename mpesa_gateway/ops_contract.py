@@ -292,7 +292,8 @@ class Pages:
     """Pages of one plugin. ``templates`` is a package.
 
     ``owners`` find the merchant of a path value, such as ``payment_id``; None if it has none, which only the host sees.
-    They raise NotFound. ``finder`` returns the page of a search text, such as a receipt. ``concerns`` include problems without env.
+    They raise NotFound. ``finder`` returns the page of a search text, such as a receipt. ``concerns`` include problems
+    without env.
     """
 
     templates: str = ""

@@ -17,6 +17,9 @@ from mpesa_gateway_ops.passwords import SHORTEST
 from mpesa_gateway_ops.people import People, Person
 from mpesa_gateway_ops.second_factors import SecondFactors
 
+_PASSWORD_STDIN = click.option(
+    "--password-stdin", is_flag=True, help="Read the password from the first line of standard input; do not ask for it."
+)
 _MERCHANT = click.option("--merchant", metavar="MERCHANT_ID", help="The merchant; without it, the host.")
 _ROLE = click.option(
     "--role",
@@ -54,9 +57,7 @@ def invite(session: Session, email: str, role: str, merchant: str | None) -> Non
 @people.command()
 @click.argument("email")
 @_ROLE
-@click.option(
-    "--password-stdin", is_flag=True, help="Read the password from the first line of standard input; do not ask for it."
-)
+@_PASSWORD_STDIN
 @pass_session
 def create(session: Session, email: str, role: str, password_stdin: bool) -> None:
     """Create a person of the host, with a password of at least 12 characters."""
@@ -70,6 +71,21 @@ def create(session: Session, email: str, role: str, password_stdin: bool) -> Non
     person = session.run(work)
     click.echo(f"Created `{person.email}` ({role}), who can now sign in at /ops/login.", err=True)
     click.echo(person.person_id)
+
+
+@people.command("password")
+@click.argument("email")
+@_PASSWORD_STDIN
+@pass_session
+def password_(session: Session, email: str, password_stdin: bool) -> None:
+    """Set a new password for EMAIL and end all open sessions."""
+    password = _password(from_stdin=password_stdin)
+
+    async def work(gateway: Gateway) -> None:
+        await gateway.port(People).set_password(email, password, actor=actor())
+
+    session.run(work)
+    click.echo(f"Set a new password for `{email}` and ended all open sessions.")
 
 
 @people.command("list")

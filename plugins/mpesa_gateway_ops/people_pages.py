@@ -88,9 +88,8 @@ async def remove(visit: PageRequest) -> Redirect:
     if visit.text("confirm") != person_id:
         raise InvalidFields.field_error("confirm", "tick the box to remove this member")
     await visit.gateway.port(Memberships).remove(merchant_id, person_id, actor=visit.visitor.actor)
-    keys = [
-        key for key in await visit.gateway.api_keys.of_maker(f"person:{person_id}") if key.merchant_id == merchant_id
-    ]
+    made = await visit.gateway.api_keys.of_maker(f"person:{person_id}")
+    keys = [key for key in made if key.merchant_id == merchant_id]
     if not keys:
         return Redirect(f"merchants/{merchant_id}/people", "Member removed.")
     names = ", ".join(key.name for key in keys)

@@ -118,7 +118,8 @@ async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: 
                 assert link.startswith(base + "/"), link
                 assert (await browser.open(link)).status == 200, link
             form = login.form("/login")
-            shown = await browser.send(form.action, form.fields | {"email": "amina@shop.example", "password": PASSWORD.reveal()})
+            login_as = {"email": "amina@shop.example", "password": PASSWORD.reveal()}
+            shown = await browser.send(form.action, form.fields | login_as)
             assert (shown.status, shown.url) == (200, ops)
             assert [link for link in shown.links if not link.startswith(base + "/")] == []
             page = await browser.open(shown.link("/ops/merchants"))

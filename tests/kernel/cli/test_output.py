@@ -32,6 +32,7 @@ SHOWS_NOTHING = {
     "apikeys revoke": "does one thing",
     "people create": "prints one id and nothing else",
     "people role": "does one thing",
+    "people password": "does one thing",
     "people remove": "does one thing",
     "people invite": "prints one link and nothing else",
     "people reset": "prints one link and nothing else",

@@ -20,7 +20,7 @@ from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway
-from mpesa_gateway_ops import login_limits, operators
+from mpesa_gateway_ops import login_limits, people
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.sessions import Sessions
@@ -203,7 +203,7 @@ async def test_password_hashing_runs_one_at_a_time_outside_request_slots_with_a_
         running -= 1
         return False
 
-    monkeypatch.setattr(passwords, "_verify", verify)
+    monkeypatch.setattr(people, "verify_password", verify)
     monkeypatch.setattr(login_limits, "_PAUSE", 0.0)
     async with running_ops(values, limits={"auth_failures": 100, "account_failures": 100}) as ops:
         counter = SlotCounter()
@@ -234,7 +234,7 @@ async def test_guess_over_the_limit_is_refused_without_waiting(
             over.wait(10)
             return False
 
-        monkeypatch.setattr(passwords, "_verify", verify)
+        monkeypatch.setattr(people, "verify_password", verify)
         other = asyncio.create_task(ops.guess("baraka", "198.51.100.1"))
         await asyncio.to_thread(started.wait, 10)
         async with asyncio.timeout(1):

@@ -12,8 +12,8 @@ from mpesa_gateway.ops_contract import Action, Page, PageRequest, Pages, Permiss
 from mpesa_gateway.plugin import Plugin, PluginError
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops.api import HostOperator
-from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.plugins.ops.conftest import OpsSite
 
