@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -197,7 +197,7 @@ class ApiKeys:
         )
         return [_key(row) for row in rows]
 
-    async def of_maker(self, actor: str) -> "list[ApiKey]":
+    async def of_maker(self, actor: str) -> Sequence[ApiKey]:
         """Return the keys that this actor created and that are not revoked, of all merchants, newest first."""
         rows = await self._db.run(
             ApiKeyRow.select(*_SHOWN)

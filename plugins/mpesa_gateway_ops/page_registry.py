@@ -54,7 +54,8 @@ class PageRegistry:
         self._concerns = [reader for _, pages in brought for reader in pages.concerns]
         self._finders = [pages.finder for _, pages in brought if pages.finder is not None]
         self._owners = {name: owner for _, pages in brought for name, owner in pages.owners.items()}
-        for each in (*every, *(act for _, pages in brought for act in pages.acts)):
+        declared: list[Page | Action] = [*every, *(act for _, pages in brought for act in pages.acts)]
+        for each in declared:
             if is_of_merchant(each.needs) and (value := _first_value(each.path)) and value not in self._owners:
                 raise PluginError(
                     f"`/ops/{each.path}` is open to members of a merchant, and no plugin finds the merchant of "
@@ -115,7 +116,7 @@ async def run_safely(work: Awaitable[T]) -> T | None:
 
 class _PathIndex(Generic[P]):
     def __init__(self, brought: Sequence[tuple[str, P]]) -> None:
-        self.every = [it for _, it in brought]
+        self.every: list[P] = [it for _, it in brought]
         self._fixed: dict[str, tuple[str, P]] = {}
         self._open: list[tuple[re.Pattern[str], str, P]] = []
         self._shapes: dict[str, tuple[str, P]] = {}

@@ -34,7 +34,7 @@ from mpesa_gateway_ops.flash import FlashMessages
 from mpesa_gateway_ops.layout import Layout
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
 from mpesa_gateway_ops.second_factors import SecondFactors
-from mpesa_gateway_ops.sessions import Sessions
+from mpesa_gateway_ops.sessions import Session, Sessions
 from mpesa_gateway_ops.sign_in_routes import OPEN, WRONG_CODE, cookie
 
 _ENV_KEPT = 365 * 24 * 3600
@@ -100,11 +100,11 @@ async def any_action(
     env = _form_env(request, form)
     if (code := first(form, CODE_FIELD)) and session.has_factor:
         if not await gateway.port(SecondFactors).verify(session.person_id, code, address_of(request)):
-            return gateway.port(Layout).step_up(request, session, form, WRONG_CODE, 403)
+            return _step_up(request, gateway, session, form, WRONG_CODE, 403)
         await gateway.port(Sessions).verified(visitor.session_key)
         visitor = replace(visitor, is_fresh=True)
     if GRANTS[found.it.needs].is_stepped and not visitor.is_fresh:
-        return gateway.port(Layout).step_up(request, session, form, "", 200)
+        return _step_up(request, gateway, session, form, "", 200)
     if merchant_id is not None:
         form["merchant"] = [merchant_id]
     await gateway.audit.record(
@@ -121,10 +121,16 @@ async def any_action(
     try:
         done: Redirect = await found.it.do(visit)
     except StepUpNeeded:
-        return gateway.port(Layout).step_up(request, session, form, "", 200)
+        return _step_up(request, gateway, session, form, "", 200)
     except ApiError as refused:
         return await _show_again(request, gateway, visit, found, refused, form)
     return await _redirect(request, gateway, done, visit.env)
+
+
+def _step_up(
+    request: Request[Any, Any, Any], gateway: Runtime, session: Session, form: Form, problem: str, status: int
+) -> Response[str]:
+    return gateway.port(Layout).step_up(request, session, form, problem, status)
 
 
 async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) -> Response[Any]:

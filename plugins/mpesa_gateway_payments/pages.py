@@ -36,8 +36,8 @@ from mpesa_gateway_payments.views import EXPORTED, view
 
 _BY_FORM = "phone numbers are not allowed in a URL: use the search form"
 _NOT_BY_PHONE = (
-    "your role does not show phone numbers, so you cannot search by one: search by receipt, reference or id, or find the "
-    "last three digits in the list"
+    "your role does not show phone numbers, so you cannot search by one: search by receipt, reference or id, or find "
+    "the last three digits in the list"
 )
 _A_PAGE = 50
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")

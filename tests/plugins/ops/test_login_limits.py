@@ -47,15 +47,20 @@ class OpsGateway:
     ) -> str:
         """Returns "in", or the class of the error of a login."""
         try:
-            await self.gateway.services.get(People).sign_in(name, password, address, device or Secret(""))
+            await self.gateway.services.get(People).sign_in(_email(name), password, address, device or Secret(""))
         except (WrongPassword, TooManyFailures, ServiceUnavailable) as refused:
             return type(refused).__name__
         return "in"
 
     async def device(self, name: str = "amina") -> Secret:
         """Returns the device cookie of a browser after a login."""
-        signed_in = await self.gateway.services.get(People).sign_in(name, PASSWORD, "198.51.100.1")
+        signed_in = await self.gateway.services.get(People).sign_in(_email(name), PASSWORD, "198.51.100.1")
         return signed_in.device
+
+
+def _email(name: str) -> str:
+    """Return the address of a name, with the name's space at the end."""
+    return f"{name.rstrip()}@shop.example{name[len(name.rstrip()) :]}"
 
 
 @asynccontextmanager
@@ -113,7 +118,7 @@ async def test_login_with_a_device_cookie_is_not_locked_out_by_guesses_of_others
         assert await ops.guess("amina", "198.51.100.1", password=PASSWORD) == "TooManyFailures"
         assert await ops.guess("amina", "198.51.100.1", password=PASSWORD, device=device) == "in"
         # Each device has its own limit.
-        other = (await ops.gateway.services.get(People).sign_in("amina", PASSWORD, "192.0.2.1", device)).device
+        other = (await ops.gateway.services.get(People).sign_in("amina@shop.example", PASSWORD, "192.0.2.1", device)).device
         found = [await ops.guess("amina", "192.0.2.7", device=device) for _ in range(5)]
         assert found == ["WrongPassword"] * 3 + ["TooManyFailures"] * 2
         assert await ops.guess("amina", "192.0.2.7", password=PASSWORD, device=device) == "TooManyFailures"

@@ -607,7 +607,7 @@ def test_people_commands_create_list_and_remove(tmp_path: Path, environ: dict[st
     assert (again.returncode, "no such active person" in again.stderr) == (1, True)
     heading, amina = run_command(tmp_path, environ, "list").stdout.splitlines()
     assert heading.split("\t")[1:6] == ["email", "name", "role", "second_factor", "active"]
-    assert amina.split("\t")[1:6] == ["amina@shop.example", "amina", "", "no", "no"]
+    assert amina.split("\t")[1:6] == ["amina@shop.example", "amina", "none", "no", "no"]
     assert amina.split("\t")[7] == "never"
 
 
@@ -631,9 +631,8 @@ def test_people_password_is_asked_twice_and_not_shown() -> None:
     assert done.exit_code == 0, done.output
     assert session.passwords == ["one long password"]
     assert "one long password" not in done.output
-    other = CliRunner().invoke(
-        people_command, ["password", "amina@shop.example"], obj=session, input=typed + "another\n"
-    )
+    words = ["password", "amina@shop.example"]
+    other = CliRunner().invoke(people_command, words, obj=session, input=typed + "another\n")
     assert other.exit_code != 0
     assert len(session.passwords) == 1
 
