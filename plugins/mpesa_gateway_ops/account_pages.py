@@ -19,7 +19,7 @@ _KEY = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 async def _me(visit: PageRequest) -> Person:
     if not visit.visitor.person_id:
         raise NotFound("the host application signs you in: there is no account here")
-    return await visit.gateway.port(People).get(visit.visitor.person_id)
+    return await visit.gateway.port(People).find(visit.visitor.person_id)
 
 
 async def account(visit: PageRequest) -> Rendered:

@@ -7,7 +7,7 @@ import msgspec
 
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.security.audit import BrokenChain
-from mpesa_gateway_ops.people import People
+from mpesa_gateway_ops.people import names_of
 
 _A_PAGE = 50
 
@@ -35,7 +35,7 @@ async def audit(visit: PageRequest) -> Rendered:
         {
             "rows": rows,
             "query": query,
-            "people": await gateway.port(People).names({entry.actor for entry in page.rows}),
+            "people": await names_of(gateway.db, {entry.actor for entry in page.rows}),
         }
         | await visit.merchant_names()
         | visit.pager("audit", page.next_cursor),

@@ -119,7 +119,14 @@ def list_(session: Session, *, merchant: str | None, as_json: bool) -> None:
         if merchant
         else [
             (
-                *(one.person_id, one.email, one.name, one.role.value if one.role else "none", one.has_factor, one.is_active),
+                *(
+                    one.person_id,
+                    one.email,
+                    one.name,
+                    one.role.value if one.role else "none",
+                    one.has_factor,
+                    one.is_active,
+                ),
                 *(one.created_at, one.last_login_at),
             )
             for one in session.run(persons)

@@ -11,7 +11,7 @@ from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Scope
-from mpesa_gateway_ops.people import People
+from mpesa_gateway_ops.people import names_of
 
 _A_PAGE = 50
 
@@ -48,7 +48,7 @@ async def merchant(visit: PageRequest) -> Rendered:
         {
             "merchant": found,
             "keys": keys,
-            "makers": await visit.gateway.port(People).names({key.created_by for key in keys}),
+            "makers": await names_of(visit.gateway.db, {key.created_by for key in keys}),
             "scopes": [scope.name for scope in _grantable(visit)],
             "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
             "fields": {name: visit.text(name) for name in ("name", "env", "expires_at")},

@@ -1,6 +1,7 @@
 """Persons: accounts, passwords, roles of the host and sign-in, each change audited."""
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from importlib import import_module
@@ -136,29 +137,13 @@ class People:
         rows = await self._db.run(PersonRow.select(*_SHOWN).order_by(PersonRow.email))
         return [_person(row) for row in rows]
 
-    async def find(self, email: str) -> Person:
-        """Raises NotFound."""
-        rows = await self._db.run(PersonRow.select(*_SHOWN).where(PersonRow.email == email.strip().lower()))
+    async def find(self, key: str) -> Person:
+        """Return a person by its address or id. Raises NotFound."""
+        column = PersonRow.person_id if key.startswith("per_") and "@" not in key else PersonRow.email
+        rows = await self._db.run(PersonRow.select(*_SHOWN).where(column == key.strip().lower()))
         if not rows:
-            raise _unknown(email)
+            raise _unknown(key)
         return _person(rows[0])
-
-    async def get(self, person_id: str) -> Person:
-        """Raises NotFound."""
-        rows = await self._db.run(PersonRow.select(*_SHOWN).where(PersonRow.person_id == person_id))
-        if not rows:
-            raise NotFound("there is no such person")
-        return _person(rows[0])
-
-    async def names(self, actors: set[str]) -> dict[str, str]:
-        """Return the names of actors that are persons, by actor."""
-        ids = [actor.removeprefix("person:") for actor in actors if actor.startswith("person:per_")]
-        if not ids:
-            return {}
-        rows = await self._db.run(
-            PersonRow.select(PersonRow.person_id, PersonRow.name).where(PersonRow.person_id.is_in(ids))
-        )
-        return {f"person:{row['person_id']}": row["name"] for row in rows}
 
     async def set_password(self, email: str, password: Secret, *, actor: str) -> None:
         """Set a password and end the person's sessions. Raises InvalidFields and NotFound."""
@@ -174,7 +159,7 @@ class People:
         self, person_id: str, current: Secret, password: Secret, *, address: str, session: str
     ) -> None:
         """Set one's own password and end all sessions but ``session``. Raises InvalidFields and TooManyFailures."""
-        person = await self.get(person_id)
+        person = await self.find(person_id)
         with check_fields() as checks:
             checks.take("password", check_password, password)
         if not await self.knows_password(person.email, current, address):
@@ -276,6 +261,15 @@ class People:
         await self._audit_log.record(action, merchant_id=None, actor=actor, subject_id=person_id, detail=detail)
 
 
+async def names_of(db: Database, actors: Iterable[str]) -> dict[str, str]:
+    """Return the names of the actors that are persons, by actor."""
+    ids = sorted({actor.removeprefix("person:") for actor in actors if actor.startswith("person:per_")})
+    if not ids:
+        return {}
+    rows = await db.run(PersonRow.select(PersonRow.person_id, PersonRow.name).where(PersonRow.person_id.is_in(ids)))
+    return {f"person:{row['person_id']}": row["name"] for row in rows}
+
+
 _SHOWN = PersonRow.all_columns(exclude=[PersonRow.password_hash, PersonRow.totp_offered])
 
 
@@ -317,4 +311,4 @@ def check_name(name: str) -> str:
 
 
 def _unknown(email: str) -> NotFound:
-    return NotFound(f"there is no active person with the address {email}: see `mpesa-gateway people list`")
+    return NotFound(f"there is no active person {email}: see `mpesa-gateway people list`")

@@ -17,7 +17,7 @@ from mpesa_gateway.permissions import GRANTS, Grant
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.invitations import Invitations
 from mpesa_gateway_ops.memberships import Memberships
-from mpesa_gateway_ops.people import People
+from mpesa_gateway_ops.people import People, names_of
 from mpesa_gateway_ops.second_factors import SecondFactors
 from mpesa_gateway_ops.settings import OpsSettings
 
@@ -58,7 +58,7 @@ async def members(visit: PageRequest) -> Rendered:
 
 async def _inviters(visit: PageRequest, merchant_id: str) -> dict[str, str]:
     found = await visit.gateway.port(Invitations).of_merchant(merchant_id)
-    return await visit.gateway.port(People).names({each.invited_by for each in found})
+    return await names_of(visit.gateway.db, {each.invited_by for each in found})
 
 
 async def invite(visit: PageRequest) -> Redirect:
@@ -145,7 +145,7 @@ async def invite_host(visit: PageRequest) -> Redirect:
 
 
 async def person(visit: PageRequest) -> Rendered:
-    found = await visit.gateway.port(People).get(visit.values["person_id"])
+    found = await visit.gateway.port(People).find(visit.values["person_id"])
     return Rendered(
         "person.html",
         {"person": found, "keys": await visit.gateway.api_keys.of_maker(f"person:{found.person_id}")},
@@ -154,7 +154,7 @@ async def person(visit: PageRequest) -> Rendered:
 
 
 async def reset_password(visit: PageRequest) -> Redirect:
-    found = await visit.gateway.port(People).get(visit.values["person_id"])
+    found = await visit.gateway.port(People).find(visit.values["person_id"])
     token = await visit.gateway.port(Invitations).reset_password(found, actor=visit.visitor.actor)
     return Redirect(f"people/{found.person_id}", _text(visit, found.email), _link(visit, token))
 

@@ -118,7 +118,9 @@ async def test_login_with_a_device_cookie_is_not_locked_out_by_guesses_of_others
         assert await ops.guess("amina", "198.51.100.1", password=PASSWORD) == "TooManyFailures"
         assert await ops.guess("amina", "198.51.100.1", password=PASSWORD, device=device) == "in"
         # Each device has its own limit.
-        other = (await ops.gateway.services.get(People).sign_in("amina@shop.example", PASSWORD, "192.0.2.1", device)).device
+        other = (
+            await ops.gateway.services.get(People).sign_in("amina@shop.example", PASSWORD, "192.0.2.1", device)
+        ).device
         found = [await ops.guess("amina", "192.0.2.7", device=device) for _ in range(5)]
         assert found == ["WrongPassword"] * 3 + ["TooManyFailures"] * 2
         assert await ops.guess("amina", "192.0.2.7", password=PASSWORD, device=device) == "TooManyFailures"

