@@ -18,11 +18,13 @@ from mpesa_gateway.ops_contract import (
     TimelineEntry,
     TimelineSource,
 )
+from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.operator_service import RefundOperatorService, RefundsQuery, refundable_amount
 from mpesa_gateway_refunds.schemas import Resolution
+from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from mpesa_gateway_refunds.subjects import callback_subjects
 from mpesa_gateway_refunds.views import view
@@ -106,8 +108,23 @@ async def refund_form(visit: PageRequest) -> Rendered:
 async def create(visit: PageRequest) -> Redirect:
     if visit.text("confirm") != visit.values["payment_id"]:
         raise InvalidFields.field_error("confirm", "confirm: a refund cannot be undone")
+    if await _amount(visit) > visit.gateway.settings(RefundsSettings).step_up_above:
+        visit.require_fresh()
     made = await visit.gateway.port(RefundOperatorService).request(visit, visit.values["payment_id"])
     return Redirect(f"refunds/{made.id}", "Refund requested.")
+
+
+async def _amount(visit: PageRequest) -> int:
+    """Return the KES of the payment that are refunded after this form; 0 for text that is refused next."""
+    operators, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
+    payment, text = await operators.payment(payment_id), visit.text("amount")
+    if not text:
+        return int(Kes.parse(payment.amount))
+    left = refundable_amount(payment, await operators.of_payment(payment_id))
+    try:
+        return int(Kes.parse(payment.amount)) - left + int(Kes.parse(text))
+    except ValueError:
+        return 0
 
 
 # -- panels and timelines of other plugins' pages ---------------------------------------------------------------------

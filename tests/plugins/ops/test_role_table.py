@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -111,7 +111,7 @@ class _account_of(Browser):  # noqa: N801 - reads as `signed_in` does
         super().__init__(ops)
         self._email = email
 
-    async def __aenter__(self) -> "_account_of":
+    async def __aenter__(self) -> Self:
         await self.sign_in(self._email)
         assert (await self.open("/account")).status == 200
         return self
@@ -243,7 +243,7 @@ def test_page_or_action_without_a_permission_cannot_be_declared() -> None:
         Action("shelf", "put", _show)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue] - what is refused
 
 
-async def test_object_page_for_members_without_an_owner_is_refused(ops_site: OpsSite) -> None:
+def test_object_page_for_members_without_an_owner_is_refused() -> None:
     class Runtime:
         """A runtime with one plugin."""
 
