@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.money import Kes
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -18,7 +19,6 @@ from mpesa_gateway.ops_contract import (
     TimelineEntry,
     TimelineSource,
 )
-from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.completion import RefundCompletion

@@ -165,7 +165,8 @@ async def running_site(servers: Servers, folder: Path, story: Story) -> AsyncGen
         try:
             host.output_of("migrate")
             operator = story.keep("operator's password", random_secret())
-            assert host.run("operators", "create", "amina", "--password-stdin", reads=operator).returncode == 0
+            create = ("people", "create", "amina@shop.example", "--role", "admin", "--password-stdin")
+            assert host.run(*create, reads=operator).returncode == 0
             for form, port in zip(("json", "console"), ports, strict=True):
                 host.variables = ours | {"LOGS__FORMAT": form}
                 address_of(host.start("serve", "--port", str(port), log=f"serve.{form}.log"))

@@ -83,7 +83,7 @@ def test_json_output_has_the_data_of_the_text_output(host: Host) -> None:
     assert key["key"].startswith("sk_test_")
     (seen,) = reads(host, "apikeys", "list", merchant["merchant_id"])
     assert (seen["key_id"], seen["last_used_at"], seen["scopes"]) == (key["key_id"], None, key["scopes"])
-    assert reads(host, "operators", "list") == []
+    assert reads(host, "people", "list") == []
     assert reads(host, "payments", "list") == []
     assert reads(host, "audit", "verify")["entries"] == 2
     assert reads(host, "migrate") == {"applied": []}
@@ -128,7 +128,7 @@ def test_completion_knows_plugin_commands_and_options(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return {line.partition(",")[2] for line in done.stdout.splitlines()}
 
-    assert {"up", "doctor", "webhooks", "payments", "operators"} <= completed("")
+    assert {"up", "doctor", "webhooks", "payments", "people"} <= completed("")
     assert completed("webhooks", "") == {"listen", "trigger", "replay"}
     assert "payment.completed" in completed("webhooks", "trigger", "pay")
     assert {"--forward-to", "--events"} <= completed("webhooks", "listen", "--")

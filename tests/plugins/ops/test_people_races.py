@@ -243,7 +243,7 @@ async def test_twenty_wrong_codes_leave_the_recovery_codes_only(gateway: Gateway
 async def test_wrong_codes_are_limited_by_account_and_address(gateway: Gateway, clock: SetClock) -> None:
     factors = gateway.port(SecondFactors)
     person, totp, _ = await enrolled(gateway, clock)
-    gateway.limits._account_failures = 5  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage] - a lower limit
+    gateway.limits._account_failures = 5  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage] - a lower limit
     for number in range(5):
         assert not await factors.verify(person.person_id, "000000", f"203.0.113.{number}")
     with pytest.raises(TooManyFailures):
