@@ -49,9 +49,10 @@ async def harness(harness: Harness) -> Harness:
 async def compared(harness: Harness) -> Agreement:
     """Today's only comparison."""
     (merchant_id,) = await harness.gateway.db.fetch("SELECT merchant_id FROM merchant")
-    (found,) = await read_agreements(
-        harness.gateway.db, merchant_id["merchant_id"], "sandbox", harness.gateway.clock.now()
-    )
+    now = harness.gateway.clock.now()
+    ((found,),) = (
+        await read_agreements(harness.gateway.db, [merchant_id["merchant_id"]], "sandbox", now)
+    ).values()
     return found
 
 
@@ -143,7 +144,8 @@ async def test_payments_missing_on_a_statement_are_read_with_the_index_of_subjec
         until = await db.fetchval("SELECT max(completed_at) FROM payment")
         since = until - timedelta(minutes=15)
         oldest = Ids.least("pay", since)
-        asked = (merchant_id, "sandbox", oldest, given["receiver_id"], since, until, oldest)
+        receiver = given["receiver_id"]
+        asked: Any = ([merchant_id], "sandbox", [receiver], [since], [until], [oldest], [oldest])
         (plan,) = await db.fetch_planned("EXPLAIN (FORMAT JSON) " + MISSING_ON_STATEMENT, *asked)
         read = [step for step in steps(json.loads(plan[0])[0]["Plan"]) if step.get("Relation Name") == "transaction"]
         assert [step.get("Index Name") for step in read] == ["transaction_subject"]
