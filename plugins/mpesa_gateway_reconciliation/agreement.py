@@ -43,19 +43,19 @@ FROM line GROUP BY number, kind, is_incoming
 
 MISSING_ON_STATEMENT = """
 SELECT count(cents) AS payments, coalesce(sum(cents), 0)::bigint / 100 AS amount
-FROM unnest($1::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::uuid[], $7::uuid[])
-        WITH ORDINALITY AS asked (merchant_id, receiver_id, since, until, oldest, oldest_queried, number)
+FROM unnest($1::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[])
+        WITH ORDINALITY AS asked (merchant_id, receiver_id, since, until, number)
     LEFT JOIN LATERAL (
         SELECT amount_cents AS cents
         FROM payment JOIN transaction ON subject_id = payment_id AND subject_kind = 'payment' AND direction = 'in'
-        WHERE payment.merchant_id = asked.merchant_id AND payment.env = $2 AND payment_id >= oldest
+        WHERE payment.merchant_id = asked.merchant_id AND payment.env = $2 AND payment_id >= $6
             AND transaction.receiver_id = asked.receiver_id AND occurred_at >= since AND occurred_at < until
             AND NOT EXISTS (
                 SELECT 1 FROM reconciliation_line AS line WHERE line.transaction_id = transaction.transaction_id)
         UNION ALL
         SELECT payment.amount * 100::bigint
         FROM payment JOIN shortcode USING (shortcode_id)
-        WHERE payment.merchant_id = asked.merchant_id AND payment.env = $2 AND payment_id >= oldest_queried
+        WHERE payment.merchant_id = asked.merchant_id AND payment.env = $2 AND payment_id >= $7
             AND shortcode.receiver_id = asked.receiver_id AND receipt IS NULL
             AND payment.status IN ('completed', 'reversed', 'partially_reversed')
             AND completed_at >= since AND completed_at < until
@@ -119,15 +119,16 @@ async def read_agreements(
         return found
     runs = [(run["run_id"], number) for number, each in enumerate(statements) for run in each.completed]
     lines = await db.fetch(STATEMENT_SUMS, [run_id for run_id, _ in runs], [number for _, number in runs])
-    missing = await db.fetch(
+    since = min(each.since for each in statements)
+    missing = await db.fetch_planned(
         MISSING_ON_STATEMENT,
         [each.merchant_id for each in statements],
         env,
         [each.completed[0]["receiver_id"] for each in statements],
         [each.since for each in statements],
         [each.until for each in statements],
-        [Ids.least("pay", each.since - _LONGEST_PAYMENT) for each in statements],
-        [Ids.least("pay", each.since - _LONGEST_QUERIED) for each in statements],
+        Ids.least("pay", since - _LONGEST_PAYMENT),
+        Ids.least("pay", since - _LONGEST_QUERIED),
     )
     for number, (statement, row) in enumerate(zip(statements, missing, strict=True)):
         own = [line for line in lines if line["number"] == number]

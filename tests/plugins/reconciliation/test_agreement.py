@@ -145,7 +145,7 @@ async def test_payments_missing_on_a_statement_are_read_with_the_index_of_subjec
         since = until - timedelta(minutes=15)
         oldest = Ids.least("pay", since)
         receiver = given["receiver_id"]
-        asked: Any = ([merchant_id], "sandbox", [receiver], [since], [until], [oldest], [oldest])
+        asked: Any = ([merchant_id], "sandbox", [receiver], [since], [until], oldest, oldest)
         (plan,) = await db.fetch_planned("EXPLAIN (FORMAT JSON) " + MISSING_ON_STATEMENT, *asked)
         read = [step for step in steps(json.loads(plan[0])[0]["Plan"]) if step.get("Relation Name") == "transaction"]
         assert [step.get("Index Name") for step in read] == ["transaction_subject"]
