@@ -49,8 +49,8 @@ class Stalling:
 async def stalling(url: str) -> AsyncGenerator[Stalling]:
     """Yield a forwarder to the server of this address. It flows again at the end."""
     forwarder = Stalling(url)
-    server = await asyncio.start_server(forwarder._handle, "127.0.0.1", 0)  # noqa: SLF001 - one unit
-    forwarder._port = server.sockets[0].getsockname()[1]  # noqa: SLF001 - one unit
+    server = await asyncio.start_server(forwarder._handle, "127.0.0.1", 0)
+    forwarder._port = server.sockets[0].getsockname()[1]
     try:
         yield forwarder
     finally:

@@ -158,19 +158,21 @@ class _Statement:
         return until
 
 
-async def _read_statements(
-    db: Database, merchant_ids: Collection[str], env: Env, today: datetime
-) -> list[_Statement]:
-    runs: list[Found] = await db.run(
-        RunRow.select()
-        .where(
-            RunRow.merchant_id.is_in(list(merchant_ids)),
-            RunRow.env == env,
-            RunRow.run_id >= Ids.least("run", today),
-            RunRow.status.is_in(["completed", "failed"]),
+async def _read_statements(db: Database, merchant_ids: Collection[str], env: Env, today: datetime) -> list[_Statement]:
+    runs: list[Found] = (
+        await db.run(
+            RunRow.select()
+            .where(
+                RunRow.merchant_id.is_in(list(merchant_ids)),
+                RunRow.env == env,
+                RunRow.run_id >= Ids.least("run", today),
+                RunRow.status.is_in(["completed", "failed"]),
+            )
+            .order_by(RunRow.window_start)
         )
-        .order_by(RunRow.window_start)
-    ) if merchant_ids else []
+        if merchant_ids
+        else []
+    )
     by_shortcode: dict[tuple[str, str], list[Found]] = {}
     for run in runs:
         by_shortcode.setdefault((run["merchant_id"], run["shortcode"]), []).append(run)

@@ -37,7 +37,7 @@ from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_metrics.exposition import COLLECT_WITHIN, Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
-from mpesa_gateway_metrics.worker_server import serve_beside_worker
+from mpesa_gateway_metrics.worker_server import serve_in_worker
 from mpesa_gateway_payments import stats_sql
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments.stats import PaymentStatsReader
@@ -524,7 +524,7 @@ async def test_worker_server_serves_its_own_metrics_only(
 ) -> None:
     port = free_port()
     values = metered_values | {"metrics": {"token": TOKEN, "worker_port": port}, "worker": {"in_process": False}}
-    async with Gateway(GatewayConfig.from_values(values)).running() as gateway, serve_beside_worker(gateway):
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway, serve_in_worker(gateway):
         base = f"http://127.0.0.1:{port}"
         assert value(read(await scrape(base)), "mpesa_postgres_up") == 1
         assert (await scrape(base, {})).status_code == 401

@@ -50,9 +50,7 @@ async def compared(harness: Harness) -> Agreement:
     """Today's only comparison."""
     (merchant_id,) = await harness.gateway.db.fetch("SELECT merchant_id FROM merchant")
     now = harness.gateway.clock.now()
-    ((found,),) = (
-        await read_agreements(harness.gateway.db, [merchant_id["merchant_id"]], "sandbox", now)
-    ).values()
+    ((found,),) = (await read_agreements(harness.gateway.db, [merchant_id["merchant_id"]], "sandbox", now)).values()
     return found
 
 
