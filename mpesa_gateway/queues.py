@@ -146,7 +146,8 @@ class GatewayQueue(RedisQueue):
 
     async def abort(self, job: SaqJob, error: str, ttl: float = 5) -> None:
         """End a scheduled job at once: SAQ leaves that to a worker, and none has it."""
-        if await self.redis.eval(_UNSCHEDULE, 2, self._incomplete, job.id):
+        unschedule: Any = self.redis.register_script(_UNSCHEDULE)
+        if await unschedule(keys=[self._incomplete, job.id]):
             await self.finish(job, Status.ABORTED, error=error)
             return
         await super().abort(job, error, ttl)

@@ -39,7 +39,10 @@ SELECT number, kind, is_incoming, coalesce(sum(shown_cents), 0)::bigint AS amoun
         AS uncompared_amount
 FROM line GROUP BY number, kind, is_incoming
 """
-"""Lines by the number of their shortcode and by type. ``is_incoming`` is None if only the type can show the direction."""
+"""Lines by the number of their shortcode and by type.
+
+``is_incoming`` is None if only the type can show the direction.
+"""
 
 MISSING_ON_STATEMENT = """
 SELECT count(cents) AS payments, coalesce(sum(cents), 0)::bigint / 100 AS amount
