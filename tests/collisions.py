@@ -89,7 +89,7 @@ class Collisions:
             self.webhook_replay,
             self.erasure,
             self.retention,
-            self.tally,
+            self.stats,
             self.credentials,
             self.api_key,
         )
@@ -186,7 +186,7 @@ class Collisions:
             says = {"ReceiptNo": self._receipt, "TransactionStatus": status, "Amount": "500.00"}
             await self._paths.call_back("status", answer.data["check_id"], result(0, says=says))
 
-    async def tally(self) -> None:
+    async def stats(self) -> None:
         """Count finished payments."""
         await self._services.get(PaymentStatsReader).count()
 

@@ -21,7 +21,7 @@ class ParsedCallback:
     content: tuple[str, ...]
     event: Make | None
     """None if no plugin subscribes to the callback."""
-    otherwise: tuple[Make, ...] = ()
+    alternatives: tuple[Make, ...] = ()
     """Published in turn until a subscriber applies one."""
 
 

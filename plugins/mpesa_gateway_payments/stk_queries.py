@@ -81,7 +81,7 @@ class StkQueries:
         rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
         for row in rows:
             shortcode_id = row["shortcode_id"]
-            await self._jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
+            await self._jobs.enqueue("payments.query", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
 
     async def query_due(self, shortcode_id: str) -> int:

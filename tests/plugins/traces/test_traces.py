@@ -110,7 +110,7 @@ async def test_payment_request_is_one_trace_and_its_callback_another_linked_to_i
     assert (callback.kind, callback.parent, callback.links) == ("server", "", {request.trace})
     assert callback.trace != request.trace
     assert callback.attributes["mpesa.subject_id"] == payment_id
-    (stored,) = collector.of("postgres keep callback")
+    (stored,) = collector.of("postgres store callback")
     assert (stored.trace, stored.parent) == (callback.trace, callback.span)
     assert (woken.kind, woken.trace, woken.parent) == ("producer", callback.trace, callback.span)
     assert (job.kind, job.trace, job.parent) == ("consumer", callback.trace, woken.span)
