@@ -259,7 +259,7 @@ async def test_traceparent_of_a_caller_is_a_link_and_of_a_trusted_one_the_parent
 
 async def test_webhook_has_a_traceparent_only_if_tell_merchants_is_set(traced_values: dict[str, Any]) -> None:
     for is_set in (False, True):
-        values = with_traces(traced_values, tell_merchants=is_set)
+        values = with_traces(traced_values, propagate_to_merchants=is_set)
         async with (
             collecting() as collector,
             receiving() as receiver,
