@@ -2,7 +2,7 @@
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
 
