@@ -135,7 +135,7 @@ class Product:
         for part in (self._payments, self._queries):
             part._settings = settings
         # The verifier's rules are read from the settings once.
-        self._results._moves._rules = settings.rules
+        self._results._transitions._rules = settings.rules
 
     def clear_caches(self) -> None:
         """Clear the caches in memory."""
