@@ -244,14 +244,14 @@ class FieldChecks:
             return None
 
     def settle(self) -> None:
-        """Raise Invalid if a check failed."""
+        """Raise InvalidFields if a check failed."""
         if self._problems:
             raise InvalidFields(self._problems)
 
 
 @contextmanager
 def check_fields() -> Generator[FieldChecks]:
-    """Raise Invalid at the end of the block if a check failed."""
+    """Raise InvalidFields at the end of the block if a check failed."""
     checks = FieldChecks()
     yield checks
     checks.settle()

@@ -21,7 +21,7 @@ class ParsedCallback:
     content: tuple[str, ...]
     event: Make | None
     """None if no plugin subscribes to the callback."""
-    otherwise: tuple[Make, ...] = ()
+    alternatives: tuple[Make, ...] = ()
     """Published in turn until a subscriber applies one."""
 
 
@@ -52,7 +52,7 @@ class CallbackKinds:
         return next((name for name in taken if self._kinds[name].family), None)
 
     def check(self, name: str | None) -> None:
-        """Raise Invalid for an unknown kind."""
+        """Raise InvalidFields for an unknown kind."""
         if name is not None and name not in self._kinds:
             raise InvalidFields.field_error("kind", f"must be one of {', '.join(sorted(self._kinds))}")
 

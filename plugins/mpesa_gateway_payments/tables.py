@@ -56,7 +56,7 @@ class PaymentRow(Table, tablename="payment"):
     erased_at = Timestamptz(null=True, default=None)
 
 
-class PaymentTallyRow(Table, tablename="payment_tally"):
+class PaymentStatsRow(Table, tablename="payment_stats"):
     """Counts of one merchant's payments in one hour."""
 
     hour = Timestamptz(primary_key=True)

@@ -159,7 +159,7 @@ CREATE INDEX status_check_originator ON status_check (originator_conversation_id
 CREATE INDEX status_check_payment ON status_check (payment_id, check_id) WHERE payment_id IS NOT NULL;
 
 -- Hourly counts for the overview.
-CREATE TABLE payment_tally (
+CREATE TABLE payment_stats (
     hour timestamptz NOT NULL CHECK (hour = date_trunc('hour', hour, 'UTC')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
@@ -171,10 +171,10 @@ CREATE TABLE payment_tally (
     reasons jsonb NOT NULL CHECK (jsonb_typeof(reasons) = 'object'),
     waits integer[] NOT NULL CHECK (cardinality(waits) = 6),
     counted_at timestamptz NOT NULL,
-    CONSTRAINT payment_tally_check CHECK ((paid + failed) <= asked),
+    CONSTRAINT payment_stats_check CHECK ((paid + failed) <= asked),
     PRIMARY KEY (hour, merchant_id, env)
 );
-CREATE INDEX payment_tally_counted ON payment_tally (counted_at DESC);
+CREATE INDEX payment_stats_counted ON payment_stats (counted_at DESC);
 
 -- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.
 -- The receipts of reversals are transactions.
