@@ -15,14 +15,17 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import Sealer, UnsealError
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
+from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
-from mpesa_gateway_payments.views import exported
+from mpesa_gateway_payments.views import EXPORTED, exported
+
+OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
+"""The columns of the operators' CSV file."""
 
 _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
@@ -96,7 +99,10 @@ class PaymentOperatorService:
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
+        """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
+        return PAYMENTS.export(
+            self._db, self._conditions(env, filters), lambda row: (*exported(row), row["merchant_id"])
+        )
 
     def _plain(self, filters: OperatorPaymentFilters) -> PaymentFilters:
         values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}

@@ -94,7 +94,7 @@ async def test_api_key_as_bearer_is_equal_to_the_header(values: dict[str, Any]) 
 
         for scheme in ("Bearer", "bearer", "BEARER"):
             assert await status(Authorization=f"{scheme} {key}") == (200, "")
-        assert await status(Authorization=f"Bearer  {key} ") == (200, "")
+        assert await status(Authorization=f"Bearer  {key}") == (200, "")
         assert await status(Authorization=f"Bearer {key}", X_API_Key=key) == (200, "")
         for ours in ("Basic dTpw", "Bearer", "Digest x"):
             assert await status(Authorization=ours, X_API_Key=key) == (200, "")
