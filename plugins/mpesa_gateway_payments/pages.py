@@ -53,11 +53,11 @@ async def payments(visit: PageRequest) -> Rendered:
     filters, problems = OperatorPaymentFilters(), visit.problems
     try:
         filters = _filters(visit)
-        page = await service.page(visit.env, filters, _A_PAGE)
+        page = await service.page(visit.env, filters, _A_PAGE, sees_numbers=_sees_numbers(visit))
         payer = service.payer_of(filters)
     except InvalidFields as refused:
         problems, payer = (*problems, *refused.problems), None
-        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
+        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE, sees_numbers=False)
     whose = await visit.merchant_names(page.rows)
     chosen = {name: value for name in _TEXTS if (value := _filter_value(visit, name))}
     if filters.payer is not None:
@@ -100,6 +100,10 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
     return filters
 
 
+def _sees_numbers(visit: PageRequest) -> bool:
+    return visit.visitor.role.may(Role.OPERATOR)
+
+
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
     """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
@@ -112,15 +116,16 @@ def _filter_value(visit: PageRequest, name: str) -> str:
 
 
 async def total(visit: PageRequest) -> Rendered:
-    return Rendered(
-        "total.html", {"total": await visit.gateway.port(PaymentOperatorService).total(visit.env, _filters(visit))}
-    )
+    service, sees_numbers = visit.gateway.port(PaymentOperatorService), _sees_numbers(visit)
+    found = await service.total(visit.env, _filters(visit), sees_numbers=sees_numbers)
+    return Rendered("total.html", {"total": found})
 
 
 async def newer(visit: PageRequest) -> Rendered:
     """Count the payments created since the list was drawn."""
     filters = _filters(visit)
-    count = await visit.gateway.port(PaymentOperatorService).count_newer(visit.env, filters)
+    service, sees_numbers = visit.gateway.port(PaymentOperatorService), _sees_numbers(visit)
+    count = await service.count_newer(visit.env, filters, sees_numbers=sees_numbers)
     kept = {
         name: value
         for name, values in visit.query.items()

@@ -45,7 +45,7 @@ BUILT: dict[str, str] = {
 
 FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
-    (PAYMENTS, "phone = ''"),
+    (PAYMENTS, "reverse(phone) = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
     (PAYMENTS, NEEDS_REVIEW),

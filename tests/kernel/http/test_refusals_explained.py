@@ -95,7 +95,12 @@ def placed(path: str) -> str:
 
 @pytest.fixture
 def all_plugins(values: dict[str, Any]) -> dict[str, Any]:
-    return values | {"plugins": installed(), "worker": {"in_process": False}, "limits": {"requests_per_second": 100_000, "burst": 1_000_000}}
+    return values | {
+        "plugins": installed(),
+        "worker": {"in_process": False},
+        "limits": {"requests_per_second": 100_000, "burst": 1_000_000},
+        "metrics": {"networks": ["127.0.0.0/8"]},
+    }
 
 
 async def test_every_invalid_query_value_is_named_with_what_is_allowed(all_plugins: dict[str, Any]) -> None:
