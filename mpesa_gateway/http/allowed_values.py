@@ -37,20 +37,23 @@ def describe_allowed(kind: Any) -> str:
 
 
 def _describe(info: Any) -> str:
-    if isinstance(info, inspect.Metadata):
-        return _describe(info.type)
-    if isinstance(info, inspect.UnionType):
-        parts = [_describe(part) for part in info.types if not isinstance(part, _ABSENT)]
-        return " or ".join(dict.fromkeys(parts))
-    if isinstance(info, inspect.EnumType):
-        return _one_of([member.value for member in info.cls])
-    if isinstance(info, inspect.LiteralType):
-        return _one_of(list(info.values))
-    if isinstance(info, inspect.IntType):
-        return f"a whole number{_bounds(info.ge, info.le)}"
-    if isinstance(info, inspect.StrType):
-        return f"text{_lengths(info.min_length, info.max_length)}"
-    return _PLAIN.get(type(info), "a valid value: see /schema")
+    match info:
+        case inspect.Metadata():
+            text = _describe(info.type)
+        case inspect.UnionType():
+            parts = [_describe(part) for part in info.types if not isinstance(part, _ABSENT)]
+            text = " or ".join(dict.fromkeys(parts))
+        case inspect.EnumType():
+            text = _one_of([member.value for member in info.cls])
+        case inspect.LiteralType():
+            text = _one_of(list(info.values))
+        case inspect.IntType():
+            text = f"a whole number{_bounds(info.ge, info.le)}"
+        case inspect.StrType():
+            text = f"text{_lengths(info.min_length, info.max_length)}"
+        case _:
+            text = _PLAIN.get(type(info), "a valid value: see /schema")
+    return text
 
 
 def _one_of(values: list[Any]) -> str:

@@ -97,11 +97,7 @@ def _unstorable(value: Any) -> PartError | None:
     if isinstance(value, str):
         return PartError("must not contain NUL") if "\x00" in value else None
     if isinstance(value, datetime):
-        try:
-            value.astimezone(UTC)
-        except (ValueError, OverflowError):
-            return PartError("must be a time between the years 1 and 9999, in UTC")
-        return None
+        return None if _is_in_utc(value) else PartError("must be a time between the years 1 and 9999, in UTC")
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
         if (problem := _unstorable([*pairs])) is not None:
@@ -111,6 +107,14 @@ def _unstorable(value: Any) -> PartError | None:
         parts = cast("Sequence[Any]", value)
         return _first((f"[{number}]", part) for number, part in enumerate(parts))
     return None
+
+
+def _is_in_utc(moment: datetime) -> bool:
+    try:
+        moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _first(parts: Iterable[tuple[str, Any]]) -> PartError | None:

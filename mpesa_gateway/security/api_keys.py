@@ -33,7 +33,7 @@ _MOST = 10_000
 HEADER_HINT = "send your API key in the X-API-Key header, or as Authorization: Bearer: sk_live_… or sk_test_…"
 
 TWO_KEYS = "two keys"
-"""Stands for two different keys in one request. No key has this form."""
+"""Represents two different keys in one request. No key has this form."""
 
 _FORM = "a key is sk_test_ or sk_live_ followed by 48 small letters and digits"
 

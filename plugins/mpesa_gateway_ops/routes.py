@@ -296,4 +296,15 @@ def _filled(path: str, values: dict[str, str]) -> str:
     return path
 
 
-routes = (site_root, login_page, sign_in, sign_out, look_at, front_page, queue_page, any_page, any_action, *queue_pages.routes)
+routes = (
+    site_root,
+    login_page,
+    sign_in,
+    sign_out,
+    look_at,
+    front_page,
+    queue_page,
+    any_page,
+    any_action,
+    *queue_pages.routes,
+)

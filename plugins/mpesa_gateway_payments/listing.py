@@ -38,9 +38,7 @@ async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar
     return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 
 
-def conditions(
-    merchant_id: str | None, env: Env, filters: PaymentFilters, *, sees_numbers: bool = True
-) -> Conditions:
+def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters, *, sees_numbers: bool = True) -> Conditions:
     """Raises InvalidFields with all unreadable filters."""
     found = Conditions(env, merchant_id, filters.since, filters.until)
     with check_fields() as checks:

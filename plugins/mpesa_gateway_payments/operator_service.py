@@ -105,7 +105,9 @@ class PaymentOperatorService:
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
         return PAYMENTS.export(
-            self._db, self._conditions(env, filters, sees_numbers=True), lambda row: (*exported(row), row["merchant_id"])
+            self._db,
+            self._conditions(env, filters, sees_numbers=True),
+            lambda row: (*exported(row), row["merchant_id"]),
         )
 
     def _plain(self, filters: OperatorPaymentFilters) -> PaymentFilters:

@@ -103,11 +103,8 @@ def _of_merchants(
     if found.merchant_id is not None:
         return f"({query} LIMIT {MOST_FOUND})", [found.merchant_id, found.env, *values]
     of_each = query.replace("merchant_id = {}", "merchant_id = merchant.merchant_id", 1)
-    return (
-        f"(SELECT each.payment_id FROM merchant CROSS JOIN LATERAL ({of_each} LIMIT {MOST_FOUND}) AS each "  # noqa: S608 - as above
-        f"LIMIT {MOST_FOUND})",
-        [found.env, *values],
-    )
+    each = f"SELECT each.payment_id FROM merchant CROSS JOIN LATERAL ({of_each} LIMIT {MOST_FOUND}) AS each"  # noqa: S608 - as above
+    return f"({each} LIMIT {MOST_FOUND})", [found.env, *values]
 
 
 def _range(start: str) -> tuple[str, str]:

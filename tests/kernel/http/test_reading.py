@@ -307,7 +307,7 @@ def is_struct_or_invalid(read: Callable[[], Any], kind: type[msgspec.Struct]) ->
     except InvalidFields as refused:
         explained = [problem for problem in refused.problems if problem.field is not None and problem.message]
         if not explained or explained != refused.problems or any(RAW_TEXT.search(one.message) for one in explained):
-                raise AssertionError("refused without a field and a reason, or in a library's words") from refused
+            raise AssertionError("refused without a field and a reason, or in a library's words") from refused
         return False
     assert type(found) is kind
     return True
