@@ -90,7 +90,7 @@ def _shows(info: Any) -> bool:
 
 def refuse_text(kind: Any, text: str) -> str:
     """Return the message for a parameter's value."""
-    return f"must be {describe_allowed(kind)}" + (f', not "{_shown(text)}"' if shows_value(kind) else "")
+    return f"must be {describe_allowed(kind)}" + (f', not "{shown(text)}"' if shows_value(kind) else "")
 
 
 def refuse_json(kind: Any, raw: msgspec.Raw) -> str:
@@ -101,13 +101,14 @@ def refuse_json(kind: Any, raw: msgspec.Raw) -> str:
     if shows_value(kind) and sort in {"text", "a number"}:
         is_number = "number" in wanted
         if is_number == (sort == "a number"):
-            text = _shown(data.decode("utf-8", "replace").strip('"'))
+            text = shown(data.decode("utf-8", "replace").strip('"'))
             sort = text if is_number else f'"{text}"'
     if sort == wanted or wanted.startswith(f"{sort} of "):
         return f"must be {wanted}"
     return f"must be {wanted}, not {sort}"
 
 
-def _shown(text: str) -> str:
-    shown = masked(text[:200])
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+def shown(text: str) -> str:
+    """Return a sent value for a message: short, without secrets and phone numbers."""
+    plain = masked(text[:200])
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}…"
