@@ -193,10 +193,7 @@ class Up:
         if usual and becomes_free(usual, patience):
             return usual
         if wished is not None:
-            raise CommandFailed(
-                f"port {wished} is in use: stop the program that listens there, or choose another --port "
-                "(0 takes any free one)"
-            )
+            raise CommandFailed(f"port {wished} is in use: stop what listens there, or choose another --port")
         port = free_port()
         if usual:
             self._port_note = (

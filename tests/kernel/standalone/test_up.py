@@ -47,7 +47,7 @@ def test_up_with_its_former_port_taken_takes_another_and_names_both(tmp_path: Pa
 
 
 def test_up_with_the_wished_port_taken_stops(tmp_path: Path, taken: int) -> None:
-    with pytest.raises(CommandFailed, match=f"port {taken} is in use: stop the program"):
+    with pytest.raises(CommandFailed, match=f"port {taken} is in use: stop what listens"):
         up_on(tmp_path, taken)._port(was_killed=False)
     up = up_on(tmp_path, 0)
     write_state(tmp_path, {"port": taken})

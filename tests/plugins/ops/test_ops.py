@@ -650,8 +650,8 @@ async def test_create_first_operator_twice_creates_one(settings: dict[str, Any])
 async def test_site_root_redirects_browsers_where_the_gateway_is_the_whole_site(ops: OpsGateway) -> None:
     app = ops.gateway.asgi
 
-    async def ask(path: bytes, accept: bytes, method: str = "GET", **more: Any) -> AsgiAnswer:
-        return await send_request(app, method, path, ((b"accept", accept),), **more)
+    async def ask(target: bytes, accept: bytes, method: str = "GET", **more: Any) -> AsgiAnswer:
+        return await send_request(app, method, target, ((b"accept", accept),), **more)
 
     browser = b"text/html,application/xhtml+xml,*/*;q=0.8"
     said = await ask(b"/", browser)
