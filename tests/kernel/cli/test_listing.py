@@ -42,9 +42,9 @@ def test_show_on_a_terminal_of_any_width_cuts_no_id(
 
 
 def test_show_of_no_rows_prints_the_headings(terminal: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal(20)
+    terminal(60)
     listing.show(("payment_id", "created_at", "reference"), [])
-    assert "payment" in capsys.readouterr().out
+    assert "payment_id" in capsys.readouterr().out
 
 
 def test_show_fields_prints_no_python_values(capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,7 +157,7 @@ def fits(schema: dict[str, Any], value: Any) -> bool:
     """Return True if the value's JSON type is allowed; enumerations allow no other text."""
     if "enum" in schema:
         return value in schema["enum"]
-    kinds = {type(value) for value in ()}
+    kinds: set[type] = set()
     names = {"string": str, "number": float, "integer": int, "boolean": bool, "object": dict, "array": list}
     for part in (schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())):
         listed = part.get("type", [])

@@ -1,5 +1,7 @@
 """Protects search: by whole values and by parts of some, of one merchant and env, and bounded."""
 
+from urllib.parse import urlencode
+
 import pytest
 
 from mpesa_gateway.testing.serving import Api, shop
@@ -10,14 +12,9 @@ PAYS = "254711000001"
 
 
 async def found(api: Api, text: str, **more: str) -> list[str]:
-    query = "&".join(f"{name}={value}" for name, value in {"search": text.replace(" ", "%20"), **more}.items())
-    return [each["id"] for each in await_ok(await api.call("GET", f"/v1/payments?{query}"))]
-
-
-def await_ok(answer: object) -> list[dict[str, str]]:
-    assert getattr(answer, "status", None) == 200, answer
-    listed: list[dict[str, str]] = answer.data  # type: ignore[attr-defined]  # an Answer
-    return listed
+    answer = await api.call("GET", f"/v1/payments?{urlencode({'search': text} | more)}")
+    assert answer.status == 200, answer
+    return [each["id"] for each in answer.data]
 
 
 async def test_search_finds_a_payment_by_parts_of_its_values(harness: Harness) -> None:
