@@ -52,7 +52,8 @@ def _describe(info: Any) -> str:
         case inspect.StrType():
             text = f"text{_lengths(info.min_length, info.max_length)}"
         case _:
-            text = _PLAIN.get(type(info), "a valid value: see /schema")
+            kind: type[Any] = info.__class__
+            text = _PLAIN.get(kind, "a valid value: see /schema")
     return text
 
 

@@ -7,6 +7,9 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
 
+# raw SQL: array - the ids of bounded ranges of several indexes, in one statement.
+# raw SQL: join - each merchant's range, for operators.
+
 OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
 """The form of our own references; a merchant's may have it too."""
 
