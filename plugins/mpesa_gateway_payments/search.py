@@ -7,8 +7,7 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
 
-# raw SQL: array - the ids of bounded ranges of several indexes, in one statement.
-# raw SQL: join - each merchant's range, for operators.
+# raw SQL: join - bounded ranges of several indexes, for operators of each merchant, in one statement.
 
 OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
 """The form of our own references; a merchant's may have it too."""
@@ -101,13 +100,13 @@ def _in_part(found: Conditions, text: str, *, sees_numbers: bool) -> list[tuple[
 def _of_merchants(
     found: Conditions, condition: str, order: str, values: tuple[str, ...]
 ) -> tuple[str, list[str | None]]:
-    ordered = f" ORDER BY {order}" if order else ""
-    query = f"SELECT payment_id FROM payment WHERE merchant_id = {{}} AND env = {{}} AND {condition}{ordered}"  # noqa: S608 - our own clauses; each value is a parameter
+    ordered = f"{condition} ORDER BY {order}" if order else condition
+    query = f"(SELECT payment_id FROM payment WHERE merchant_id = {{}} AND env = {{}} AND {ordered} LIMIT {MOST_FOUND})"  # noqa: S608 - our own clauses; each value is a parameter
     if found.merchant_id is not None:
-        return f"({query} LIMIT {MOST_FOUND})", [found.merchant_id, found.env, *values]
-    of_each = query.replace("merchant_id = {}", "merchant_id = merchant.merchant_id", 1)
-    each = f"SELECT each.payment_id FROM merchant CROSS JOIN LATERAL ({of_each} LIMIT {MOST_FOUND}) AS each"  # noqa: S608 - as above
-    return f"({each} LIMIT {MOST_FOUND})", [found.env, *values]
+        return query, [found.merchant_id, found.env, *values]
+    each = query.replace("merchant_id = {}", "merchant_id = merchant.merchant_id", 1)
+    query = f"(SELECT each.payment_id FROM merchant CROSS JOIN LATERAL {each} AS each LIMIT {MOST_FOUND})"  # noqa: S608 - as above
+    return query, [found.env, *values]
 
 
 def _range(start: str) -> tuple[str, str]:
