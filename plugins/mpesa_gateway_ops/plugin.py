@@ -62,7 +62,7 @@ plugin = Plugin(
         ),
     ),
     # The audit log records sign-ins; ended sessions have no further use.
-    forgets=(
+    retention=(
         RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),
         RetentionRule("expired invitations", tables.FORGET_INVITATIONS, days=lambda _: 1),
     ),

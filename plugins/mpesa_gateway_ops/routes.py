@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 from litestar import Request, Response, get, post
@@ -12,7 +12,8 @@ from litestar.params import FromPath
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import ApiError, NotFound
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.templating import redirect, requested_path
+from mpesa_gateway.http.errors import NOTHING_HERE
+from mpesa_gateway.http.templating import WHOLE_SITE, redirect, requested_path
 from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, StepUpNeeded, WrongEnvironment
 from mpesa_gateway.permissions import GRANTS
 from mpesa_gateway.runtime import Runtime
@@ -61,6 +62,15 @@ async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
 
 
 # -- pages and actions -------------------------------------------------------------------------------------------------
+
+
+@get("/", public=True, include_in_schema=False)
+async def site_root(request: Request[Any, Any, Any]) -> Response[str]:
+    """Redirect a browser to the pages where the gateway is the whole site. Raises NotFound."""
+    is_browser = "text/html" in request.headers.get("accept", "")
+    if not (is_browser and cast("dict[str, Any]", request.scope).get(WHOLE_SITE)):
+        raise NotFound(NOTHING_HERE)
+    return redirect("ops")
 
 
 @get("/ops", **OPEN)
@@ -221,4 +231,13 @@ def _filled(path: str, values: dict[str, str]) -> str:
     return path
 
 
-routes = (*sign_in_routes.routes, look_at, front_page, queue_page, any_page, any_action, *queue_pages.routes)
+routes = (
+    site_root,
+    *sign_in_routes.routes,
+    look_at,
+    front_page,
+    queue_page,
+    any_page,
+    any_action,
+    *queue_pages.routes,
+)

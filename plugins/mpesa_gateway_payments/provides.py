@@ -8,9 +8,9 @@ from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Payments, RefundablePayments, StatementMatching, StatusQueries, UnallocatedMoney
 from mpesa_gateway_payments.create_steps import CreateSteps
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.metrics import PaymentMetrics
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.paused_shortcodes import PausedShortcodes
 from mpesa_gateway_payments.pushing import StkPushSender
 from mpesa_gateway_payments.refund_port import PaymentRefunds
@@ -40,8 +40,8 @@ def _service(gateway: Runtime) -> PaymentService:
         callbacks=callbacks,
         credentials=gateway.port(Credentials),
         steps=steps,
-        moves=gateway.port(Transitions),
-        resting=gateway.port(PausedShortcodes),
+        transitions=gateway.port(Transitions),
+        paused=gateway.port(PausedShortcodes),
     )
     return PaymentService(
         db=gateway.db,
@@ -61,7 +61,7 @@ def _service(gateway: Runtime) -> PaymentService:
 
 
 def _stk_results(gateway: Runtime) -> StkResults:
-    return StkResults(db=gateway.db, callbacks=gateway.port(Callbacks), moves=gateway.port(Transitions))
+    return StkResults(db=gateway.db, callbacks=gateway.port(Callbacks), transitions=gateway.port(Transitions))
 
 
 def _stk_queries(gateway: Runtime) -> StkQueries:
@@ -74,10 +74,10 @@ def _stk_queries(gateway: Runtime) -> StkQueries:
         daraja=gateway.daraja,
         jobs=gateway.jobs,
         credentials=gateway.port(Credentials),
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         expiry=gateway.port(Expiry),
         unacknowledged=gateway.port(UnacknowledgedPushes),
-        resting=gateway.port(PausedShortcodes),
+        paused=gateway.port(PausedShortcodes),
     )
 
 
@@ -86,14 +86,14 @@ def _expiry(gateway: Runtime) -> Expiry:
         db=gateway.db,
         clock=gateway.clock,
         settings=gateway.settings(PaymentsSettings),
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         unacknowledged=gateway.port(UnacknowledgedPushes),
     )
 
 
 def _unacknowledged(gateway: Runtime) -> UnacknowledgedPushes:
-    settings, moves = gateway.settings(PaymentsSettings), gateway.port(Transitions)
-    return UnacknowledgedPushes(db=gateway.db, clock=gateway.clock, settings=settings, moves=moves)
+    settings, transitions = gateway.settings(PaymentsSettings), gateway.port(Transitions)
+    return UnacknowledgedPushes(db=gateway.db, clock=gateway.clock, settings=settings, transitions=transitions)
 
 
 def _transitions(gateway: Runtime) -> Transitions:
@@ -107,18 +107,18 @@ def _transitions(gateway: Runtime) -> Transitions:
     )
 
 
-def _outside_reversals(gateway: Runtime) -> ExternalReversals:
-    moves = gateway.port(Transitions)
-    return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, moves=moves)
+def _external_reversals(gateway: Runtime) -> ExternalReversals:
+    transitions = gateway.port(Transitions)
+    return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, transitions=transitions)
 
 
-def _recovery(gateway: Runtime) -> PaymentStatementMatching:
+def _statement_matching(gateway: Runtime) -> PaymentStatementMatching:
     return PaymentStatementMatching(
         db=gateway.db,
         clock=gateway.clock,
         rules=gateway.settings(PaymentsSettings).rules,
-        moves=gateway.port(Transitions),
-        outside=gateway.port(ExternalReversals),
+        transitions=gateway.port(Transitions),
+        external_reversals=gateway.port(ExternalReversals),
         unallocated=gateway.port_if_provided(UnallocatedMoney),
     )
 
@@ -128,9 +128,9 @@ def _checks(gateway: Runtime) -> StatusQueryService:
         gateway,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        moves=gateway.port(Transitions),
-        outside=gateway.port(ExternalReversals),
-        recovery=gateway.port(PaymentStatementMatching),
+        transitions=gateway.port(Transitions),
+        external_reversals=gateway.port(ExternalReversals),
+        statement_matching=gateway.port(PaymentStatementMatching),
         transactions=gateway.port(Transactions),
     )
 
@@ -141,7 +141,7 @@ def _operator_service(gateway: Runtime) -> PaymentOperatorService:
         clock=gateway.clock,
         audit=gateway.audit,
         sealer=gateway.sealer,
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         queries=gateway.port(StkQueries),
         checks=gateway.port(StatusQueryService),
     )
@@ -155,13 +155,13 @@ PROVIDES: Provides = (
     (Expiry, _expiry),
     (PausedShortcodes, lambda gateway: PausedShortcodes(gateway.clock)),
     (Transitions, _transitions),
-    (ExternalReversals, _outside_reversals),
+    (ExternalReversals, _external_reversals),
     (UnacknowledgedPushes, _unacknowledged),
     (StatusQueryService, _checks),
     (StatusQueries, lambda gateway: gateway.port(StatusQueryService)),
-    (PaymentStatementMatching, _recovery),
+    (PaymentStatementMatching, _statement_matching),
     (StatementMatching, lambda gateway: gateway.port(PaymentStatementMatching)),
-    (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, moves=gateway.port(Transitions))),
+    (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, transitions=gateway.port(Transitions))),
     (PaymentOperatorService, _operator_service),
     (PaymentStatsReader, lambda gateway: PaymentStatsReader(db=gateway.db, clock=gateway.clock)),
 )

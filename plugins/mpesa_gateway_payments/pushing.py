@@ -49,8 +49,8 @@ class StkPushSender:
         callbacks: Callbacks,
         credentials: Credentials,
         steps: CreateSteps,
-        moves: Transitions,
-        resting: PausedShortcodes,
+        transitions: Transitions,
+        paused: PausedShortcodes,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -60,8 +60,8 @@ class StkPushSender:
         self._callbacks = callbacks
         self._credentials = credentials
         self._steps = steps
-        self._moves = moves
-        self._resting = resting
+        self._transitions = transitions
+        self._paused = paused
 
     async def push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the STK push of a payment, store its outcome and return the payment.
@@ -86,7 +86,7 @@ class StkPushSender:
             )
             ack = await self._daraja.call(STK_PUSH, credentials.daraja, push)
         except NotSent as fault:
-            self._resting.pause(row["shortcode_id"], fault)
+            self._paused.pause(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.explained}): try again with the same Idempotency-Key",
@@ -104,7 +104,7 @@ class StkPushSender:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, fault))
-        self._resting.resume(row["shortcode_id"])
+        self._paused.resume(row["shortcode_id"])
         handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
         return await self._record(
             "ack",
@@ -167,7 +167,7 @@ class StkPushSender:
         payment_id, now = row["payment_id"], self._clock.now()
         await self._settle_key(row)
         if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
-            await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
+            await self._transitions.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
             log.warning("push_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
         return await find_payment(self._db, row["merchant_id"], row["env"], payment_id)
 
@@ -178,7 +178,7 @@ class StkPushSender:
         await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         due = now + timedelta(seconds=self._settings.unsent_after)
         if await self._db.fetchrow(tables.RELEASE_PUSH, payment_id, attempt, now, due) is not None:
-            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.explained)
+            await self._transitions.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.explained)
             await idempotency.release(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         found = await find_payment(self._db, merchant_id, row["env"], payment_id)
         is_under_way = found["charge"] in {Charge.READY.value, Charge.SENDING.value}
@@ -198,7 +198,7 @@ class StkPushSender:
         )
         locked = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
         if locked is not None:
-            await self._moves.apply(locked, report)
+            await self._transitions.apply(locked, report)
         return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.as_owner
 BUILT: dict[str, str] = {
     "merchant_live": "partial: whether any merchant has live credentials, which is its condition",
     "ops_note_created": "notes that have been kept long enough, by the builder",
-    "payment_tally_counted": "the newest count, by the builder",
+    "payment_stats_counted": "the newest count, by the builder",
     "ops_session_person": "a person's sessions, by the builder",
     "api_key_maker": "a person's keys, by the builder",
     "person_invitation_merchant": "the open invitations of a merchant, by the builder",
@@ -47,9 +47,10 @@ BUILT: dict[str, str] = {
 
 FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
-    (PAYMENTS, "phone = ''"),
+    (PAYMENTS, "reverse(phone) = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
+    (PAYMENTS, "metadata <> '{{}}' AND payment_metadata(merchant_id, env, metadata) @> ARRAY[md5('')::uuid]"),
     (PAYMENTS, NEEDS_REVIEW),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
