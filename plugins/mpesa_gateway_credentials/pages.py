@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
+from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Pages, Panel, Redirect, Rendered
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
@@ -118,7 +119,7 @@ async def endangered(gateway: Runtime, _: Env) -> Sequence[AttentionItem]:
     return [
         AttentionItem(
             text=f"Safaricom's {each.env} certificate is {each.state}"
-            + (f", until {each.until:%Y-%m-%d}" if each.until else ""),
+            + (f", until {format_local(each.until, 'date')}" if each.until else ""),
             to="credentials",
             state="attention" if each.state == "expiring" else "failed",
         )

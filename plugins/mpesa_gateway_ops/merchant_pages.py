@@ -1,11 +1,12 @@
 """Pages of merchants and their API keys."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
 from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
+from mpesa_gateway.local_time import parse_local
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered, Role
 
 _A_PAGE = 50
@@ -52,7 +53,7 @@ async def create_key(visit: PageRequest) -> Redirect:
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
         scopes = checks.take("scopes", visit.gateway.scopes.named, visit.form.get("scopes", ()))
-        expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
+        expires_at = checks.take("expires_at", _expiry, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
     _, secret = await visit.gateway.api_keys.create(
         found.merchant_id,
@@ -71,14 +72,8 @@ def _env(text: str) -> str:
     return text
 
 
-def _moment(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError("must be a date such as 2027-01-31, or a time such as 2027-01-31T10:00Z") from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _expiry(text: str) -> datetime | None:
+    return parse_local(text) if text else None
 
 
 async def revoke_key(visit: PageRequest) -> Redirect:

@@ -129,8 +129,6 @@ async def newer(visit: PageRequest) -> Rendered:
 async def search(visit: PageRequest) -> Redirect:
     """Redirect to the filtered list; phone numbers are sealed."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # The form has East Africa Time; the query has UTC.
-    query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     service = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
     for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):

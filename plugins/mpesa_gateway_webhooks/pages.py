@@ -5,12 +5,13 @@ from datetime import timedelta
 
 import msgspec
 
-from mpesa_gateway.clock import EAT
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.validation import read_body
+from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -94,7 +95,7 @@ async def resend_since(visit: PageRequest) -> Redirect:
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
-    wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
+    wanted |= {name: rfc3339(moment) for name, moment in visit.moments("since", "until").items()}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
     done = await gateway.port(DeliveryService).replay_many(visit.caller(merchant, env), which)
     more = "; more remain: resend from the end of this period" if done.has_more else ""
@@ -196,9 +197,9 @@ def _moment(attempts: Sequence[Row]) -> TimelineEntry:
     # The oldest attempt comes first.
     last = attempts[-1]
     is_delivered = last["status"] is not None and 200 <= last["status"] < 300
-    at = last["at"].astimezone(EAT)
+    at = format_local(last["at"], "second")
     outcome = last["error"] or f"HTTP {last['status']}"
-    count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at:%H:%M:%S})"
+    count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at})"
     return TimelineEntry(
         at=last["at"],
         source=f"webhook to {host_of(last['url'])}",
