@@ -11,6 +11,7 @@ _ALLOWED = "choose a time such as 2026-11-30T19:00 (East Africa Time) or a date 
 _FORMATS = {
     "near": "{0.day} {0:%b %H:%M:%S}",
     "far": "{0.day} {0:%b %Y %H:%M}",
+    "day": "{0.day} {0:%b %H:%M}",
     "clock": "{0:%H:%M}",
     "second": "{0:%H:%M:%S}",
     "date": "{0.day} {0:%b %Y}",
@@ -34,6 +35,12 @@ def parse_local(text: str) -> datetime:
         raise ValueError(f"`{mask_phones(typed[:_SHOWN])}` is not a time: {_ALLOWED}") from None
 
 
-def format_local(moment: datetime, style: Literal["near", "far", "clock", "second", "date", "field"] = "far") -> str:
+def format_local(moment: datetime, style: Literal["near", "far", "day", "clock", "second", "date", "field"] = "far") -> str:
     """``near`` has seconds and no year; ``field`` is the value of a ``datetime-local`` field."""
     return _FORMATS[style].format(moment.astimezone(EAT))
+
+
+def format_near(moment: datetime, now: datetime) -> str:
+    """Return the clock time, with the day unless it is today's."""
+    is_today = moment.astimezone(EAT).date() == now.astimezone(EAT).date()
+    return format_local(moment, "clock" if is_today else "day")

@@ -253,6 +253,34 @@ class AttentionItem:
     state: str = "attention"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetupState:
+    """``text`` is the fact, or the effect of the missing step. ``action`` labels the button to ``to``.
+
+    ``is_post``: ``to`` is an action instead of a page. Its form sends ``from=setup``.
+    """
+
+    is_done: bool
+    text: str
+    action: str = ""
+    to: str = ""
+    is_post: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupStep:
+    """A step from a new merchant to its first payment in one env.
+
+    ``read`` uses Postgres only. ``proves`` names steps that cannot be missing once this one is done.
+    """
+
+    name: str
+    title: str
+    order: int
+    read: Callable[[Runtime, str, Env], Awaitable[SetupState]]
+    proves: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Pages:
     """Pages of one plugin. ``templates`` is a package.
@@ -267,6 +295,7 @@ class Pages:
     traces: tuple[TimelineSource, ...] = ()
     concerns: tuple[Callable[[Runtime, Env], Awaitable[Sequence[AttentionItem]]], ...] = ()
     finder: Callable[[PageRequest, str], Awaitable[str | None]] | None = None
+    setup: tuple[SetupStep, ...] = ()
 
 
 NO_PAGES = Pages()

@@ -8,18 +8,20 @@ from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.local_time import parse_local
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered, Role
+from mpesa_gateway_ops.setup import read_checklist
 
 _A_PAGE = 50
 
 
 class _Query(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
+    new: str | None = None
 
 
 async def merchants(visit: PageRequest) -> Rendered:
     query = visit.read_query(_Query)
     page = await visit.gateway.merchants.page(_A_PAGE, query.cursor)
-    shown = {"rows": page.rows, "name": visit.text("name")}
+    shown = {"rows": page.rows, "name": visit.text("name"), "is_new_open": query.new is not None}
     return Rendered("merchants.html", shown | visit.pager("merchants", page.next_cursor))
 
 
@@ -27,9 +29,7 @@ async def create(visit: PageRequest) -> Redirect:
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
     merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
-    return Redirect(
-        f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created. Next step: create an API key."
-    )
+    return Redirect(f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created.")
 
 
 async def merchant(visit: PageRequest) -> Rendered:
@@ -38,6 +38,8 @@ async def merchant(visit: PageRequest) -> Rendered:
         "merchant.html",
         {
             "merchant": found,
+            "setup": await read_checklist(visit, found.merchant_id) if found.is_active else None,
+            "is_new_key_open": bool(visit.problems or visit.query.get("new")),
             "keys": await visit.gateway.api_keys.list(found.merchant_id),
             "scopes": [scope.name for scope in visit.gateway.scopes.all],
             "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
