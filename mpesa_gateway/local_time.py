@@ -35,7 +35,9 @@ def parse_local(text: str) -> datetime:
         raise ValueError(f"`{mask_phones(typed[:_SHOWN])}` is not a time: {_ALLOWED}") from None
 
 
-def format_local(moment: datetime, style: Literal["near", "far", "day", "clock", "second", "date", "field"] = "far") -> str:
+def format_local(
+    moment: datetime, style: Literal["near", "far", "day", "clock", "second", "date", "field"] = "far"
+) -> str:
     """``near`` has seconds and no year; ``field`` is the value of a ``datetime-local`` field."""
     return _FORMATS[style].format(moment.astimezone(EAT))
 

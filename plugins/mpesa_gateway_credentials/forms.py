@@ -92,7 +92,9 @@ def _wanted(visit: PageRequest, stored: MpesaCredentials | None) -> dict[str, An
     """Return the body of ``PUT /v1/merchant/providers``: an empty secret keeps the stored one of the same shortcode."""
     filled = {name: visit.text(name) for name in (*_PLAIN, *_SECRETS) if visit.text(name)}
     kept: dict[str, str] = {}
-    if stored is not None and all(filled.get(name, "") == _plain(stored)[name] for name in ("shortcode", "till_number")):
+    if stored is not None and all(
+        filled.get(name, "") == _plain(stored)[name] for name in ("shortcode", "till_number")
+    ):
         kept = {name: getattr(stored, name).reveal() for name in _KEYS}
         is_same_initiator = stored.initiator is not None and filled.get("initiator") == stored.initiator
         if is_same_initiator and stored.security_credential is not None and "initiator_password" not in filled:
@@ -141,9 +143,7 @@ async def _verified(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
 PAGES = (Page("credentials/{merchant_id}/edit", "M-Pesa credentials", edit, role=Role.ADMIN),)
 ACTS = (
     Action("credentials/{merchant_id}/edit", "store", save, role=Role.ADMIN),
-    Action(
-        "credentials/{merchant_id}/retire", "retire", retire, role=Role.ADMIN, back="credentials/{merchant_id}"
-    ),
+    Action("credentials/{merchant_id}/retire", "retire", retire, role=Role.ADMIN, back="credentials/{merchant_id}"),
 )
 STEPS = (
     SetupStep(name="credentials", title="M-Pesa credentials", order=20, read=_credentials),

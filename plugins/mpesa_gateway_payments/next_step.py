@@ -49,4 +49,8 @@ def _after_failure(row: Row, now: datetime) -> str | None:
 
 def _asks(row: Row, now: datetime) -> str:
     due = row["due_at"]
-    return "M-Pesa is being asked now" if due is None or due <= now else f"M-Pesa is asked again at {format_near(due, now)}"
+    return (
+        "M-Pesa is being asked now"
+        if due is None or due <= now
+        else f"M-Pesa is asked again at {format_near(due, now)}"
+    )
