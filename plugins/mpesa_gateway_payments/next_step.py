@@ -16,16 +16,15 @@ def next_step(row: Row, now: datetime) -> str | None:
         return None
     if row["claim"] is not None:
         return f"A report says paid. {_asks(row, now)} to confirm it. {_WAIT}"
-    if row["status"] == Status.FAILED.value:
-        return _after_failure(row, now)
+    return _after_failure(row, now) if row["status"] == Status.FAILED.value else _while_pending(row, now)
+
+
+def _while_pending(row: Row, now: datetime) -> str:
     ends = f"the gateway gives up at {format_near(row['expires_at'], now)}"
+    if row["charge"] == Charge.RELEASED.value:
+        return f"The STK push was not sent. A call with the same Idempotency-Key sends it; {ends}."
     if row["expires_at"] <= now:
         return f"The time for an answer has passed: the payment ends within a minute. {_WAIT}"
-    if row["charge"] == Charge.RELEASED.value:
-        return (
-            f"The STK push was not sent. A call with the same Idempotency-Key sends it; {ends}. "
-            "A second payment is not needed."
-        )
     if row["checkout_request_id"] is None:
         return f"M-Pesa has not acknowledged the STK push. Its callback can still arrive; {ends}. {_WAIT}"
     if row["due_at"] is None or row["due_at"] >= row["expires_at"]:
@@ -49,8 +48,6 @@ def _after_failure(row: Row, now: datetime) -> str | None:
 
 def _asks(row: Row, now: datetime) -> str:
     due = row["due_at"]
-    return (
-        "M-Pesa is being asked now"
-        if due is None or due <= now
-        else f"M-Pesa is asked again at {format_near(due, now)}"
-    )
+    if due is None or due <= now:
+        return "M-Pesa is being asked now"
+    return f"M-Pesa is asked again at {format_near(due, now)}"

@@ -32,6 +32,7 @@ from mpesa_gateway.ops_contract import (
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments import first_payment
 from mpesa_gateway_payments.next_step import next_step
 from mpesa_gateway_payments.operator_service import OperatorPaymentFilters, PaymentOperatorService, needs_review
 from mpesa_gateway_payments.states import Status
@@ -355,15 +356,18 @@ PAGES = Pages(
         Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
         Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),
+        *first_payment.PAGES,
     ),
     acts=(
         Action("payments/look", "search", search, role=Role.VIEWER, back="payments"),
         Action("payments/{payment_id}/query", "query", query, back="payments/{payment_id}"),
         Action("payments/{payment_id}/check", "check_status", check_status, back="payments/{payment_id}"),
         Action("payments/{payment_id}/look-after", "look_after", resolve, back="payments/{payment_id}"),
+        *first_payment.ACTS,
     ),
     panels=(Panel("overview", figures, 10),),
     traces=(TimelineSource("payment", past),),
     concerns=(held,),
     finder=find,
+    setup=first_payment.STEPS,
 )
