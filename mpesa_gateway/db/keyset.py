@@ -95,9 +95,8 @@ class OperatorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class KeysetList:
     """A table, newest first by ``key``: an id with ``prefix``, or a number.
 
-    With ``time``, a column of ``columns``, rows are in its order, then by ``key``. ``source`` and ``columns`` replace the
-    table. ``of_env`` conditions each have an index; with ``of_merchants`` it
-    begins with the merchant.
+    With ``time``, a column of ``columns``, rows are in its order, then by ``key``. ``source`` and ``columns`` replace
+    the table. ``of_env`` conditions each have an index; with ``of_merchants`` it begins with the merchant.
     """
 
     table: str
