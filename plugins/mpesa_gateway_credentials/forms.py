@@ -30,7 +30,7 @@ async def edit(visit: PageRequest) -> Rendered:
         {
             "merchant": merchant,
             "fields": filled,
-            "kept": {} if stored is None else _masked(stored),
+            "kept": _masked(stored),
             "shortcode": None if stored is None else stored.shortcode,
         },
         title=f"M-Pesa credentials of {merchant.name}",
@@ -83,9 +83,10 @@ def _plain(stored: MpesaCredentials | None) -> dict[str, str]:
     return {name: str((wire[name] if name in wire else getattr(stored, name)) or "") for name in _PLAIN}
 
 
-def _masked(stored: MpesaCredentials) -> dict[str, str]:
-    values = {name: getattr(stored, name) for name in (*_KEYS, "security_credential")}
-    return {name: value.masked for name, value in values.items() if isinstance(value, Secret)}
+def _masked(stored: MpesaCredentials | None) -> dict[str, str]:
+    """Return the last four characters of each stored secret, empty without one."""
+    values = {name: getattr(stored, name, None) for name in (*_KEYS, "security_credential")}
+    return {name: value.masked if isinstance(value, Secret) else "" for name, value in values.items()}
 
 
 def _wanted(visit: PageRequest, stored: MpesaCredentials | None) -> dict[str, Any]:

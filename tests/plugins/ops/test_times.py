@@ -9,7 +9,7 @@ from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import OpsSite
 from tests.plugins.ops.test_reconciliation_pages import add_unrequested_payment, line_ids, reconcile, register_pull
 
-_UTC = re.compile(r"\bUTC\b(?!\+3)|\d\d:\d\d(?::\d\d)?(?:\.\d+)?Z|\+00:00")
+_UTC = re.compile(r"\bUTC\b|\d\d:\d\d(?::\d\d)?(?:\.\d+)?Z|\+00:00")
 _TIMED = re.compile(r"since|until|start|end|expires_at|from|before|after|at", re.ASCII)
 _NO_TIME = {"from"}
 """Hidden fields that name a page."""
@@ -18,9 +18,9 @@ _NO_TIME = {"from"}
 def utc_of(page: Page) -> list[str]:
     """Returns the places where a page shows UTC, or takes a time that is not picked.
 
-    Bodies in ``pre`` are as sent. A title is shown on hovering only.
+    Bodies in ``pre`` are as sent. A title is shown on hovering only, as the footer explains.
     """
-    text = re.sub(r"<pre.*?</pre>", "", page.text, flags=re.DOTALL)
+    text = re.sub(r"<(pre|footer).*?</\1>", "", page.text, flags=re.DOTALL)
     shown = re.sub(r'\b(?:title|datetime|value|href|hx-get)="[^"]*"', "", text)
     found = [shown[max(0, each.start() - 40) : each.end()] for each in _UTC.finditer(shown)]
     for field in re.findall(r"<input [^>]*>", text):
@@ -37,7 +37,7 @@ def test_utc_of_finds_shown_and_typed_utc() -> None:
     assert len(utc_of(page("<p>until 2026-11-30T10:15:00Z</p>"))) == 1
     assert len(utc_of(page('<label>Expires (UTC)<input name="expires_at"></label>'))) == 2
     assert len(utc_of(page('<button aria-label="paid 2026-11-30 10:15:00+00:00">'))) == 1
-    assert utc_of(page("<p>East Africa Time (UTC+3)</p><pre>2026-11-30T10:15:00Z</pre>")) == []
+    assert utc_of(page("<footer>hover for UTC</footer><pre>2026-11-30T10:15:00Z</pre>")) == []
     assert utc_of(page('<time title="10:15 UTC">13:15</time><input type="datetime-local" name="since">')) == []
 
 
