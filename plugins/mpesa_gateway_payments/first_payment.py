@@ -4,7 +4,7 @@ import msgspec
 
 from mpesa_gateway.db.idempotency import read_key
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.errors import InvalidFields, ProviderRejected
 from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role, SetupState, SetupStep
 from mpesa_gateway.runtime import Runtime
@@ -37,9 +37,15 @@ async def create(visit: PageRequest) -> Redirect:
     if visit.env == "live" and visit.text("confirm") != merchant.merchant_id:
         raise InvalidFields.field_error("confirm", "tick the box: this asks for real money")
     service = visit.gateway.port(PaymentService)
-    made = await service.request(
-        merchant.merchant_id, visit.env, service.read(body), idempotency_key=read_key(visit.text("key"))
-    )
+    key = read_key(visit.text("key"))
+    try:
+        made = await service.request(merchant.merchant_id, visit.env, service.read(body), idempotency_key=key)
+    except ProviderRejected as refused:
+        if refused.subject_id is None:
+            raise
+        return Redirect(f"payments/{refused.subject_id}", f"M-Pesa refused: {refused.message}", is_warning=True)
+    if made.is_replay:
+        return Redirect(f"payments/{made.payment.id}", "This form was sent before: its payment is here.")
     return Redirect(f"payments/{made.payment.id}", "The payer's phone shows the prompt now.")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.ops_contract import Role
-from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway.testing.serving import SANDBOX, eventually
 from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import OpsSite
 
@@ -14,7 +14,7 @@ KEYS = {
     "shortcode": "174379",
     "consumer_key": "consumer-key-of-this-shop",
     "consumer_secret": "consumer-secret-of-this-shop",
-    "passkey": "passkey-of-this-shop-00001",
+    "passkey": SANDBOX["mpesa"]["passkey"],
 }
 STEPS = ["Merchant", "M-Pesa credentials", "Verified by M-Pesa", "Webhook", "Test event", "API key", "First payment"]
 
@@ -62,8 +62,8 @@ async def test_checklist_leads_a_new_merchant_to_its_first_payment_and_disappear
 
         form = await browser.open(page.link("/webhook"))
         page = await browser.submit(form, "/webhook", webhook_url=ops_site.receiver.url)
-        assert re.search(r"whsec_\w+", page.text)
-        assert not re.search(r"whsec_\w+", (await browser.open(page.url)).text)
+        assert re.search(r"whsec_[\w+/]+", page.text)
+        assert not re.search(r"whsec_[\w+/]+", (await browser.open(page.url)).text)
         assert checklist(page)["Webhook"]
 
         page = await browser.submit(page, "/test")
@@ -77,6 +77,8 @@ async def test_checklist_leads_a_new_merchant_to_its_first_payment_and_disappear
         form = await browser.open(page.link("/payment"))
         first = await browser.submit(form, "/payment", phone="0711000001", amount="10")
         again = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        assert "The payer's phone shows the prompt now." in first.words
+        assert "This form was sent before: its payment is here." in again.words
         assert first.url.partition("?")[0] == again.url.partition("?")[0]
 
         async def paid() -> bool:
@@ -245,12 +247,25 @@ async def test_webhook_form_changes_address_and_event_types(ops_site: OpsSite) -
         form = await browser.open(f"/merchants/{ops_site.merchant_id}/webhook")
         assert form.form("/webhook").fields["event_types"] == ["payment.completed"]
         moved = await browser.submit(form, "/webhook", webhook_url=f"{ops_site.receiver.url}/second")
-        assert re.search(r"whsec_\w+", moved.text)
+        assert re.search(r"whsec_[\w+/]+", moved.text)
         assert not checklist(moved)["Test event"]
         removed = await browser.submit(
             await browser.open(f"/merchants/{ops_site.merchant_id}/webhook"), "/remove", confirm=ops_site.merchant_id
         )
         assert "Sandbox webhook removed: events wait." in removed.words
+
+
+async def test_payment_form_with_a_wrong_passkey_shows_the_failed_payment(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        merchant_id, _ = await new_merchant(browser)
+        form = await browser.open(f"/credentials/{merchant_id}/edit")
+        await browser.submit(form, "/edit", **(KEYS | {"passkey": "passkey-of-another-shortcode"}))
+        form = await browser.open(f"/merchants/{merchant_id}/payment")
+        shown = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        assert "/payments/pay_" in shown.url
+        assert "M-Pesa refused:" in shown.words
+        assert "The customer can be asked again" in shown.words
+        assert not checklist(await browser.open(f"/merchants/{merchant_id}"))["First payment"]
 
 
 @pytest.mark.parametrize(("amount", "phone", "field"), [("0", "0711000001", "amount"), ("10", "12", "phone")])
