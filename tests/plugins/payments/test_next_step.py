@@ -46,8 +46,8 @@ FAILED: dict[str, Any] = PENDING | {"status": "failed", "due_at": None, "failure
         (
             PENDING | {"charge": "unknown", "checkout_request_id": None},
             (
-                "M-Pesa has not acknowledged the STK push. Its callback can still arrive; the gateway gives up at 19:11. "
-                "Do not ask the customer again yet."
+                "M-Pesa has not acknowledged the STK push. Its callback can still arrive; the gateway gives up at "
+                "19:11. Do not ask the customer again yet."
             ),
         ),
         (
@@ -62,15 +62,15 @@ FAILED: dict[str, Any] = PENDING | {"status": "failed", "due_at": None, "failure
         (
             FAILED | {"due_at": NOW + timedelta(hours=6)},
             (
-                "M-Pesa has not reported an outcome. M-Pesa is asked again at 1 Dec 01:00; if the customer has paid, the "
-                "payment becomes completed. Ask for the customer's M-Pesa message before you ask for money again."
+                "M-Pesa has not reported an outcome. M-Pesa is asked again at 1 Dec 01:00; if the customer has paid, "
+                "the payment becomes completed. Ask for the customer's M-Pesa message before you ask for money again."
             ),
         ),
         (
             FAILED,
             (
-                "This failure is not M-Pesa's final word: a receipt that arrives later completes the payment. Ask for the "
-                "customer's M-Pesa message before you ask for money again."
+                "This failure is not M-Pesa's final word: a receipt that arrives later completes the payment. Ask for "
+                "the customer's M-Pesa message before you ask for money again."
             ),
         ),
         (PENDING | {"mismatch": "amount"}, None),
