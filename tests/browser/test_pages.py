@@ -191,11 +191,13 @@ async def _look(page: Page, name: str, width: int) -> None:
         await page.screenshot(path=Path(LOOK or "", f"{name[:40]}-{width}-{scheme}.png"), full_page=True)
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-async def test_setup_forms_work_by_keyboard_without_scripts(
-    harness: Harness, amina: str, chromium: Browser, dark: bool
+@pytest.mark.parametrize(
+    ("scripts", "dark"), [(False, False), (True, False), (True, True)], ids=["plain", "light", "dark"]
+)
+async def test_setup_forms_work_by_keyboard(
+    harness: Harness, amina: str, chromium: Browser, scripts: bool, dark: bool
 ) -> None:
-    page, wrong = await opened(chromium, SLIM, scripts=False, dark=dark)
+    page, wrong = await opened(chromium, SLIM, scripts=scripts, dark=dark)
     await signs_in(page, amina)
     merchant_id = (await harness.gateway.merchants.create("Duka", actor="test")).merchant_id
     found: dict[str, list[str]] = {}
@@ -204,8 +206,12 @@ async def test_setup_forms_work_by_keyboard_without_scripts(
         for key in keys:
             await page.keyboard.press(key)
 
+    async def examine(name: str) -> None:
+        # axe is a script.
+        found[name] = await violations(page) if scripts else []
+
     await page.goto(f"{amina}/merchants/{merchant_id}")
-    found["checklist"] = await violations(page)
+    await examine("checklist")
     await page.locator("a", has_text="Enter credentials").focus()
     await press("Enter")
     await expect(page.locator("h1")).to_have_text("M-Pesa credentials")
@@ -217,7 +223,7 @@ async def test_setup_forms_work_by_keyboard_without_scripts(
     await expect(page.locator("label", has_text="Shortcode").first).to_contain_text("must be 5 to 7 digits")
     await expect(page.locator("input[name=shortcode]")).to_have_attribute("aria-invalid", "true")
     await expect(page.locator("input[name=passkey]")).to_have_value("")
-    found["refused"] = await violations(page)
+    await examine("refused")
     await page.locator("input[name=shortcode]").fill("174379")
     await page.locator("input[name=shortcode]").focus()
     await press("Tab", "Tab")
@@ -231,14 +237,15 @@ async def test_setup_forms_work_by_keyboard_without_scripts(
     await expect(page.locator("[role=status]").first).to_contain_text("Credentials valid")
     await page.locator("a", has_text="Set webhook").focus()
     await press("Enter")
-    found["webhook"] = await violations(page)
+    await examine("webhook")
     await page.goto(f"{amina}/merchants/{merchant_id}/payment")
-    found["payment"] = await violations(page)
+    await examine("payment")
     await page.locator("input[name=phone]").focus()
     await page.keyboard.type("0711000001")
     await press("Enter")
     await expect(page.locator("h1")).to_contain_text("KES")
-    assert wrong == []
+    # A form that is shown again has the status 422.
+    assert [each for each in wrong if "422" not in each] == []
     broken = {f"{name}: {what}" for name, each in found.items() for what in each}
     assert not broken, "\n".join(sorted(broken))
 
