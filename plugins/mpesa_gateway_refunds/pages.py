@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.local_time import format_near
@@ -65,7 +65,7 @@ async def refund(visit: PageRequest) -> Rendered:
     )
 
 
-def _next_step(row: Row, now: datetime) -> str | None:
+def _next_step(row: Found, now: datetime) -> str | None:
     if row["status"] != "pending" or row["due_at"] is None:
         return None
     is_due = row["due_at"] <= now
