@@ -43,7 +43,7 @@ async def merchant(visit: PageRequest) -> Rendered:
             "keys": await visit.gateway.api_keys.list(found.merchant_id),
             "scopes": [scope.name for scope in visit.gateway.scopes.all],
             "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
-            "fields": {name: visit.text(name) for name in ("name", "env", "expires_at")},
+            "fields": {name: visit.text(name) for name in ("name", "expires_at")},
         },
         title=found.name,
     )
@@ -57,6 +57,8 @@ async def create_key(visit: PageRequest) -> Redirect:
         scopes = checks.take("scopes", visit.gateway.scopes.named, visit.form.get("scopes", ()))
         expires_at = checks.take("expires_at", _expiry, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
+        if env == "live" and visit.text("confirm") != found.merchant_id:
+            checks.fail("confirm", "tick the box: a live key moves real money")
     _, secret = await visit.gateway.api_keys.create(
         found.merchant_id,
         name=name or "",

@@ -4,10 +4,11 @@ import msgspec
 
 from mpesa_gateway.db.idempotency import read_key
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import InvalidFields, ProviderRejected
+from mpesa_gateway.errors import InvalidFields, ProviderNotConfigured, ProviderRejected
 from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role, SetupState, SetupStep
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
 from mpesa_gateway_payments.schemas import CreatePayment
 from mpesa_gateway_payments.service import PaymentService
@@ -52,6 +53,10 @@ async def create(visit: PageRequest) -> Redirect:
 async def _first(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
     if await gateway.port(PaymentOperatorService).has_paid(merchant_id, env):
         return SetupState(is_done=True, text="completed")
+    try:
+        await gateway.port(Credentials).get(merchant_id, env)
+    except ProviderNotConfigured:
+        return SetupState(is_done=False, text="Needs credentials.")
     return SetupState(
         is_done=False,
         text="No payment is completed yet. Send a prompt to a phone of your own.",

@@ -223,6 +223,11 @@ async def test_live_forms_need_a_confirmation_and_the_checks_of_the_api(ops_site
         assert "tick the box" in (await browser.submit(form, "/webhook", webhook_url=address)).words
         shown = await browser.submit(form, "/webhook", webhook_url=address, confirm=merchant_id)
         assert "Live webhook set to https://shop.example.co.ke/mpesa" in shown.words
+        form = await browser.open(f"/merchants/{merchant_id}")
+        key = {"name": "Web", "scopes": ["payments:read"]}
+        assert "a live key moves real money" in (await browser.submit(form, merchant_id, **key)).words
+        made = await browser.submit(form, merchant_id, **key, confirm=merchant_id)
+        assert re.search(r"sk_live_[0-9a-z]{48}", made.text)
         form = await browser.open(f"/merchants/{merchant_id}/payment")
         assert "real money" in (await browser.submit(form, "/payment", phone="0711000001", amount="1")).words
     assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
