@@ -237,6 +237,7 @@ async def test_setup_forms_work_by_keyboard(
     await expect(page.locator("[role=status]").first).to_contain_text("Credentials valid")
     await page.locator("a", has_text="Set webhook").focus()
     await press("Enter")
+    await expect(page.locator("h1")).to_have_text("Webhook")
     await examine("webhook")
     await page.goto(f"{amina}/merchants/{merchant_id}/payment")
     await examine("payment")
