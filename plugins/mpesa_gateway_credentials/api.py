@@ -44,6 +44,8 @@ class MpesaCredentials:
     is_default: bool = True
     updated_at: datetime
     retired_at: datetime | None = field(default=None)
+    verified_at: datetime | None = None
+    """Time of the last token that M-Pesa returned for these keys; None after a refusal."""
 
     @property
     def kind(self) -> Literal["paybill", "till"]:

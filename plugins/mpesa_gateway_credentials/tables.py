@@ -43,6 +43,7 @@ class ShortcodeRow(Table, tablename="shortcode"):
     updated_at = Timestamptz()
     retired_at = Timestamptz(null=True, default=None)
     wiped_at = Timestamptz(null=True, default=None)
+    verified_at = Timestamptz(null=True, default=None)
 
 
 # raw SQL: lock - serialises changes of a merchant's shortcodes, or of a receiver.
@@ -70,7 +71,8 @@ ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.sto
     initiator = excluded.initiator, security_credential = excluded.security_credential,
     result_url = excluded.result_url, timeout_url = excluded.timeout_url,
     nominated_number = excluded.nominated_number, account_reference = excluded.account_reference, is_default = true,
-    updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL
+    updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL,
+    verified_at = NULL
 RETURNING shortcode_id
 """)
 """Stores credentials as the default shortcode, and revives a retired one."""

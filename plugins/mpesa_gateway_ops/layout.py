@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from mpesa_gateway.http import templating
 from mpesa_gateway.http.templating import Connection
 from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, Role, TimelineEntry
-from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.phone import Msisdn, mask_phones, normal_phone
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import env_of
@@ -100,7 +100,7 @@ class Layout:
         menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
 
         def url(path: str = "") -> str:
-            return f"{root}ops/{quote(path, safe='/?&=:~%')}" if path else f"{root}ops"
+            return f"{root}ops/{quote(path, safe='/?&=:~%#')}" if path else f"{root}ops"
 
         def may(role: str) -> bool:
             return visitor.role.may(Role(role))
@@ -131,7 +131,8 @@ class Layout:
         def phone(number: str | None) -> str:
             if number is None:
                 return templating.ABSENT
-            return Msisdn(number).masked if visitor.role is Role.VIEWER and number.isdigit() else number
+            shown = normal_phone(number)
+            return Msisdn(shown).masked if visitor.role is Role.VIEWER and shown.isdigit() else shown
 
         return {
             "root": root,

@@ -17,6 +17,7 @@ from mpesa_gateway_ops import (
     overview,
     queue_pages,
     search,
+    setup,
     system_pages,
     tables,
 )
@@ -74,6 +75,7 @@ plugin = Plugin(
             *merchant_pages.ACTS,
         ),
         concerns=(overview.failing_parts, event_pages.stuck),
+        setup=setup.STEPS,
     ),
     checks=CHECKS,
     contributes=(KnownCallerCheck(("/ops",), _vouches), FirstOperator(_create_first)),

@@ -192,10 +192,11 @@ RUNS = KeysetList(table="reconciliation_run", key="run_id", prefix="run")
 RUN_LINES = KeysetList(
     table="reconciliation_line",
     key="transaction_id",
+    time="paid_at",
     prefix="txn",
     source="reconciliation_line JOIN reconciliation_run USING (run_id) JOIN statement ON line_id = transaction_id",
     columns="""transaction_id, line_id, statement.env, receipt, amount, amount_text, phone, reference, kind, moments,
-        asked_at, set_aside_at, statement.finding, reconciliation_line.finding AS run_finding,
+        paid_at, asked_at, set_aside_at, statement.finding, reconciliation_line.finding AS run_finding,
         CASE WHEN statement.merchant_id = reconciliation_run.merchant_id THEN payment_id END AS payment_id""",
     of_env=(),
     of_merchants=False,
@@ -282,7 +283,7 @@ SELECT world AS env, open.finding, count(*) AS count
 FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
     SELECT finding FROM statement_note
     WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = world AND {UNRESOLVED}
-    ORDER BY transaction_id DESC LIMIT 1000) AS open
+    ORDER BY moments[1] DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
 """  # noqa: S608 - the same reason
 

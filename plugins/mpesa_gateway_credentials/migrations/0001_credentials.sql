@@ -35,6 +35,7 @@ CREATE TABLE shortcode (
     updated_at timestamptz NOT NULL,
     retired_at timestamptz,
     wiped_at timestamptz,
+    verified_at timestamptz,
     CONSTRAINT shortcode_initiator_is_whole CHECK ((initiator IS NULL) = (security_credential IS NULL)),
     CONSTRAINT shortcode_is_sealed CHECK (consumer_key LIKE 'v1.%' AND consumer_secret LIKE 'v1.%'
         AND passkey LIKE 'v1.%' AND security_credential LIKE 'v1.%'),
