@@ -45,9 +45,10 @@ BUILT: dict[str, str] = {
 
 FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
-    (PAYMENTS, "phone = ''"),
+    (PAYMENTS, "reverse(phone) = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
+    (PAYMENTS, "metadata <> '{{}}' AND payment_metadata(merchant_id, env, metadata) @> ARRAY[md5('')::uuid]"),
     (PAYMENTS, NEEDS_REVIEW),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
