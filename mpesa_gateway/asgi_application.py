@@ -14,7 +14,7 @@ from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.load_shedding import LoadShedder, find_priority_paths, keyless_limits
 from mpesa_gateway.http.request_guard import RequestGuard
 from mpesa_gateway.http.request_id import RequestIds
-from mpesa_gateway.http.templating import REQUESTED_PATH
+from mpesa_gateway.http.templating import REQUESTED_PATH, WHOLE_SITE
 from mpesa_gateway.http.upgrade import CloseAfterUpgrade
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import KernelMetrics
@@ -108,6 +108,7 @@ class GatewayApplication:
         inner = dict(scope)
         inner["path"], inner["root_path"] = _path_below_mount(scope), ""
         inner[REQUESTED_PATH] = inner["path"]
+        inner[WHOLE_SITE] = not _is_below_mount(scope)
         inner[CLIENT] = self._client(scope)
         token = acting_from.set(inner[CLIENT])
         try:
@@ -151,3 +152,9 @@ def _path_below_mount(scope: Message) -> str:
     if raw and path.endswith("/") and not raw.endswith(b"/"):
         path = path[:-1]
     return path or "/"
+
+
+def _is_below_mount(scope: Message) -> bool:
+    # Some hosts set no root_path, but the request line has the whole path.
+    raw = str((scope.get("raw_path") or b"").partition(b"?")[0].decode("latin-1"))
+    return bool(scope.get("root_path")) or (scope["path"] in {"", "/"} and raw not in {"", "/"})

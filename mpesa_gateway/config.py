@@ -18,8 +18,8 @@ from mpesa_gateway.secret import Secret
 ENVIRONMENT = "MPESA_GATEWAY_"
 """Prefix; ``__`` separates the parts of a setting's path."""
 
-COMMAND_VARIABLES = frozenset({"CONFIG", "DATA"})
-"""The settings file, and the data folder of ``up``."""
+COMMAND_VARIABLES = frozenset({"CONFIG", "DATA", "MERCHANT"})
+"""The settings file, the data folder of ``up``, and the merchant of commands."""
 
 IGNORED_PREFIXES = ("TEST_",)
 

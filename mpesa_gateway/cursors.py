@@ -18,7 +18,7 @@ def encode_cursor(key: str, env: Env | None) -> str:
 
 
 def decode_cursor(text: str, env: Env | None) -> str:
-    """Raise Invalid, also for the other env."""
+    """Raise InvalidFields, also for the other env."""
     padded = text + "=" * (-len(text) % 4)
     try:
         key, its_env = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(_SEPARATOR)

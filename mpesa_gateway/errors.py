@@ -227,6 +227,14 @@ class InvalidFields(ApiError):
         return self._problems
 
 
+class PartError(ValueError):
+    """A part of a field is not valid; ``part`` follows the field's name, such as ``.cart`` or ``[2]``."""
+
+    def __init__(self, message: str, *, part: str = "") -> None:
+        super().__init__(message)
+        self.part = part
+
+
 class FieldChecks:
     """Collects problems of all fields."""
 
@@ -244,18 +252,19 @@ class FieldChecks:
         try:
             return parse(value)
         except ValueError as problem:
-            self.fail(field, str(problem))
+            part = problem.part if isinstance(problem, PartError) else ""
+            self.fail(field + part, str(problem))
             return None
 
     def settle(self) -> None:
-        """Raise Invalid if a check failed."""
+        """Raise InvalidFields if a check failed."""
         if self._problems:
             raise InvalidFields(self._problems)
 
 
 @contextmanager
 def check_fields() -> Generator[FieldChecks]:
-    """Raise Invalid at the end of the block if a check failed."""
+    """Raise InvalidFields at the end of the block if a check failed."""
     checks = FieldChecks()
     yield checks
     checks.settle()

@@ -70,6 +70,21 @@ class Ids:
     def has_form(text: str, prefix: str) -> bool:
         return text.startswith(f"{prefix}_") and uuid_of(text) != NO_ROW
 
+    @staticmethod
+    def range_of_start(text: str, prefix: str) -> tuple[str, str] | None:
+        """Return the least and greatest id with this start, None if it has fewer than 4 characters of its own."""
+        if not text.startswith(f"{prefix}_") or _START.fullmatch(text[4:]) is None:
+            return None
+        digits = text[4:].translate(_TO_DIGITS)
+        unknown = 5 * (26 - len(digits))
+        first = int(digits, 32) << unknown
+        last = first | (1 << unknown) - 1
+        tag = _tag(prefix) << 64
+        least, greatest = (first & ~_TAG_BITS | tag), (last & ~_TAG_BITS | tag)
+        if not (first <= least <= last and first <= greatest <= last):
+            return None
+        return _written(prefix, least), _written(prefix, greatest)
+
     def token(self, size: int = 32) -> bytes:
         return self._random_bytes(size)
 
@@ -95,6 +110,8 @@ _NIL = b"\x00" * 16
 
 _TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
+_START = re.compile(rf"[0-7][{_ALPHABET}]{{3,25}}")
+_TAG_BITS = 0xFFFF << 64
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _PAIRS = tuple(base32(number, 2) for number in range(1024))
 _SHIFTS = tuple(range(120, -1, -10))

@@ -1,5 +1,6 @@
 """Money: whole Kenya shillings inside, decimal strings like "500.00" outside."""
 
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Self
 
@@ -9,6 +10,9 @@ MAXIMUM = 250_000
 
 _DIGITS = 12
 """Longer input is rejected early."""
+
+_OUTSIDE = re.compile(rf"-[0-9]+(?:\.[0-9]*)?|[1-9][0-9]{{{_DIGITS},}}", re.ASCII)
+"""Negative, or longer than any amount."""
 
 
 class InvalidAmount(ValueError):
@@ -41,8 +45,9 @@ class Kes(int):
 
     @classmethod
     def parse_payable(cls, value: Decimal | int | str) -> Self:
-        amount = cls.parse(value)
-        if not MINIMUM <= amount <= MAXIMUM:
+        is_outside = not isinstance(value, bool) and _OUTSIDE.fullmatch(str(value).strip()) is not None
+        amount = None if is_outside else cls.parse(value)
+        if amount is None or not MINIMUM <= amount <= MAXIMUM:
             raise InvalidAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
         return amount
 

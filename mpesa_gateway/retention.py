@@ -52,13 +52,14 @@ class Retention:
     async def delete_expired(self) -> dict[str, int]:
         """Commit each batch; return counts."""
         counts: dict[str, int] = {}
-        forgettings = [*KERNEL_RETENTION, *self._runtime.contributed(RetentionRule)]
-        for forgetting in forgettings:
-            before = self._before(forgetting.days(self._runtime))
-            if before is None:
+        rules = [*KERNEL_RETENTION, *self._runtime.contributed(RetentionRule)]
+        for rule in rules:
+            days = rule.days(self._runtime)
+            if not days:
                 continue
-            oldest = self._runtime.ids.least(forgetting.prefix, before) if forgetting.prefix else before
-            counts[forgetting.what] = await self._repeat(forgetting.what, partial(self._batch, forgetting.sql, oldest))
+            before = self._runtime.clock.now() - timedelta(days=days)
+            oldest = self._runtime.ids.least(rule.prefix, before) if rule.prefix else before
+            counts[rule.what] = await self._repeat(rule.what, partial(self._batch, rule.sql, oldest))
         if await self._may_cut():
             await self._runtime.audit.announce_cut()
             counts["audit entries"] = await self._repeat("audit entries", self._runtime.audit.cut)
@@ -72,9 +73,6 @@ class Retention:
         if stored != days:
             log.warning("audit_days_differ", setting=days, stored=stored, fix="run `mpesa-gateway migrate`")
         return days > 0 and stored is not None and stored >= days
-
-    def _before(self, days: int) -> datetime | None:
-        return self._runtime.clock.now() - timedelta(days=days) if days else None
 
     async def _batch(self, sql: str, oldest: datetime | str) -> int:
         tag = await self._runtime.db.execute(sql, oldest, self._settings.batch)

@@ -2,12 +2,19 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 Headers = tuple[tuple[bytes, bytes], ...]
+
+RAW_TEXT = re.compile(
+    r"Expected `|got `|`(?:str|int|float|bool|object|array|null)`|Invalid enum value|- at `\$|malformed: |was truncated"
+    r"|msgspec|asyncpg|pydantic|litestar|invalid input for query|Traceback|codec can't|[A-Z]\w+Error\b|<class |NoneType"
+)
+"""Texts of libraries, which help no caller."""
 
 HANGS = 30.0
 """Seconds after which a request without an answer fails the test."""
@@ -99,4 +106,5 @@ def check_refusal(said: AsgiAnswer) -> bool:
         allowed = {"code", "message", "field", "retryable", "provider", "id"}
         assert {"code", "message"} <= set(problem) <= allowed, problem
         assert problem["message"]
+        assert not RAW_TEXT.search(problem["message"]), problem
     return True

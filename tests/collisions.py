@@ -14,8 +14,8 @@ from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
@@ -89,7 +89,7 @@ class Collisions:
             self.webhook_replay,
             self.erasure,
             self.retention,
-            self.tally,
+            self.stats,
             self.credentials,
             self.api_key,
         )
@@ -186,7 +186,7 @@ class Collisions:
             says = {"ReceiptNo": self._receipt, "TransactionStatus": status, "Amount": "500.00"}
             await self._paths.call_back("status", answer.data["check_id"], result(0, says=says))
 
-    async def tally(self) -> None:
+    async def stats(self) -> None:
         """Count finished payments."""
         await self._services.get(PaymentStatsReader).count()
 

@@ -48,7 +48,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "transaction_witness",
         "outgoing_receipt",
         "payment_step",
-        "payment_tally",
+        "payment_stats",
         "event",
         "event_task",
         "delivery",

@@ -17,8 +17,8 @@ from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService

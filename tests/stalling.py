@@ -13,13 +13,13 @@ class Stalling:
         self._parts = urlsplit(url)
         self._flows = asyncio.Event()
         self._flows.set()
-        self._port = 0
+        self.port = 0
 
     @property
     def url(self) -> str:
         """The given address, through this forwarder."""
         login, at, _ = self._parts.netloc.rpartition("@")
-        return self._parts._replace(netloc=f"{login}{at}127.0.0.1:{self._port}").geturl()
+        return self._parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
 
     def stall(self) -> None:
         self._flows.clear()
@@ -27,7 +27,7 @@ class Stalling:
     def resume(self) -> None:
         self._flows.set()
 
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert self._parts.hostname
         assert self._parts.port
         there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
@@ -49,8 +49,8 @@ class Stalling:
 async def stalling(url: str) -> AsyncGenerator[Stalling]:
     """Yield a forwarder to the server of this address. It flows again at the end."""
     forwarder = Stalling(url)
-    server = await asyncio.start_server(forwarder._handle, "127.0.0.1", 0)
-    forwarder._port = server.sockets[0].getsockname()[1]
+    server = await asyncio.start_server(forwarder.handle, "127.0.0.1", 0)
+    forwarder.port = server.sockets[0].getsockname()[1]
     try:
         yield forwarder
     finally:

@@ -8,7 +8,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
-from mpesa_gateway.commands.session import CommandFailed, Session, actor, pass_session
+from mpesa_gateway.commands.session import MERCHANT_VARIABLE, CommandFailed, Session, actor, pass_session
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.api_keys import ApiKey
 
@@ -19,7 +19,7 @@ def apikeys() -> None:
 
 
 @apikeys.command()
-@click.argument("merchant_id")
+@click.argument("merchant_id", envvar=MERCHANT_VARIABLE)
 @click.option("--name", default="key", show_default=True, help="Name of the key, 1 to 100 characters.")
 @click.option(
     "--scope",
@@ -67,7 +67,7 @@ def create(
 
 
 @apikeys.command("list")
-@click.argument("merchant_id")
+@click.argument("merchant_id", envvar=MERCHANT_VARIABLE)
 @JSON
 @pass_session
 def list_(session: Session, merchant_id: str, *, as_json: bool) -> None:

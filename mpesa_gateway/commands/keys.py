@@ -13,6 +13,7 @@ from mpesa_gateway.config import read_text_file
 from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, SealedColumn, reseal
 from mpesa_gateway.security.sealing import generate as new_key
 from mpesa_gateway.security.sealing import read_ring_file
+from mpesa_gateway.standalone.data_folder import confirm_key_saved
 
 
 @click.group()
@@ -70,6 +71,19 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
         )
     else:
         click.echo(f"Everything was sealed with key {key_id} already: the old keys may go now, {where}.")
+
+
+@keys.command()
+@click.option("--data", metavar="FOLDER", help="The data folder of `up`; default: MPESA_GATEWAY_DATA, else ./data.")
+@pass_session
+def saved(session: Session, data: str | None) -> None:
+    """Confirm that you hold a copy of the master key of `up`, apart from its data; ends the warning."""
+    session.keep_data_in(data)
+    file = session.data / "master.key"
+    if not file.is_file():
+        raise CommandFailed(f"there is no master key in {session.data}: name the folder of `up` with --data")
+    confirm_key_saved(session.data, file)
+    click.echo(f"Noted. `up` warns again when {file} changes.")
 
 
 def prepend_key(path: Path, key: str) -> None:

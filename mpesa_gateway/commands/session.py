@@ -28,8 +28,14 @@ T = TypeVar("T")
 CONFIG_VARIABLE = "MPESA_GATEWAY_CONFIG"
 DATA_VARIABLE = "MPESA_GATEWAY_DATA"
 
+MERCHANT_VARIABLE = "MPESA_GATEWAY_MERCHANT"
+
 MERCHANT = click.option(
-    "--merchant", "merchant_id", metavar="MER_…", help="The merchant; optional if only one is active."
+    "--merchant",
+    "merchant_id",
+    metavar="MER_…",
+    envvar=MERCHANT_VARIABLE,
+    help=f"The merchant; default: {MERCHANT_VARIABLE}, else the only active one.",
 )
 
 LIVE = click.option("--live", "is_live", is_flag=True, help="Use live (real money) instead of the sandbox.")

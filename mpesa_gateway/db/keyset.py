@@ -113,7 +113,7 @@ class KeysetList:
     async def page(
         self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
     ) -> KeysetPage[Row]:
-        """Raise Invalid for a cursor of another list or env."""
+        """Raise InvalidFields for a cursor of another list or env."""
         rows = await db.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
         shown = rows[:limit]
         return KeysetPage(

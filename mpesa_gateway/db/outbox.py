@@ -1,4 +1,4 @@
-"""Events, stored with their change and delivered after commit."""
+"""Events, stored with their change. Subscribers run in the same transaction, or in a job after its commit."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ class JobWaker(Protocol):
 
 
 class Outbox:
-    """Stores events in the open transaction and wakes their subscribers after commit."""
+    """Stores events in the open transaction, runs the subscribers inside it, and enqueues the others after commit."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Outbox:
     async def publish(self, events: Sequence[E]) -> list[E]:
         """Store events in the open transaction; return them with ids and times.
 
-        Subscribers inside the transaction run now. Raises NotInTransaction.
+        Subscribers inside the transaction run before this returns. Raises NotInTransaction.
         """
         if events and not self._db.in_transaction:
             raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")

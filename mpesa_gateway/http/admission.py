@@ -31,7 +31,7 @@ from mpesa_gateway.http.route_table import KnownRoute, RouteTable, RouteTraits
 from mpesa_gateway.http.throttling import LONGEST, Throttle
 from mpesa_gateway.http.work_limits import WorkLimit
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed
+from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed, presented_key
 from mpesa_gateway.security.rate_limits import AUTH
 
 _PROBE_DELAY = 0.5
@@ -97,7 +97,7 @@ class AdmissionControl:
     async def _admit(self, scope: Message, receive: Receive, send: Send) -> None:
         route = self._routes.find(scope["path"])
         traits = None if route is None else route.traits(scope["method"])
-        key = _key_of(scope) if traits is None or traits.needs_key else None
+        key = presented_key(scope["headers"]) if traits is None or traits.needs_key else None
         is_known = self._is_known(scope, traits, key)
         if not is_known and key in self._looking_up:
             # Concurrent first calls with a key share one lookup.
@@ -297,11 +297,6 @@ def _without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
         return {"type": "http.disconnect"} if has_ended else await receive()
 
     return receive_until_then, send_head
-
-
-def _key_of(scope: Message) -> str | None:
-    found = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
-    return None if found is None else found.decode("latin-1")
 
 
 def _has_body(scope: Message) -> bool:

@@ -1,4 +1,4 @@
-"""Authentication by X-API-Key, and the scopes of routes."""
+"""Authentication by API key, and the scopes of routes."""
 
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from mpesa_gateway.client_ip import CLIENT, client_address, client_network
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
 from mpesa_gateway.http.query import reads_query, refuse_query
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.api_keys import presented_key
 from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.security.scopes import Caller, Scope, Scopes
 
@@ -86,7 +87,7 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
 async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Caller:
     runtime: Runtime = request.app.state.gateway
     try:
-        caller = await runtime.api_keys.authenticate(request.headers.get("x-api-key"))
+        caller = await runtime.api_keys.authenticate(presented_key(request.scope["headers"]))
     except InvalidKey:
         await count_failure(runtime, address_of(request), _request_info(request))
         raise

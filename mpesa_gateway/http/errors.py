@@ -76,7 +76,8 @@ def _validation_problems(problem: ValidationException) -> list[Problem]:
         Problem(
             code=Code.VALIDATION_ERROR.value,
             field=str(entry.get("key", "body")).removeprefix("data"),
-            message=str(entry.get("message", "is not valid")),
+            # The entry's own text is the library's.
+            message="is not valid: see /schema",
         )
         for entry in entries
     ]

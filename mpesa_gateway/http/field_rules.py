@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from mpesa_gateway.http.allowed_values import shown
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 
@@ -47,7 +48,8 @@ def one_of(words: Iterable[str], why: str = "", **schema: Any) -> Rule:
 
     def check(text: str) -> str:
         if text not in known:
-            raise ValueError(f"must be {'one of ' if len(known) > 1 else ''}{', '.join(known)}{why}")
+            allowed = f"{'one of ' if len(known) > 1 else ''}{', '.join(known)}"
+            raise ValueError(f'must be {allowed}, not "{shown(text)}"{why}')
         return text
 
     return Rule(check, enum=known, **schema)

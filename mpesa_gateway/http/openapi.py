@@ -50,13 +50,17 @@ JSON Schema of a body that the route reads itself; ``described={"kind": {…}}``
 """
 
 _TEXT = """\
-Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
+Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header, or as \
+`Authorization: Bearer`.
 
 Every response has the header `X-Request-ID`. Every error has the same JSON envelope, also the errors of the HTTP \
 layer: 400 for a malformed HTTP/1.1 request, 408 for a head or body that arrives too slowly, 431 for a head that is \
 too long."""
 
 _KEY = "An API key of the merchant: `sk_test_…` or `sk_live_…`."
+
+_SECURITY: list[dict[str, list[str]]] = [{"api_key": []}, {"bearer": []}]
+"""Either of them."""
 
 SCOPE = {"$ref": "#/components/schemas/Scope"}
 
@@ -115,10 +119,11 @@ def openapi_config() -> OpenAPIConfig:
             security_schemes={
                 "api_key": SecurityScheme(
                     type="apiKey", name="X-API-Key", security_scheme_in="header", description=_KEY
-                )
+                ),
+                "bearer": SecurityScheme(type="http", scheme="bearer", description=f"{_KEY} The same key, as a token."),
             }
         ),
-        security=[{"api_key": []}],
+        security=_SECURITY,
     )
 
 
@@ -195,7 +200,7 @@ def _complete_operation(
     operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any
 ) -> None:
     scope = scope_of(handler)
-    operation["security"] = [] if scope is None else [{"api_key": []}]
+    operation["security"] = [] if scope is None else _SECURITY
     if scope is not None:
         operation["x-scope"] = scope.name
         operation["x-badges"] = [{"name": scope.name}]

@@ -25,6 +25,9 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 REQUESTED_PATH = "mpesa_gateway_path"
 """Scope key of the path below any mount path; Litestar strips the last slash."""
 
+WHOLE_SITE = "mpesa_gateway_whole_site"
+"""Key of the ASGI scope: False below a host's mount path."""
+
 _STATIC = "mpesa_gateway.http"
 _MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
 _GZIP = ".gz"

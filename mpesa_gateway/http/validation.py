@@ -2,7 +2,7 @@
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import NoneType, UnionType
@@ -10,17 +10,16 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
-from mpesa_gateway.errors import FieldChecks, InvalidFields
+from mpesa_gateway.errors import FieldChecks, InvalidFields, PartError
+from mpesa_gateway.http.allowed_values import refuse_json, refuse_text
 from mpesa_gateway.http.json_keys import find_repeated_key
+from mpesa_gateway.http.json_syntax import SEND_JSON, explain_syntax
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_NUL = "must not contain NUL"
 _MOST_UNKNOWN = 20
 """Unknown names per response."""
-
-_SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
 
 _MOST_DIGITS = 15
 """Digits that a float represents exactly."""
@@ -28,16 +27,7 @@ _MOST_DIGITS = 15
 _EXACT = msgspec.json.Decoder(float_hook=Decimal)
 _AS_NUMBERS = msgspec.json.Encoder(decimal_format="number")
 
-_WORDS = {
-    "str": "text",
-    "int": "a whole number",
-    "bool": "true or false",
-    "float": "a number",
-    "object": "an object",
-    "datetime": "a time with its zone, such as 2026-11-23T10:15:00Z",
-}
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d(?:T\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))?", re.ASCII)
-_EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
@@ -52,17 +42,17 @@ def read_body(body: bytes, kind: type[S]) -> S:
     checks = FieldChecks()
     try:
         decoded: S = _decode(body, kind)
-    except msgspec.ValidationError as problem:
+    except msgspec.ValidationError:
         try:
             _check_fields(body, kind, "", checks)
         except _DECODE_ERRORS:
             # The body has an invalid field before the syntax error.
-            raise InvalidFields.field_error("body", _SEND_JSON) from None
+            raise InvalidFields.field_error("body", explain_syntax(body)) from None
         checks.settle()
-        # Each field is valid; their combination is not.
-        raise InvalidFields.field_error("body", _explain(str(problem))) from None
+        # No field is to blame.
+        raise InvalidFields.field_error("body", SEND_JSON) from None
     except _DECODE_ERRORS:
-        raise InvalidFields.field_error("body", _SEND_JSON) from None
+        raise InvalidFields.field_error("body", explain_syntax(body)) from None
     _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
     checks.settle()
     return decoded
@@ -98,26 +88,39 @@ def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: st
         if isinstance(value, msgspec.Struct):
             _apply_rules(type(value), msgspec.structs.asdict(value), f"{path}{name}.", checks)
         elif (problem := _unstorable(value)) is not None:
-            checks.fail(f"{path}{name}", problem)
+            checks.fail(f"{path}{name}{problem.part}", str(problem))
         elif name in rules:
             checks.take(f"{path}{name}", rules[name], value)
 
 
-def _unstorable(value: Any) -> str | None:
+def _unstorable(value: Any) -> PartError | None:
     if isinstance(value, str):
-        return _NUL if "\x00" in value else None
+        return PartError("must not contain NUL") if "\x00" in value else None
     if isinstance(value, datetime):
-        try:
-            value.astimezone(UTC)
-        except (ValueError, OverflowError):
-            return "must be a time between the years 1 and 9999, in UTC"
-        return None
+        return None if _is_in_utc(value) else PartError("must be a time between the years 1 and 9999, in UTC")
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-        return _unstorable([*pairs, *pairs.values()])
+        if (problem := _unstorable([*pairs])) is not None:
+            return PartError(str(problem))
+        return _first((f".{name[:64]}", part) for name, part in pairs.items())
     if isinstance(value, list | tuple):
         parts = cast("Sequence[Any]", value)
-        return next((problem for part in parts if (problem := _unstorable(part))), None)
+        return _first((f"[{number}]", part) for number, part in enumerate(parts))
+    return None
+
+
+def _is_in_utc(moment: datetime) -> bool:
+    try:
+        moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _first(parts: Iterable[tuple[str, Any]]) -> PartError | None:
+    for where, part in parts:
+        if (problem := _unstorable(part)) is not None:
+            return PartError(str(problem), part=where + problem.part)
     return None
 
 
@@ -137,8 +140,8 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
         elif texts[0] != "":
             try:
                 found[name] = msgspec.convert(_to_utc(texts[0], field.type), _without_none(field.type), strict=False)
-            except msgspec.ValidationError as problem:
-                checks.fail(name, _explain(str(problem)))
+            except msgspec.ValidationError:
+                checks.fail(name, refuse_text(field.type, texts[0]))
             except (ValueError, OverflowError):
                 checks.fail(name, "must be a time such as 2026-11-23T10:15:00Z or a date such as 2026-11-23")
     _apply_rules(kind, found, "", checks)
@@ -195,15 +198,49 @@ def _check_fields(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: s
             continue
         try:
             taken[name] = _decode(raw, field.type)
-        except msgspec.ValidationError as problem:
-            inner = _struct_in(field.type)
-            if inner is not None and bytes(raw)[:1] == b"{":
-                _check_fields(raw, inner, f"{path}{name}.", checks)
-            else:
-                checks.fail(f"{path}{name}", _explain(str(problem)))
-        except msgspec.DecodeError:
-            checks.fail(f"{path}{name}", "is not valid JSON")
+        except msgspec.ValidationError:
+            _check_value(raw, field.type, f"{path}{name}", checks)
     _apply_rules(kind, taken, path, checks)
+
+
+def _check_value(raw: msgspec.Raw, kind: Any, path: str, checks: FieldChecks) -> None:
+    """Name the invalid part of a value."""
+    start = bytes(raw)[:1]
+    if start == b"{" and (inner := _struct_in(kind)) is not None:
+        _check_fields(raw, inner, f"{path}.", checks)
+        return
+    parts: list[tuple[str, msgspec.Raw]] = []
+    item = _item_of(kind, dict if start == b"{" else list if start == b"[" else None)
+    if item is not None and start == b"{":
+        pairs = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        parts = [(f"{path}.{name[:64]}", part) for name, part in pairs.items()]
+    elif item is not None:
+        elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        parts = [(f"{path}[{number}]", part) for number, part in enumerate(elements)]
+    invalid = [(where, part) for where, part in parts if not _is_valid(part, item)]
+    for where, part in invalid[:_MOST_UNKNOWN]:
+        _check_value(part, item, where, checks)
+    if not invalid:
+        checks.fail(path, refuse_json(kind, raw))
+
+
+def _is_valid(raw: msgspec.Raw, kind: Any) -> bool:
+    try:
+        _decode(raw, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _item_of(kind: Any, container: type | None) -> Any:
+    """Return the type of the values of an object or list, None for another type."""
+    for part in (kind, *get_args(kind)):
+        origin, inner = get_origin(part), get_args(part)
+        if container is dict and origin is dict:
+            return inner[1]
+        if container is list and origin in {list, tuple, set, frozenset}:
+            return inner[0]
+    return None
 
 
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
@@ -211,12 +248,3 @@ def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
         if isinstance(part, type) and issubclass(part, msgspec.Struct):
             return part
     return None
-
-
-def _explain(text: str) -> str:
-    text = text.partition(" - at ")[0]
-    found = _EXPECTED.search(text)
-    if found is None or "length" in text or ">=" in text or "<=" in text or "matching" in text:
-        return text[:1].lower() + text[1:]
-    wanted = [_WORDS.get(word.strip(), word.strip()) for word in found[1].split("|") if word.strip() != "null"]
-    return f"must be {' or '.join(wanted)}" + (f", not {found[2]}" if found[2] else "")

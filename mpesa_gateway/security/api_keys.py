@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -30,7 +30,51 @@ _TOUCH_EVERY = timedelta(minutes=1)
 _MOST = 10_000
 """A full cache is cleared."""
 
-HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
+HEADER_HINT = "send your API key in the X-API-Key header, or as Authorization: Bearer: sk_live_… or sk_test_…"
+
+TWO_KEYS = "two keys"
+"""Represents two different keys in one request. No key has this form."""
+
+_FORM = "a key is sk_test_ or sk_live_ followed by 48 small letters and digits"
+
+
+def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the key of ``X-API-Key`` or ``Authorization: Bearer``, or ``TWO_KEYS``.
+
+    Other authorization schemes, such as a proxy's Basic, are ignored.
+    """
+    found = dict[str, None]()
+    for name, value in headers:
+        text = value.decode("latin-1")
+        if name == b"x-api-key":
+            found[text] = None
+        elif name == b"authorization":
+            scheme, _, key = text.strip().partition(" ")
+            if scheme.lower() == "bearer" and key.strip():
+                found[key.strip()] = None
+    return None if not found else next(iter(found)) if len(found) == 1 else TWO_KEYS
+
+
+def _explain_form(text: str) -> str:
+    """Return the advice for a text that is no key. The text itself may be another secret."""
+    if text == TWO_KEYS:
+        return "X-API-Key and Authorization: Bearer hold two different keys: send one of them"
+    kind = next((kind for pattern, kind in _MISTAKEN if pattern.search(text)), "")
+    return f"this is not a key of this gateway{kind}: {_FORM}. {HEADER_HINT[0].upper()}{HEADER_HINT[1:]}"
+
+
+_MISTAKEN = tuple(
+    (re.compile(pattern, re.IGNORECASE), kind)
+    for pattern, kind in (
+        (r"\A\s*\Z", " (it is empty)"),
+        (r"\Akey_", " but the ID of one; the key itself is shown once, when it is created"),
+        (r"\Awhsec_", " but the secret of a webhook"),
+        (r"\A(?:Bearer|Basic|Token)\b", " (leave out the word before it)"),
+        (r"\A[\"'$<{]", " (it holds quotes or an unset variable)"),
+        (r"\*\*|…|\.\.\.", " (it is shortened)"),
+        (r"\s", " (it holds a space or a line break)"),
+    )
+)
 
 
 def is_well_formed(text: str) -> bool:
@@ -137,10 +181,10 @@ class ApiKeys:
         return key, Secret(text)
 
     async def authenticate(self, text: str | None) -> Caller:
-        """Raise InvalidKey, with one message for all causes."""
+        """Raise InvalidKey, with one message for all causes that are not visible in the text."""
         found = _KEY.match(text or "")
         if text is None or found is None:
-            raise InvalidKey(HEADER_HINT)
+            raise InvalidKey(HEADER_HINT if text is None else _explain_form(text))
         key_id = f"key_{found[2]}"
         known = await self._known.get(key_id, lambda: self._find(key_id))
         # An unknown id must take as long as a wrong secret.

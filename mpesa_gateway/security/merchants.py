@@ -118,9 +118,9 @@ class Merchants:
                 MerchantRow.merchant_id == merchant_id, MerchantRow.envs != sorted(envs)
             )
         )
-        await self._db.after_commit(partial(self._tell, merchant_id))
+        await self._db.after_commit(partial(self._notify, merchant_id))
 
-    async def _tell(self, merchant_id: str) -> None:
+    async def _notify(self, merchant_id: str) -> None:
         self._changes.notify("merchant", merchant_id)
 
     async def is_sandbox_only(self) -> bool:

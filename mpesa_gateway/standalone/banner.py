@@ -39,7 +39,7 @@ class Banner:
     data: Path
     command: str
     shop: Shop | None
-    new_master_key: Path | None
+    unsaved_master_key: Path | None
     has_simulator: bool
     operator_password: Secret | None = None
     notes: tuple[str, ...] = ()
@@ -56,11 +56,11 @@ class Banner:
             console.print("mpesa-gateway is up", highlight=False)
             for name, value in facts:
                 _bare(console, f"  {name}: {value}")
-        if self.new_master_key is not None:
+        if self.unsaved_master_key is not None:
             _bare(
                 console,
-                f"The master key is in {self.new_master_key}. Back it up now, apart from the data: "
-                "without it the stored credentials cannot be read.",
+                f"The master key is in {self.unsaved_master_key}. Back it up now, apart from the data: without it the "
+                f"stored credentials cannot be read. Then end this warning with: {self.command} keys saved",
             )
         for note in self.notes:
             _bare(console, note)

@@ -1,6 +1,7 @@
 """The data folder of the embedded servers: one owner at a time, with their ports and keys."""
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -110,3 +111,19 @@ def read_state(data_dir: Path) -> dict[str, Any]:
 
 def write_state(data_dir: Path, state: dict[str, Any]) -> None:
     write_private(data_dir / "state.json", json.dumps(state, indent=2))
+
+
+_SAVED = "master_key_saved"
+
+
+def is_key_saved(data_dir: Path, key_file: Path) -> bool:
+    """Return True once a copy of this key was confirmed; a rotated key needs a new confirmation."""
+    return read_state(data_dir).get(_SAVED) == _fingerprint(key_file)
+
+
+def confirm_key_saved(data_dir: Path, key_file: Path) -> None:
+    write_state(data_dir, read_state(data_dir) | {_SAVED: _fingerprint(key_file)})
+
+
+def _fingerprint(key_file: Path) -> str:
+    return hashlib.sha256(key_file.read_bytes()).hexdigest()[:16]

@@ -92,24 +92,24 @@ def write_config(path: Path, config: GatewayConfig) -> None:
     write_private(path, toml.dumps(_plain(config)))
 
 
-def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]:
-    """Return the master key's file and whether it is new; None if the host has set a key.
+def master_key_file(base: GatewayConfig, data: Path) -> Path | None:
+    """Return the master key's file, created for a new folder; None if the host has set a key.
 
     Raises ConfigError if the key of a used folder is missing: a new one could decrypt nothing.
     """
     security = base.security
     if security.master_key is not None or security.master_key_file is not None:
-        return None, False
+        return None
     path = data / "master.key"
     if path.exists():
-        return path, False
+        return path
     if read_state(data):
         raise ConfigError(
             f"the master key {path} is missing: restore it from your copy; without it the stored credentials cannot "
             "be read. To start without the stored data, give --data another folder"
         )
     write_private(path, generate() + "\n")
-    return path, True
+    return path
 
 
 def sandbox_certificate(base: GatewayConfig, data: Path, now: datetime) -> Path | None:

@@ -26,7 +26,7 @@ class Api:
     async def call(
         self, method: str, path: str, body: Any = None, *, status: int = 200, **headers: str
     ) -> dict[str, Any]:
-        """Return the decoded answer. Raises NotSo for another status."""
+        """Return the decoded answer. Raises UnexpectedAnswer for another status."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if self._key is not None:
             sent["X-API-Key"] = self._key.reveal()

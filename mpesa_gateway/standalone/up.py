@@ -36,7 +36,7 @@ from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.ops_contract import FirstOperator
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.banner import FIRST_OPERATOR, Banner, Shop
-from mpesa_gateway.standalone.data_folder import DataFolder, read_state, write_state
+from mpesa_gateway.standalone.data_folder import DataFolder, is_key_saved, read_state, write_state
 from mpesa_gateway.standalone.postgres import SHARED_USER
 from mpesa_gateway.standalone.process import becomes_free, free_port, tail
 from mpesa_gateway.standalone.settings import (
@@ -55,9 +55,6 @@ T = TypeVar("T")
 
 READY_WITHIN = 60.0
 """Seconds until everything must be ready."""
-
-MASTER_KEY_SHOWN = "master_key_shown"
-"""State of a data folder: the location of the master key was printed."""
 
 _LOOK = 0.1
 
@@ -90,6 +87,7 @@ class Up:
         self._log_folder = self._data / "logs"
         self._stopping = False
         self._supervisor: Supervisor | None = None
+        self._port_note = ""
 
     def run(self) -> None:
         """Start everything, print the banner, and stop on Ctrl-C, SIGTERM or SIGHUP.
@@ -124,7 +122,7 @@ class Up:
         was_killed = (self._data / RUNNING_CONFIG).exists()
         self._run_folder.mkdir(mode=0o700, exist_ok=True)
         self._log_folder.mkdir(mode=0o700, exist_ok=True)
-        key_file, is_new_key = master_key_file(self._base, self._data)
+        key_file = master_key_file(self._base, self._data)
         port = self._port(was_killed=was_killed)
         standalone.start(postgres=self._base.database.url is None, valkey=self._base.valkey.url is None)
         is_own = self._base.database.url is None
@@ -149,9 +147,8 @@ class Up:
         if embedded.simulator_port is not None:
             simulator = simulator_config(self._base, config, embedded.simulator_port)
             _run(_migrate(owner_config(simulator, embedded)))
-        was_shown = read_state(self._data).get(MASTER_KEY_SHOWN, not is_new_key)
-        state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_SHOWN: was_shown}
-        write_state(self._data, state)
+        ports = {"port": port, "simulator_port": embedded.simulator_port}
+        write_state(self._data, read_state(self._data) | ports)
         # Before the API is ready: a program that waits for it may create merchants.
         may_create = self._options.shop and not has_live
         shop, password = _run(_create_first_accounts(config, wants_shop=not has_live, may_create=may_create))
@@ -166,18 +163,17 @@ class Up:
             command=self._command(),
             shop=shop,
             operator_password=password,
-            new_master_key=None if was_shown else key_file,
+            unsaved_master_key=key_file if key_file is not None and not is_key_saved(self._data, key_file) else None,
             has_simulator=embedded.simulator_port is not None,
             notes=self._notes(has_live=has_live, is_own=is_own),
         ).show(self._console)
-        write_state(self._data, state | {MASTER_KEY_SHOWN: True})
         self._supervisor = supervisor
         if self._stopping:
             # Python cannot raise the interrupt in some callbacks, such as the garbage collector's.
             supervisor.request_stop()
 
     def _notes(self, *, has_live: bool, is_own: bool) -> tuple[str, ...]:
-        notes: list[str] = []
+        notes: list[str] = [self._port_note] if self._port_note else []
         if has_live:
             notes.append("There are live merchants: their payments go to Safaricom, not to the simulator.")
         if is_own and self._standalone.postgres.user == SHARED_USER:
@@ -189,16 +185,23 @@ class Up:
 
     def _port(self, *, was_killed: bool) -> int:
         wished = self._options.port
-        if wished is not None and wished != 0:
-            if not becomes_free(wished, _PORT_PATIENCE if was_killed else 0.0):
-                raise CommandFailed(f"port {wished} is in use: stop what listens there, or choose another --port")
-            return wished
+        patience = _PORT_PATIENCE if was_killed else 0.0
+        if wished == 0:
+            return free_port()
         last = read_state(self._data).get("port")
-        if wished is None:
-            if isinstance(last, int) and becomes_free(last, _PORT_PATIENCE if was_killed else 0.0):
-                return last
-            return free_port(self._base.http.port or None)
-        return free_port()
+        usual = wished or (last if isinstance(last, int) else self._base.http.port)
+        if usual and becomes_free(usual, patience):
+            return usual
+        if wished is not None:
+            raise CommandFailed(f"port {wished} is in use: stop what listens there, or choose another --port")
+        port = free_port()
+        if usual:
+            self._port_note = (
+                f"Port {usual} is in use by another program, so the API listens on {port}: scripts, bookmarks and "
+                f"`public_url` with the former port do not reach it. For port {usual}, stop that program and start "
+                "again."
+            )
+        return port
 
     def _children(self, config: GatewayConfig, embedded: Embedded, undo: ExitStack) -> dict[str, Child]:
         gateway_file = self._data / RUNNING_CONFIG

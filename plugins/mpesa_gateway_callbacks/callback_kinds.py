@@ -8,6 +8,7 @@ from typing import Any, cast
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackEvent, CallbackKind
 from mpesa_gateway.daraja.wire import InvalidCallback, read_json_leniently
 from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.http.allowed_values import shown
 
 Make = Callable[[Mapping[str, Any]], CallbackEvent]
 
@@ -21,7 +22,7 @@ class ParsedCallback:
     content: tuple[str, ...]
     event: Make | None
     """None if no plugin subscribes to the callback."""
-    otherwise: tuple[Make, ...] = ()
+    alternatives: tuple[Make, ...] = ()
     """Published in turn until a subscriber applies one."""
 
 
@@ -52,9 +53,10 @@ class CallbackKinds:
         return next((name for name in taken if self._kinds[name].family), None)
 
     def check(self, name: str | None) -> None:
-        """Raise Invalid for an unknown kind."""
+        """Raise InvalidFields for an unknown kind."""
         if name is not None and name not in self._kinds:
-            raise InvalidFields.field_error("kind", f"must be one of {', '.join(sorted(self._kinds))}")
+            known = ", ".join(sorted(self._kinds))
+            raise InvalidFields.field_error("kind", f'must be one of {known}, not "{shown(name)}"')
 
     def family(self, name: str) -> tuple[str, ...]:
         """Return the kinds with the same envelope, ``name`` first."""

@@ -9,9 +9,8 @@ import msgspec
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
-from mpesa_gateway.commands.listing import JSON, print_json, show
+from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import LIVE, CommandFailed, Session, actor, env_of, pass_session, read_time
 from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
@@ -112,8 +111,7 @@ def show_(session: Session, callback_id: str, *, unmasked: bool, as_json: bool) 
         print_json(found)
         return
     body = found.pop("body")
-    for name, value in found.items():
-        click.echo(f"{name}: {rfc3339(value) if isinstance(value, datetime) else '-' if value is None else value}")
+    show_fields(found)
     click.echo()
     click.echo(body)
 

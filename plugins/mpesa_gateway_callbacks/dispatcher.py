@@ -120,16 +120,16 @@ class CallbackDispatcher:
             self._unwritten.reset(token)
             self._is_batch.reset(batch)
 
-    async def publish(self, report: ParsedCallback, row: Mapping[str, Any]) -> None:
+    async def publish(self, parsed: ParsedCallback, row: Mapping[str, Any]) -> None:
         """Publish a callback in the open transaction. It stays waiting if its subscriber fails.
 
         Raises DifferentSubject if a subscriber finds that the content is about another subject than the token.
         """
-        if report.event is None:
+        if parsed.event is None:
             await self.mark_applied(row["callback_id"])
             return
-        await self._publish_event(report.event, row)
-        for make in report.otherwise:
+        await self._publish_event(parsed.event, row)
+        for make in parsed.alternatives:
             if await self._is_applied(row["callback_id"]):
                 break
             await self._publish_event(make, row)
@@ -138,8 +138,8 @@ class CallbackDispatcher:
         """Publish a stored callback in the open transaction; one about another subject becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-            report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
-            await self.publish(report, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
+            parsed = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
+            await self.publish(parsed, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
         except DifferentSubject:
             await self._give_up(row["callback_id"])
         except InvalidCallback as problem:

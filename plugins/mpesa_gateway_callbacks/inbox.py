@@ -78,7 +78,7 @@ class CallbackInbox:
         for values in label_values(kinds.names):
             counter.labels(*values)
         self._batches: Batcher[VerifiedCallback, bool | None] = Batcher(
-            self._store_batch, span=partial(postgres_span, tracer, "keep callback")
+            self._store_batch, span=partial(postgres_span, tracer, "store callback")
         )
 
     async def start(self) -> None:
@@ -107,7 +107,7 @@ class CallbackInbox:
             self._verifier.check_source(incoming, subject)
             arrival = await self.check_body(incoming, subject)
             # A callback of ambiguous kind is published alone.
-            is_new = None if arrival.report.otherwise else await self._batches.submit(arrival)
+            is_new = None if arrival.parsed.alternatives else await self._batches.submit(arrival)
             if is_new is None:
                 is_new = await self.store(arrival)
         except CallbackRejected as refusal:
@@ -121,21 +121,21 @@ class CallbackInbox:
         log.info(
             "callback_accepted",
             kind=incoming.kind,
-            handle=arrival.report.handle,
-            result_code=arrival.report.result_code,
+            handle=arrival.parsed.handle,
+            result_code=arrival.parsed.result_code,
         )
         return arrival
 
     async def check_body(self, incoming: CallbackPost, subject: Subject | None) -> VerifiedCallback:
         """Check the signature and parse the body. Raises CallbackRejected."""
         is_signed = await self._verifier.check_signature(incoming, subject)
-        report, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)
+        parsed, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)
         return VerifiedCallback(
             callback_id=self._ids.new("cbk"),
             incoming=incoming,
             subject=subject,
-            report=report,
-            fingerprint=fingerprint_of(incoming.kind, subject.subject_id if subject else "", report),
+            parsed=parsed,
+            fingerprint=fingerprint_of(incoming.kind, subject.subject_id if subject else "", parsed),
             is_signed=is_signed,
             is_listed=self._verifier.is_listed(incoming.source),
             origin=current_context(),
@@ -165,7 +165,7 @@ class CallbackInbox:
         verdicts: dict[str, Verdict] = {arrival.callback_id: "waiting"}
         with self._dispatcher.collect_verdicts(verdicts):
             async with self._db.transaction():
-                await self._dispatcher.publish(arrival.report, arrival.event_fields(now))
+                await self._dispatcher.publish(arrival.parsed, arrival.event_fields(now))
                 await self._write([arrival], verdicts, now)
 
     async def _is_duplicate(self, fingerprint: bytes, *, counts: bool) -> bool:
@@ -208,10 +208,10 @@ class CallbackInbox:
             return set()
         now = self._clock.now()
         events = [
-            arrival.report.event(arrival.event_fields(now)) for arrival in arrivals if arrival.report.event is not None
+            arrival.parsed.event(arrival.event_fields(now)) for arrival in arrivals if arrival.parsed.event is not None
         ]
         verdicts: dict[str, Verdict] = {
-            arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
+            arrival.callback_id: "waiting" if arrival.parsed.event else "applied" for arrival in arrivals
         }
         try:
             with self._dispatcher.collect_verdicts(verdicts, is_batch=True):
@@ -239,7 +239,7 @@ class CallbackInbox:
         await self._db.defer(DeferredWrite(sql, tuple(args), expects=len(arrivals)))
 
     async def _audit_repeat(self, arrival: VerifiedCallback) -> None:
-        kind, subject, handle = arrival.incoming.kind, arrival.subject, arrival.report.handle
+        kind, subject, handle = arrival.incoming.kind, arrival.subject, arrival.parsed.handle
         log.info("callback_repeated", kind=kind, handle=handle)
         await self._audit.observe(
             "callback.repeated",

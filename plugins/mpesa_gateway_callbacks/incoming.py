@@ -63,7 +63,7 @@ class VerifiedCallback:
     callback_id: str
     incoming: CallbackPost
     subject: Subject | None
-    report: ParsedCallback
+    parsed: ParsedCallback
     fingerprint: bytes
     is_signed: bool
     is_listed: bool
@@ -84,8 +84,8 @@ class VerifiedCallback:
             "source": self.incoming.source,
             "env": subject.env if subject else None,
             "subject_id": subject.subject_id if subject else None,
-            "handle": self.report.handle,
-            "result_code": self.report.result_code,
+            "handle": self.parsed.handle,
+            "result_code": self.parsed.result_code,
             "body": self.text,
             "merchant_id": subject.merchant_id if subject else None,
             "signature": "verified" if self.is_signed else "none",
@@ -123,12 +123,12 @@ async def storable(body: bytes) -> tuple[str, bytes | None]:
     return to_stored_text(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(to_stored_text, body)
 
 
-def fingerprint_of(kind: str, subject_id: str, report: ParsedCallback) -> bytes:
+def fingerprint_of(kind: str, subject_id: str, parsed: ParsedCallback) -> bytes:
     """Return 16 bytes that duplicates share.
 
     Different content about a request is a new callback, since late proof of payment counts.
     """
-    parts = (kind, report.handle, subject_id, *report.content)
+    parts = (kind, parsed.handle, subject_id, *parsed.content)
     return hashlib.sha256("\x1f".join(parts).encode()).digest()[:16]
 
 

@@ -143,7 +143,7 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
 
 
 async def _answer_to(arrival: VerifiedCallback, gateway: Runtime) -> bytes:
-    kind, make = gateway.callback_kinds.get(arrival.incoming.kind), arrival.report.event
+    kind, make = gateway.callback_kinds.get(arrival.incoming.kind), arrival.parsed.event
     if kind is None or kind.answer is None or make is None:
         return _ACCEPTED
     event = make(arrival.event_fields(gateway.clock.now()))

@@ -40,6 +40,10 @@ class Exposition:
         self._running: dict[int, asyncio.Task[Gauges]] = {}
         self._one_connection = asyncio.Semaphore(1)
 
+    async def stop(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+
     async def text(self) -> bytes:
         """Return all metrics. Collectors run at most once in ``metrics.keep`` seconds."""
         async with self._collecting:

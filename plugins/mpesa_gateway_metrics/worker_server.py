@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 async def serve_in_worker(gateway: Runtime) -> AsyncGenerator[None]:
     """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block, if set.
 
-    Raises Failed if the port is in use.
+    Raises CommandFailed if the port is in use.
     """
     settings = gateway.settings(MetricsSettings)
     if settings.worker_port is None:

@@ -130,7 +130,7 @@ async def read_checked_form(request: Request[Any, Any, Any]) -> Form:
 async def read_form(request: Request[Any, Any, Any]) -> Form:
     """Return a form's fields, each with all its values.
 
-    Raises UnsupportedMediaType, and Invalid for too many fields.
+    Raises UnsupportedMediaType, and InvalidFields for too many fields.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in {"", "application/x-www-form-urlencoded"}:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from mpesa_gateway.env import Env
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest
 from mpesa_gateway.plugin import Plugin, PluginError
@@ -78,8 +79,8 @@ class PageRegistry:
         return None if path is None else re.sub(r"\{\w+\}", object_id, path)
 
     async def find(self, visit: PageRequest, text: str) -> str | None:
-        """Return the page for an id, or for a text that a plugin's finder knows."""
-        path = self.path_of(text)
+        """Return the page for a whole id, or for a text that a plugin's finder knows."""
+        path = self.path_of(text) if Ids.has_form(text, text[:3]) else None
         if path is not None:
             return path
         for finder in self._finders:

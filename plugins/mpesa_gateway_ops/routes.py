@@ -1,7 +1,7 @@
 """HTTP routes of the operators' pages: login, logout, and every registered page and action."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 from litestar import Request, Response, get, post
@@ -11,7 +11,8 @@ from litestar.params import FromPath
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import ApiError, NotFound, TooManyFailures
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.templating import redirect, requested_path
+from mpesa_gateway.http.errors import NOTHING_HERE
+from mpesa_gateway.http.templating import WHOLE_SITE, redirect, requested_path
 from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, WrongEnvironment
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -155,6 +156,15 @@ async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
 # -- pages and actions -------------------------------------------------------------------------------------------------
 
 
+@get("/", public=True, include_in_schema=False)
+async def site_root(request: Request[Any, Any, Any]) -> Response[str]:
+    """Redirect a browser to the pages where the gateway is the whole site. Raises NotFound."""
+    is_browser = "text/html" in request.headers.get("accept", "")
+    if not (is_browser and cast("dict[str, Any]", request.scope).get(WHOLE_SITE)):
+        raise NotFound(NOTHING_HERE)
+    return redirect("ops")
+
+
 @get("/ops", **_OPEN)
 async def front_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
     return await _show(request, gateway, "")
@@ -286,4 +296,15 @@ def _filled(path: str, values: dict[str, str]) -> str:
     return path
 
 
-routes = (login_page, sign_in, sign_out, look_at, front_page, queue_page, any_page, any_action, *queue_pages.routes)
+routes = (
+    site_root,
+    login_page,
+    sign_in,
+    sign_out,
+    look_at,
+    front_page,
+    queue_page,
+    any_page,
+    any_action,
+    *queue_pages.routes,
+)

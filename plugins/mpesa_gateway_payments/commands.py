@@ -1,5 +1,6 @@
 """The command group ``mpesa-gateway payments``."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
-from mpesa_gateway.commands.listing import JSON, print_json, show
+from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
 from mpesa_gateway.phone import Msisdn, mask_phones, mask_within
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
@@ -88,16 +89,28 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
         row = await gateway.port(PaymentOperatorService).get(payment_id)
         return await gateway.port(PaymentService).get(row["merchant_id"], row["env"], payment_id)
 
-    payment = _masked(session.run(work))
+    found = session.run(work)
+    payment = _masked(found)
     if as_json:
         print_json(payment)
         return
     steps = payment.pop("timeline")
-    for name, value in payment.items():
-        if value is not None and value != {}:
-            click.echo(f"{name:<16} {value}")
-    for step in steps:
-        click.echo(f"{step['at']}  {step['kind']} by {step['cause']}  {step['detail']}".rstrip())
+    payment |= {name: getattr(found, name) for name in payment if name.endswith("_at")}
+    show_fields({name: value for name, value in payment.items() if value is not None and value != {}})
+    click.echo()
+    show(
+        ("at", "step", "result", "detail"),
+        [
+            (
+                datetime.fromisoformat(step["at"]),
+                f"{step['kind']} by {step['cause']}",
+                step["result_code"],
+                step["detail"],
+            )
+            for step in steps
+        ],
+        absent="-",
+    )
 
 
 @payments.command()

@@ -19,7 +19,7 @@ from mpesa_gateway_payments.evidence import (
 )
 from mpesa_gateway_payments.matching import judge, judge_other_push, names_payment
 from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
-from mpesa_gateway_payments.states import Cause, Charge, Status, may_move
+from mpesa_gateway_payments.states import Cause, Charge, Status, is_transition_allowed
 from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
 
 EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
@@ -298,7 +298,9 @@ def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
             other_phone = reported.phone if is_other else None
             has_receipt = reported.receipt is not None
             is_final = payment.outcome_is_final
-            if may_move(Status(payment.status), Status.COMPLETED, has_receipt=has_receipt, is_final=is_final):
+            if is_transition_allowed(
+                Status(payment.status), Status.COMPLETED, has_receipt=has_receipt, is_final=is_final
+            ):
                 return Complete(reported, cause, other_phone)
             if has_receipt and payment.receipt is None and payment.status in _PAID:
                 return LearnReceipt(reported, cause, other_phone)
@@ -309,7 +311,7 @@ def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
 
 def _decide_failure(payment: Payment, failure: ReportedFailure) -> Decision:
     is_free = payment.mismatch is None and payment.claim is None
-    if is_free and may_move(Status(payment.status), Status.FAILED, has_receipt=False):
+    if is_free and is_transition_allowed(Status(payment.status), Status.FAILED, has_receipt=False):
         return Fail(failure)
     return Ignore()
 

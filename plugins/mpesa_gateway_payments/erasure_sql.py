@@ -6,7 +6,7 @@
 
 FIND_OF_PAYER = """
 SELECT payment_id FROM payment
-WHERE merchant_id = $1 AND env IN ('sandbox', 'live') AND phone = $2 AND payment_id > $4
+WHERE merchant_id = $1 AND env IN ('sandbox', 'live') AND reverse(phone) = reverse($2::text) AND payment_id > $4
 UNION
 SELECT payment_id FROM payment WHERE merchant_id = $1 AND received_phone = ANY($3::text[]) AND payment_id > $4
 ORDER BY payment_id LIMIT $5

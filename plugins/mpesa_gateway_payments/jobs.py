@@ -2,12 +2,12 @@
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
 
 
-async def ask(gateway: Runtime, *, shortcode_id: str) -> None:
+async def query(gateway: Runtime, *, shortcode_id: str) -> None:
     await gateway.port(StkQueries).query_due(shortcode_id)
 
 
@@ -20,5 +20,5 @@ async def expire(gateway: Runtime) -> None:
     await gateway.port(ExternalReversals).apply_recorded()
 
 
-async def tally(gateway: Runtime) -> None:
+async def update_stats(gateway: Runtime) -> None:
     await gateway.port(PaymentStatsReader).count()

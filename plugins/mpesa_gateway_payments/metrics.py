@@ -75,7 +75,7 @@ async def collect_windows(gateway: Runtime, gauges: Gauges) -> None:
     payments, failed, taken, returned = gauges
     this_hour = gateway.clock.now().replace(minute=0, second=0, microsecond=0)
     for window, back in _WINDOWS.items():
-        rows = await gateway.db.fetch(stats_sql.TALLIED_BY_ENV, this_hour - back)
+        rows = await gateway.db.fetch(stats_sql.STATS_BY_ENV, this_hour - back)
         by_env = {row["env"]: row for row in rows}
         for env in ENVS:
             row = by_env.get(env, _NOTHING)
@@ -83,7 +83,7 @@ async def collect_windows(gateway: Runtime, gauges: Gauges) -> None:
                 payments.add_metric((env, window, outcome), row[outcome])
             taken.add_metric((env, window), row["taken"])
             returned.add_metric((env, window), row["returned"])
-        for row in await gateway.db.fetch(stats_sql.TALLIED_REASONS, this_hour - back):
+        for row in await gateway.db.fetch(stats_sql.FAILURE_REASONS, this_hour - back):
             failed.add_metric((row["env"], window, row["reason"]), row["count"])
 
 

@@ -15,14 +15,17 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import Sealer, UnsealError
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
+from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
-from mpesa_gateway_payments.views import exported
+from mpesa_gateway_payments.views import EXPORTED, exported
+
+OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
+"""The columns of the operators' CSV file."""
 
 _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
@@ -82,21 +85,30 @@ class PaymentOperatorService:
         except (UnsealError, ValueError):
             raise InvalidFields.field_error("payer", "search for the number again") from None
 
-    async def page(self, env: Env, filters: OperatorPaymentFilters, limit: int) -> KeysetPage[Row]:
-        """Raises InvalidFields."""
-        return await PAYMENTS.page(self._db, self._conditions(env, filters), filters.cursor, limit)
+    async def page(
+        self, env: Env, filters: OperatorPaymentFilters, limit: int, *, sees_numbers: bool
+    ) -> KeysetPage[Row]:
+        """Raises InvalidFields. Without ``sees_numbers``, no search finds a part of a phone number."""
+        found = self._conditions(env, filters, sees_numbers=sees_numbers)
+        return await PAYMENTS.page(self._db, found, filters.cursor, limit)
 
-    async def total(self, env: Env, filters: OperatorPaymentFilters) -> Total:
-        return await PAYMENTS.total(self._db, self._conditions(env, filters))
+    async def total(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> Total:
+        return await PAYMENTS.total(self._db, self._conditions(env, filters, sees_numbers=sees_numbers))
 
-    async def count_newer(self, env: Env, filters: OperatorPaymentFilters) -> int:
-        return await PAYMENTS.count_newer(self._db, self._conditions(env, filters), filters.cursor)
+    async def count_newer(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> int:
+        found = self._conditions(env, filters, sees_numbers=sees_numbers)
+        return await PAYMENTS.count_newer(self._db, found, filters.cursor)
 
     async def count_needing_review(self, env: Env) -> int:
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
+        """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
+        return PAYMENTS.export(
+            self._db,
+            self._conditions(env, filters, sees_numbers=True),
+            lambda row: (*exported(row), row["merchant_id"]),
+        )
 
     def _plain(self, filters: OperatorPaymentFilters) -> PaymentFilters:
         values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}
@@ -105,8 +117,8 @@ class PaymentOperatorService:
             values["phone"] = str(payer)
         return PaymentFilters(**values)
 
-    def _conditions(self, env: Env, filters: OperatorPaymentFilters) -> Conditions:
-        found = conditions(filters.merchant, env, self._plain(filters))
+    def _conditions(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> Conditions:
+        found = conditions(filters.merchant, env, self._plain(filters), sees_numbers=sees_numbers)
         if filters.held:
             found.add(tables.NEEDS_REVIEW)
         return found

@@ -34,10 +34,15 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import first_payment
 from mpesa_gateway_payments.next_step import next_step
-from mpesa_gateway_payments.operator_service import OperatorPaymentFilters, PaymentOperatorService, needs_review
+from mpesa_gateway_payments.operator_service import (
+    OPERATORS_EXPORTED,
+    OperatorPaymentFilters,
+    PaymentOperatorService,
+    needs_review,
+)
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.stats_panel import figures
-from mpesa_gateway_payments.views import EXPORTED, view
+from mpesa_gateway_payments.views import view
 
 _BY_FORM = "phone numbers are not allowed in a URL: use the search form"
 _NOT_BY_PHONE = (
@@ -53,13 +58,12 @@ async def payments(visit: PageRequest) -> Rendered:
     filters, problems = OperatorPaymentFilters(), visit.problems
     try:
         filters = _filters(visit)
-        page = await service.page(visit.env, filters, _A_PAGE)
+        page = await service.page(visit.env, filters, _A_PAGE, sees_numbers=_sees_numbers(visit))
         payer = service.payer_of(filters)
     except InvalidFields as refused:
         problems, payer = (*problems, *refused.problems), None
-        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
+        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE, sees_numbers=False)
     whose = await visit.merchant_names(page.rows)
-    merchants = whose["merchants"]
     chosen = {name: value for name in _TEXTS if (value := _filter_value(visit, name))}
     if filters.payer is not None:
         chosen["payer"] = filters.payer
@@ -79,7 +83,6 @@ async def payments(visit: PageRequest) -> Rendered:
             "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
             "payer": payer,
             "statuses": [status.value for status in Status],
-            "one_merchant": merchants[0].merchant_id if len(merchants) == 1 else filters.merchant,
         }
         | whose,
     )
@@ -102,6 +105,10 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
     return filters
 
 
+def _sees_numbers(visit: PageRequest) -> bool:
+    return visit.visitor.role.may(Role.OPERATOR)
+
+
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
     """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
@@ -114,15 +121,16 @@ def _filter_value(visit: PageRequest, name: str) -> str:
 
 
 async def total(visit: PageRequest) -> Rendered:
-    return Rendered(
-        "total.html", {"total": await visit.gateway.port(PaymentOperatorService).total(visit.env, _filters(visit))}
-    )
+    service, sees_numbers = visit.gateway.port(PaymentOperatorService), _sees_numbers(visit)
+    found = await service.total(visit.env, _filters(visit), sees_numbers=sees_numbers)
+    return Rendered("total.html", {"total": found})
 
 
 async def newer(visit: PageRequest) -> Rendered:
     """Count the payments created since the list was drawn."""
     filters = _filters(visit)
-    count = await visit.gateway.port(PaymentOperatorService).count_newer(visit.env, filters)
+    service, sees_numbers = visit.gateway.port(PaymentOperatorService), _sees_numbers(visit)
+    count = await service.count_newer(visit.env, filters, sees_numbers=sees_numbers)
     kept = {
         name: value
         for name, values in visit.query.items()
@@ -174,16 +182,18 @@ def _phone(text: str) -> Msisdn | None:
 
 async def export(visit: PageRequest) -> Response[Any]:
     filters = _filters(visit)
-    merchant = await visit.gateway.merchants.require(filters.merchant or "")
+    merchant_id: str | None = None
+    if filters.merchant is not None:
+        merchant_id = (await visit.gateway.merchants.require(filters.merchant)).merchant_id
     await visit.gateway.audit.record(
         "payments.exported",
-        merchant_id=merchant.merchant_id,
+        merchant_id=merchant_id,
         actor=visit.visitor.actor,
-        subject_id=merchant.merchant_id,
+        subject_id=merchant_id,
         env=visit.env,
     )
     return await stream_csv(
-        "payments.csv", EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
+        "payments.csv", OPERATORS_EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
     )
 
 

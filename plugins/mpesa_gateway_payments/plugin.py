@@ -20,7 +20,7 @@ from mpesa_gateway_payments.events import (
     StkResulted,
 )
 from mpesa_gateway_payments.invariants import INVARIANTS
-from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
+from mpesa_gateway_payments.jobs import expire, query, sweep, update_stats
 from mpesa_gateway_payments.metrics import COLLECTORS, PaymentMetrics
 from mpesa_gateway_payments.operations import OPERATIONS
 from mpesa_gateway_payments.pages import PAGES
@@ -33,8 +33,8 @@ from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tables import (
     OutgoingReceiptRow,
     PaymentRow,
+    PaymentStatsRow,
     PaymentStepRow,
-    PaymentTallyRow,
     StatusCheckRow,
 )
 
@@ -64,10 +64,10 @@ plugin = Plugin(
     operations=OPERATIONS,
     callbacks=CALLBACKS,
     jobs=(
-        Job(ask, timeout=90, queue="daraja"),
+        Job(query, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */5", queue="maintenance"),
         Job(expire, timeout=120, cron="* * * * * */5", queue="maintenance"),
-        Job(tally, timeout=60, cron="* * * * * */20", queue="maintenance"),
+        Job(update_stats, timeout=60, cron="* * * * * */20", queue="maintenance"),
     ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched, StkResulted, StatusResulted),
     subscribers=(
@@ -76,7 +76,7 @@ plugin = Plugin(
     ),
     provides=PROVIDES,
     tables=Tables(
-        models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow, OutgoingReceiptRow),
+        models=(PaymentRow, PaymentStepRow, PaymentStatsRow, StatusCheckRow, OutgoingReceiptRow),
         migrations="mpesa_gateway_payments.migrations",
     ),
     commands=(payments,),

@@ -8,9 +8,9 @@ from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Payments, RefundablePayments, StatementMatching, StatusQueries, UnallocatedMoney
 from mpesa_gateway_payments.create_steps import CreateSteps
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.metrics import PaymentMetrics
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.paused_shortcodes import PausedShortcodes
 from mpesa_gateway_payments.pushing import StkPushSender
 from mpesa_gateway_payments.refund_port import PaymentRefunds
@@ -41,7 +41,7 @@ def _service(gateway: Runtime) -> PaymentService:
         credentials=gateway.port(Credentials),
         steps=steps,
         transitions=gateway.port(Transitions),
-        resting=gateway.port(PausedShortcodes),
+        paused=gateway.port(PausedShortcodes),
     )
     return PaymentService(
         db=gateway.db,
@@ -77,7 +77,7 @@ def _stk_queries(gateway: Runtime) -> StkQueries:
         transitions=gateway.port(Transitions),
         expiry=gateway.port(Expiry),
         unacknowledged=gateway.port(UnacknowledgedPushes),
-        resting=gateway.port(PausedShortcodes),
+        paused=gateway.port(PausedShortcodes),
     )
 
 
@@ -107,7 +107,7 @@ def _transitions(gateway: Runtime) -> Transitions:
     )
 
 
-def _outside_reversals(gateway: Runtime) -> ExternalReversals:
+def _external_reversals(gateway: Runtime) -> ExternalReversals:
     transitions = gateway.port(Transitions)
     return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, transitions=transitions)
 
@@ -155,7 +155,7 @@ PROVIDES: Provides = (
     (Expiry, _expiry),
     (PausedShortcodes, lambda gateway: PausedShortcodes(gateway.clock)),
     (Transitions, _transitions),
-    (ExternalReversals, _outside_reversals),
+    (ExternalReversals, _external_reversals),
     (UnacknowledgedPushes, _unacknowledged),
     (StatusQueryService, _checks),
     (StatusQueries, lambda gateway: gateway.port(StatusQueryService)),

@@ -50,7 +50,7 @@ class StkPushSender:
         credentials: Credentials,
         steps: CreateSteps,
         transitions: Transitions,
-        resting: PausedShortcodes,
+        paused: PausedShortcodes,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -61,7 +61,7 @@ class StkPushSender:
         self._credentials = credentials
         self._steps = steps
         self._transitions = transitions
-        self._resting = resting
+        self._paused = paused
 
     async def push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the STK push of a payment, store its outcome and return the payment.
@@ -86,7 +86,7 @@ class StkPushSender:
             )
             ack = await self._daraja.call(STK_PUSH, credentials.daraja, push)
         except NotSent as fault:
-            self._resting.pause(row["shortcode_id"], fault)
+            self._paused.pause(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.explained}): try again with the same Idempotency-Key",
@@ -104,7 +104,7 @@ class StkPushSender:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, fault))
-        self._resting.resume(row["shortcode_id"])
+        self._paused.resume(row["shortcode_id"])
         handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
         return await self._record(
             "ack",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.env import Environment
+from mpesa_gateway.errors import PartError
 from mpesa_gateway.http.field_rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
 from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Phone, Provider, Receipt, id_field, named
 from mpesa_gateway.http.query import Limit, Moment
@@ -23,8 +24,10 @@ def _metadata(pairs: dict[str, str]) -> dict[str, str]:
     if len(pairs) > 20:
         raise ValueError("must hold at most 20 pairs")
     for name, value in pairs.items():
-        if not 1 <= len(name) <= 40 or len(value) > 500 or "\x00" in name + value:
-            raise ValueError("keys take 1 to 40 characters and values up to 500, none of them NUL")
+        if not 1 <= len(name) <= 40:
+            raise ValueError("names take 1 to 40 characters")
+        if len(value) > 500:
+            raise PartError("must be at most 500 characters", part=f".{name}")
     return pairs
 
 

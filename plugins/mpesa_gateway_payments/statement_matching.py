@@ -21,8 +21,8 @@ from mpesa_gateway_payments.evidence import (
     read_unsigned,
     reported_money,
 )
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.matching import SHOWN_FOR, judge_choice, with_part_of_statement
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import (

@@ -45,7 +45,7 @@ class Cause(StrEnum):
     OPERATOR = "operator"
 
 
-MOVES: frozenset[tuple[Status, Status]] = frozenset(
+TRANSITIONS: frozenset[tuple[Status, Status]] = frozenset(
     {
         (Status.PENDING, Status.COMPLETED),
         (Status.PENDING, Status.FAILED),
@@ -60,16 +60,11 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
 """All allowed transitions."""
 
 
-def may_move(now: Status, to: Status, *, has_receipt: bool, is_final: bool = True) -> bool:
+def is_transition_allowed(now: Status, to: Status, *, has_receipt: bool, is_final: bool = True) -> bool:
     """``has_receipt``: money has moved. ``is_final``: the failure was final."""
     if (now, to) == (Status.FAILED, Status.COMPLETED):
         return has_receipt or not is_final
-    return (now, to) in MOVES
+    return (now, to) in TRANSITIONS
 
 
-def sources(to: Status, *, has_receipt: bool, is_final: bool = True) -> list[str]:
-    """Return the statuses before a transition, for its WHERE clause."""
-    return [status.value for status in Status if may_move(status, to, has_receipt=has_receipt, is_final=is_final)]
-
-
-__all__ = ["MOVES", "Cause", "Charge", "FailureReason", "Status", "may_move", "sources"]
+__all__ = ["TRANSITIONS", "Cause", "Charge", "FailureReason", "Status", "is_transition_allowed"]

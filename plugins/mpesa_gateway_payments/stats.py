@@ -11,7 +11,7 @@ from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway_payments import stats_sql
-from mpesa_gateway_payments.tables import PaymentTallyRow
+from mpesa_gateway_payments.tables import PaymentStatsRow
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class PaymentStatsReader:
         now = self._clock.now()
         last = await self._counted_at()
         since = now - _FIRST if last is None else last - _LATE
-        tag = await self._db.execute(stats_sql.TALLY, since, now, list(WAITS))
+        tag = await self._db.execute(stats_sql.STATS, since, now, list(WAITS))
         counted = int(tag.rpartition(" ")[2])
         log.debug("payment_stats_updated", hours=counted)
         return counted
@@ -104,7 +104,7 @@ class PaymentStatsReader:
         first = today - DAY * (DAYS - 1)
         oldest = first - DAY * DAYS
         counted_at = await self._counted_at()
-        rows = await self._db.fetch(stats_sql.TALLIED, env, oldest)
+        rows = await self._db.fetch(stats_sql.STATS_BY_HOUR, env, oldest)
         if not rows or counted_at is None:
             return None
         known = {
@@ -136,13 +136,13 @@ class PaymentStatsReader:
             yesterday_so_far=yesterday,
             reasons=[
                 (row["reason"], row["count"])
-                for row in await self._db.fetch(stats_sql.TALLIED_REASONS, first)
+                for row in await self._db.fetch(stats_sql.FAILURE_REASONS, first)
                 if row["env"] == env
             ],
             counted_at=counted_at,
         )
 
     async def _counted_at(self) -> datetime | None:
-        row = await self._db.run(PaymentTallyRow.select(Max(PaymentTallyRow.counted_at)).first())
+        row = await self._db.run(PaymentStatsRow.select(Max(PaymentStatsRow.counted_at)).first())
         found: datetime | None = row["max"]
         return found

@@ -25,21 +25,21 @@ _LABELLED = 6
 
 
 async def figures(visit: PageRequest, _: str) -> Rendered | None:
-    tallied = await visit.gateway.port(PaymentStatsReader).read(visit.env)
-    if tallied is None:
-        return Rendered("figures.html", {"tallied": None})
-    last_day = sum(tallied.hours[1:], tallied.hours[0])
+    stats = await visit.gateway.port(PaymentStatsReader).read(visit.env)
+    if stats is None:
+        return Rendered("figures.html", {"stats": None})
+    last_day = sum(stats.hours[1:], stats.hours[0])
     return Rendered(
         "figures.html",
         {
-            "tallied": tallied,
-            "periods": _periods(tallied),
+            "stats": stats,
+            "periods": _periods(stats),
             "rate": last_day.rate,
             "soon": sum(last_day.waits[:_SOON]) / last_day.paid if last_day.paid else None,
-            "by_hour": [_counts(figures, number) for number, figures in enumerate(tallied.hours)],
-            "by_day": [_money(figures, number) for number, figures in enumerate(tallied.days)],
+            "by_hour": [_counts(figures, number) for number, figures in enumerate(stats.hours)],
+            "by_day": [_money(figures, number) for number, figures in enumerate(stats.days)],
             "waits": list(zip(_WAIT_LABELS, last_day.waits, strict=True)),
-            "reasons": [(reason.replace("_", " "), count) for reason, count in tallied.reasons],
+            "reasons": [(reason.replace("_", " "), count) for reason, count in stats.reasons],
             "counts": COUNTS,
             "money": MONEY,
         },
@@ -67,12 +67,12 @@ class Period:
         return (self.figures.taken - self.earlier.taken) / self.earlier.taken if self.earlier.taken else None
 
 
-def _periods(tallied: StatsPeriod) -> list[Period]:
-    days = [*tallied.earlier, *tallied.days]
+def _periods(stats: StatsPeriod) -> list[Period]:
+    days = [*stats.earlier, *stats.days]
     tomorrow = days[-1].since + DAY
-    until = (tallied.hours[-1].since + HOUR).strftime("%H:%M")
+    until = (stats.hours[-1].since + HOUR).strftime("%H:%M")
     return [
-        Period("Today", days[-1], tomorrow, f"yesterday until {until}", tallied.yesterday_so_far),
+        Period("Today", days[-1], tomorrow, f"yesterday until {until}", stats.yesterday_so_far),
         Period("Yesterday", days[-2], days[-1].since, "the day before", days[-3]),
         *(
             Period(

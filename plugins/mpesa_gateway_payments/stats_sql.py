@@ -3,7 +3,7 @@
 # raw SQL: upsert - each hour is counted and written in one statement.
 # raw SQL: aggregate - the hours of several merchants are added up.
 
-TALLY = """
+STATS = """
 WITH changed AS (
     SELECT DISTINCT payment.merchant_id, payment.env, date_trunc('hour', payment.created_at, 'UTC') AS hour
     FROM payment WHERE updated_at >= $1
@@ -31,7 +31,7 @@ WITH changed AS (
         ] AS waits
     FROM one GROUP BY 1, 2, 3
 )
-INSERT INTO payment_tally AS known (hour, merchant_id, env, asked, paid, failed, taken, returned, reasons, waits,
+INSERT INTO payment_stats AS known (hour, merchant_id, env, asked, paid, failed, taken, returned, reasons, waits,
     counted_at)
 SELECT hour, merchant_id, env, asked, paid, failed, taken, returned, coalesce(reasons, '{}'), waits, $2
 FROM counted LEFT JOIN why USING (hour, merchant_id, env) ORDER BY hour, merchant_id, env
@@ -41,21 +41,21 @@ ON CONFLICT (hour, merchant_id, env) DO UPDATE SET asked = EXCLUDED.asked, paid 
 WHERE known.counted_at <= EXCLUDED.counted_at
 """
 
-TALLIED = """
+STATS_BY_HOUR = """
 SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
     sum(taken)::bigint AS taken, sum(returned)::bigint AS returned, ARRAY[sum(waits[1])::bigint, sum(waits[2])::bigint,
         sum(waits[3])::bigint, sum(waits[4])::bigint, sum(waits[5])::bigint, sum(waits[6])::bigint] AS waits
-FROM payment_tally WHERE env = $1 AND hour >= $2 GROUP BY hour
+FROM payment_stats WHERE env = $1 AND hour >= $2 GROUP BY hour
 """
 
-TALLIED_BY_ENV = """
+STATS_BY_ENV = """
 SELECT env, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
     sum(taken)::bigint AS taken, sum(returned)::bigint AS returned
-FROM payment_tally WHERE hour >= $1 GROUP BY env
+FROM payment_stats WHERE hour >= $1 GROUP BY env
 """
 
-TALLIED_REASONS = """
+FAILURE_REASONS = """
 SELECT env, key AS reason, sum(value::bigint)::bigint AS count
-FROM payment_tally CROSS JOIN LATERAL jsonb_each_text(reasons) WHERE hour >= $1 GROUP BY env, key
+FROM payment_stats CROSS JOIN LATERAL jsonb_each_text(reasons) WHERE hour >= $1 GROUP BY env, key
 ORDER BY count DESC, key
 """

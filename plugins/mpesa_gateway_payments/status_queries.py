@@ -33,9 +33,9 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
     unallocated_transaction,
 )
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.matching import contradicts
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.result_codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.statement_matching import PaymentStatementMatching

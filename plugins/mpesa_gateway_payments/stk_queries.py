@@ -61,7 +61,7 @@ class StkQueries:
         transitions: Transitions,
         expiry: Expiry,
         unacknowledged: UnacknowledgedPushes,
-        resting: PausedShortcodes,
+        paused: PausedShortcodes,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -74,14 +74,14 @@ class StkQueries:
         self._transitions = transitions
         self._expiry = expiry
         self._unacknowledged = unacknowledged
-        self._resting = resting
+        self._paused = paused
 
     async def enqueue_due(self) -> int:
         """Enqueue a job for each shortcode with due payments; return their number."""
         rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
         for row in rows:
             shortcode_id = row["shortcode_id"]
-            await self._jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
+            await self._jobs.enqueue("payments.query", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
 
     async def query_due(self, shortcode_id: str) -> int:
@@ -104,7 +104,7 @@ class StkQueries:
                 failed += [one for one in asked if one is not None]
                 count += len(rows)
                 rests = (
-                    self._places.is_unresponsive(shortcode_id) or self._resting.paused_until(shortcode_id) is not None
+                    self._places.is_unresponsive(shortcode_id) or self._paused.paused_until(shortcode_id) is not None
                 )
                 if rests or len(rows) < self._settings.max_concurrent_queries:
                     break
@@ -174,15 +174,15 @@ class StkQueries:
     async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
         """Return the answer, and the time of the next try if nothing could be sent."""
         shortcode_id = row["shortcode_id"]
-        if (rests_until := self._resting.paused_until(shortcode_id)) is not None:
-            return None, rests_until
+        if (paused_until := self._paused.paused_until(shortcode_id)) is not None:
+            return None, paused_until
         try:
             credentials = await self._credentials.of_shortcode(shortcode_id)
             question = StkQuery(row["checkout_request_id"])
             answer = await self._daraja.call(STK_QUERY, credentials.daraja, question)
         except NotSent as fault:
             self._places.record_answer(shortcode_id, answered=fault.code is not None)
-            again_at = self._resting.pause(shortcode_id, fault)
+            again_at = self._paused.pause(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:

@@ -56,7 +56,7 @@ class PaymentRow(Table, tablename="payment"):
     erased_at = Timestamptz(null=True, default=None)
 
 
-class PaymentTallyRow(Table, tablename="payment_tally"):
+class PaymentStatsRow(Table, tablename="payment_stats"):
     """Counts of one merchant's payments in one hour."""
 
     hour = Timestamptz(primary_key=True)
@@ -124,6 +124,28 @@ HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, 
 
 HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
     SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
+
+HAS_PHONE = "reverse(phone) = reverse({}::text)"
+"""One index serves whole numbers and last digits."""
+
+PHONE_ENDS = "reverse(phone) >= {} AND reverse(phone) < {}"
+
+REFERENCE_STARTS = "NOT reference_is_ours AND reference >= {} AND reference < {}"
+
+WITHOUT_NUMBERS = "SELECT payment_id FROM payment WHERE payment_id = ANY(ARRAY{}) AND reference !~ '[0-9]{{{{9}}}}'"
+"""Without references that may hold a phone number."""
+
+OWN_REFERENCE_STARTS = """SELECT payment_id FROM payment
+    WHERE reference_is_ours AND reference >= {} AND reference < {} ORDER BY reference"""
+
+RECEIPT_STARTS = """SELECT payment_id FROM payment
+    WHERE env = {} AND receipt >= {} AND receipt < {} ORDER BY receipt"""
+
+HAS_METADATA = """metadata <> '{{}}'
+    AND payment_metadata(merchant_id, env, metadata) @> ARRAY[payment_key({}, {}, lower({}::text))]"""
+"""A value of the metadata, in any case."""
+
+HAS_METADATA_OF_EACH = HAS_METADATA.replace("payment_key({}", "payment_key(merchant.merchant_id")
 
 FIND_BY_KEY = f"SELECT * FROM payment WHERE {HAS_KEY.format('$1', '$2', '$3')}"  # noqa: S608 - the condition above
 
@@ -256,7 +278,7 @@ SELECT * FROM payment WHERE receipt IS NULL AND status IN ('pending', 'failed') 
     (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
         AND amount = $5 ORDER BY payment_id DESC LIMIT 20)
     UNION (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
-        AND phone = $6 ORDER BY payment_id DESC LIMIT 20)
+        AND reverse(phone) = reverse($6::text) ORDER BY payment_id DESC LIMIT 20)
     UNION (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
         AND reference = $7 ORDER BY payment_id DESC LIMIT 20)))
 ORDER BY payment_id DESC LIMIT 10

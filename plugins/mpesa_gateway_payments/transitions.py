@@ -144,7 +144,7 @@ class Transitions:
         return {row["payment_id"]: row["details"] for row in found}
 
     async def _write(self, changes: Sequence[PaymentChange]) -> None:
-        """One statement each for any number of payments."""
+        """One statement for each table. The subscribers of ``publish`` run here, webhooks among them."""
         now = self._clock.now()
         changed = [change for change in changes if change.is_changed]
         if not changed:

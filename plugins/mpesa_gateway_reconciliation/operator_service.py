@@ -31,12 +31,14 @@ class LinesQuery(OperatorQuery, frozen=True, kw_only=True):
 class ReconciliationOperatorService:
     """Lists runs and lines for operators and resolves lines."""
 
-    def __init__(self, *, db: Database, clock: Clock, audit: Audit, payments: Payments, settling: LineMatching) -> None:
+    def __init__(
+        self, *, db: Database, clock: Clock, audit: Audit, payments: Payments, line_matching: LineMatching
+    ) -> None:
         self._db = db
         self._clock = clock
         self._audit = audit
         self._payments = payments
-        self._settling = settling
+        self._line_matching = line_matching
 
     async def runs(self, env: Env, query: OperatorQuery, limit: int) -> KeysetPage[Row]:
         """Raises InvalidFields for a bad cursor."""
@@ -86,7 +88,7 @@ class ReconciliationOperatorService:
     async def candidates(self, line: Row) -> list[PaymentView]:
         """Return the judge's candidates, then similar unpaid payments if the line's time is possible."""
         payments, merchant_id = self._payments, line["merchant_id"]
-        named = [await payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
+        named = [await payments.find(payment_id) for payment_id in await self._line_matching.candidates(line)]
         similar: list[PaymentView] = []
         if line["is_timed"]:
             similar = await payments.find_similar(

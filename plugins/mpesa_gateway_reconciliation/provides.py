@@ -43,7 +43,7 @@ def _service(gateway: Runtime) -> ReconciliationService:
     return ReconciliationService(
         gateway,
         credentials=gateway.port(Credentials),
-        settling=gateway.port(LineMatching),
+        line_matching=gateway.port(LineMatching),
         runs=gateway.port(RunReader),
         transactions=gateway.port(Transactions),
     )
@@ -55,7 +55,7 @@ def _operator_service(gateway: Runtime) -> ReconciliationOperatorService:
         clock=gateway.clock,
         audit=gateway.audit,
         payments=gateway.port(Payments),
-        settling=gateway.port(LineMatching),
+        line_matching=gateway.port(LineMatching),
     )
 
 

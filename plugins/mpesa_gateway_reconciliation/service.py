@@ -70,7 +70,7 @@ class ReconciliationService:
         runtime: Runtime,
         *,
         credentials: Credentials,
-        settling: LineMatching,
+        line_matching: LineMatching,
         runs: RunReader,
         transactions: Transactions,
     ) -> None:
@@ -79,7 +79,7 @@ class ReconciliationService:
         self._db = runtime.db
         self._settings = runtime.settings(ReconciliationSettings)
         self._credentials = credentials
-        self._settling = settling
+        self._line_matching = line_matching
         self._runs = runs
         self._transactions = transactions
         self._places = Bulkhead(self._settings.max_concurrent, each=1)
@@ -220,7 +220,7 @@ class ReconciliationService:
         beat = asyncio.create_task(self._beat(run["run_id"]))
         try:
             await self._read(run, credentials)
-            await self._settling.match_window(run, credentials)
+            await self._line_matching.match_window(run, credentials)
             error = None
             self._places.record_answer(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
@@ -280,10 +280,10 @@ class ReconciliationService:
             )
             if page.rows == 0:
                 return
-            zone = await self._settling.zone_of(run["env"], run["shortcode"])
+            zone = await self._line_matching.zone_of(run["env"], run["shortcode"])
             is_new = await self._store_lines(run, page, zone, is_till=credentials.kind == "till") > 0
             # Now: the next page may fail.
-            await self._settling.match_page(run, page.lines)
+            await self._line_matching.match_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # An unreadable page may be one of many, or the same one repeated.

@@ -154,7 +154,7 @@ class RefundCompletion:
     async def resolve(self, env: Env, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
         """End a refund of ``env`` as an operator decides from M-Pesa's portal.
 
-        Raises NotFound, Invalid and RefundEnded.
+        Raises NotFound, InvalidFields and RefundEnded.
         """
         require_confirmed(resolution.confirm, refund_id)
         async with self._db.transaction():

@@ -4,7 +4,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 
 
-async def ask(gateway: Runtime, *, refund_id: str, merchant_id: str) -> None:
+async def query(gateway: Runtime, *, refund_id: str, merchant_id: str) -> None:
     """Send a status query about a reversal whose result is overdue."""
     await gateway.port(RefundStatusQueries).ask_if_slot_free(refund_id, merchant_id)
 

@@ -13,7 +13,7 @@ from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.invariants import INVARIANTS
-from mpesa_gateway_refunds.jobs import ask, sweep
+from mpesa_gateway_refunds.jobs import query, sweep
 from mpesa_gateway_refunds.metrics import COLLECTORS
 from mpesa_gateway_refunds.operations import REVERSAL
 from mpesa_gateway_refunds.pages import PAGES
@@ -53,7 +53,7 @@ plugin = Plugin(
     operations=(REVERSAL,),
     callbacks=CALLBACKS,
     jobs=(
-        Job(ask, timeout=90, queue="daraja"),
+        Job(query, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
     ),
     publishes=(RefundFailed, ReversalResulted),

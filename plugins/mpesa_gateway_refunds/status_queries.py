@@ -73,7 +73,7 @@ class RefundStatusQueries:
         rows = await self._db.fetch(tables.DUE, self._clock.now(), 200, _ENQUEUED_EACH)
         for row in rows:
             refund_id, merchant_id = row["refund_id"], row["merchant_id"]
-            await self._jobs.enqueue("refunds.ask", once=refund_id, refund_id=refund_id, merchant_id=merchant_id)
+            await self._jobs.enqueue("refunds.query", once=refund_id, refund_id=refund_id, merchant_id=merchant_id)
         return len(rows)
 
     async def ask_if_slot_free(self, refund_id: str, merchant_id: str) -> bool:

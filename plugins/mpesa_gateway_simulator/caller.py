@@ -149,7 +149,11 @@ class CallbackCaller:
         while True:
             try:
                 self._due.clear()
-                worked = await self._prompts.end_due() + await self._send_due() + await self._send_results()
+                worked = (
+                    await self._prompts.end_due()
+                    + await self._send_all(tables.CLAIM_CALLBACKS, self._send)
+                    + await self._send_all(tables.CLAIM_RESULTS, self._send_result)
+                )
                 if not worked:
                     await self._rest()
             except Exception as problem:  # noqa: BLE001 - it must not stop calling back
@@ -166,12 +170,6 @@ class CallbackCaller:
             await asyncio.wait_for(self._due.wait(), wait)
         except TimeoutError:
             return
-
-    async def _send_due(self) -> int:
-        return await self._send_all(tables.CLAIM_CALLBACKS, self._send)
-
-    async def _send_results(self) -> int:
-        return await self._send_all(tables.CLAIM_RESULTS, self._send_result)
 
     async def _send_all(self, claim: str, send: Callable[[Row], Awaitable[int]]) -> int:
         now = self._clock.now()

@@ -15,10 +15,9 @@ from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, CommandFailed, Session, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig, LogsConfig
-from mpesa_gateway.standalone.data_folder import read_state, write_state
 from mpesa_gateway.standalone.process import launch, stop, tail
 from mpesa_gateway.standalone.stage import UnexpectedAnswer
-from mpesa_gateway.standalone.up import MASTER_KEY_SHOWN, READY_WITHIN, has_simulator, is_ready, is_up
+from mpesa_gateway.standalone.up import READY_WITHIN, has_simulator, is_ready, is_up
 
 _LOOK = 0.2
 
@@ -59,16 +58,12 @@ def demo(session: Session, data: str | None) -> None:
 
 @contextmanager
 def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
-    """The configuration of the running gateway; starts `up` for the block if none runs.
-
-    The started `up` prints to a log file, so the next one prints the master-key warning.
-    """
+    """The configuration of the running gateway; starts `up` for the block if none runs."""
     if is_up(session.data):
         yield _await_ready(session, None)
         return
     console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
     log = session.data / "logs" / "up.log"
-    was_warned = read_state(session.data).get(MASTER_KEY_SHOWN, bool(read_state(session.data)))
     session.data.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
@@ -80,8 +75,6 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
         yield _await_ready(session, process)
     finally:
         stop(process, (signal.SIGTERM,), 60)
-        if state := read_state(session.data):
-            write_state(session.data, state | {MASTER_KEY_SHOWN: was_warned})
 
 
 def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:

@@ -39,7 +39,7 @@ Only their sender knows the ids of its pushes, so a stranger's callbacks stay.
 
 
 async def play(gateway: Runtime, console: Console) -> None:
-    """Run all steps against the gateway with this configuration. Raises NotSo.
+    """Run all steps against the gateway with this configuration. Raises UnexpectedAnswer.
 
     ``gateway`` is a started one on the same database that creates the demo's merchant and keys. At the end the
     operator's key is revoked and the merchant deactivated.

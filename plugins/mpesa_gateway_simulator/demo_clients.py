@@ -22,7 +22,7 @@ _PATIENCE = 10.0
 
 
 def expect(what: str, expected: Any, seen: Any) -> None:
-    """Raise NotSo unless both are equal."""
+    """Raise UnexpectedAnswer unless both are equal."""
     if expected != seen:
         raise UnexpectedAnswer(f"{what}: expected {expected!r}, saw {seen!r}")
 
@@ -50,12 +50,12 @@ class Receiver:
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
 
     async def wait_for_webhook(self, kind: str, payment_id: str) -> Delivery:
-        """Wait for the webhook of a payment. Raises NotSo."""
+        """Wait for the webhook of a payment. Raises UnexpectedAnswer."""
         async for _ in poll(f"a {kind} webhook"):
             for delivery in self.deliveries:
                 if delivery.is_event_of(kind, payment_id):
                     return delivery
-        raise AssertionError("waiting() raises before it ends")
+        raise AssertionError("poll() raises before it ends")
 
     def count_webhooks(self, payment_id: str) -> int:
         return sum(delivery.event.get("data", {}).get("payment_id") == payment_id for delivery in self.deliveries)
@@ -96,7 +96,7 @@ class _QuietServer(uvicorn.Server):
 
 
 async def poll(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
-    """Yield until the caller breaks. Raises NotSo on timeout."""
+    """Yield until the caller breaks. Raises UnexpectedAnswer on timeout."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         yield
@@ -155,19 +155,19 @@ class Phones:
         self._api = api
 
     async def prompt(self, checkout_request_id: str) -> dict[str, Any]:
-        """Return the prompt of a push. Raises NotSo."""
+        """Return the prompt of a push. Raises UnexpectedAnswer."""
         return cast("dict[str, Any]", await self._api.data("GET", f"/control/pushes/{checkout_request_id}"))
 
     async def answer(self, checkout_request_id: str, answer: str) -> None:
         await self._api.data("POST", f"/control/pushes/{checkout_request_id}/answer", {"answer": answer})
 
     async def ended(self, checkout_request_id: str) -> dict[str, Any]:
-        """Return a push once its prompt has ended. Raises NotSo."""
+        """Return a push once its prompt has ended. Raises UnexpectedAnswer."""
         async for _ in poll("the end of the prompt"):
             push = await self.prompt(checkout_request_id)
             if push["state"] == "ended":
                 return push
-        raise AssertionError("waiting() raises before it ends")
+        raise AssertionError("poll() raises before it ends")
 
     async def money(self, phone: str, since: datetime) -> list[dict[str, Any]]:
         """Return the ledger entries of a phone, newest first."""
@@ -197,9 +197,9 @@ class DemoClients:
     shortcode: str
 
     async def settled(self, payment_id: str, status: str) -> dict[str, Any]:
-        """Return a payment once it has this status. Raises NotSo."""
+        """Return a payment once it has this status. Raises UnexpectedAnswer."""
         async for _ in poll(f"a payment that is {status}"):
             payment = await self.api.data("GET", f"/v1/payments/{payment_id}")
             if payment["status"] == status:
                 return cast("dict[str, Any]", payment)
-        raise AssertionError("waiting() raises before it ends")
+        raise AssertionError("poll() raises before it ends")

@@ -120,7 +120,7 @@ class Phones:
         self._pulse.notify()
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
-        """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
+        """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and InvalidFields."""
         prompts = self._prompts
         try:
             row = await prompts.find(checkout_request_id)

@@ -47,7 +47,7 @@ class OtelTracing(Tracing):
         self._provider: TracerProvider | None = None
         self.tracer = self._tracer = LateTracer()
         self.trusted_callers = read_networks(settings.trusted_callers, "traces.trusted_callers")
-        self.is_sent_to_merchants = settings.tell_merchants
+        self.is_sent_to_merchants = settings.propagate_to_merchants
         self.remember_hours = settings.remember_hours
 
     async def start(self) -> None:

@@ -65,7 +65,7 @@ class EventTrigger:
     async def make(self, kind: str, amount: int) -> TriggeredEvent:
         """Trigger one event, for a payment of ``amount`` KES if the event is about a payment.
 
-        Raises Conflict without the simulator, and NotSo if the event does not occur in time.
+        Raises Conflict without the simulator, and UnexpectedAnswer if the event does not occur in time.
         """
         if kind == WebhookTest.kind:
             return await self._test()

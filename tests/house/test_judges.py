@@ -64,7 +64,7 @@ def test_judges_import_no_judged_module(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from mpesa_gateway_payments.states import MOVES",
+        "from mpesa_gateway_payments.states import TRANSITIONS",
         "from mpesa_gateway_payments import statement_matching",
         "import mpesa_gateway_payments.transitions",
         "from mpesa_gateway.phone import may_be",

@@ -1,5 +1,6 @@
 """Protects the links between documentation pages: the file and the heading exist."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -52,3 +53,40 @@ def test_broken_link_is_found(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert broken(page) == ["#two", "none.md"]
+
+
+NAMED_CODE = re.compile(r"`(?P<name>\w+(?:\.\w+)?)`[^|.`]*? in `(?P<path>[\w/]+\.py)`")
+"""A function, method or constant, and the file that has it."""
+
+
+def missing_code(text: str) -> list[str]:
+    """Return the names that the named file does not define."""
+    found: list[str] = []
+    for match in NAMED_CODE.finditer(text):
+        file = ROOT / match["path"]
+        defined: set[str] = set()
+        for node in ast.parse(file.read_text(encoding="utf-8")).body if file.exists() else ():
+            if isinstance(node, ast.ClassDef):
+                defined |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, FUNCTIONS)}
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                defined |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            if isinstance(node, (ast.ClassDef, *FUNCTIONS)):
+                defined.add(node.name)
+        if match["name"] not in defined:
+            found.append(match["name"])
+    return found
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_code_named_in_the_life_of_a_payment_exists() -> None:
+    text = prose(ROOT / "docs/life-of-a-payment.md")
+    assert len(NAMED_CODE.findall(text)) >= 10
+    assert missing_code(text) == []
+
+
+def test_missing_code_is_found() -> None:
+    path = "mpesa_gateway/db/outbox.py"
+    text = f"`Outbox.publish` in `{path}`. `Outbox.deliver` in `{path}`. `decide` in `mpesa_gateway/none.py`"
+    assert missing_code(text) == ["Outbox.deliver", "decide"]

@@ -35,6 +35,27 @@ for name in sys.argv[2:]:
 """
 
 
+def unnamed_places(package: str, settings: dict[str, Any]) -> list[str]:
+    """Return the places of pyproject.toml that do not name a plugin's package."""
+    contracts = {each["id"]: each for each in settings["tool"]["importlinter"]["contracts"]}
+    places: dict[str, Any] = {
+        "entry point": settings["project"]["entry-points"]["mpesa_gateway.plugins"].values(),
+        "wheel": settings["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
+        "first-party": settings["tool"]["ruff"]["lint"]["isort"]["known-first-party"],
+        "root packages": settings["tool"]["importlinter"]["root_packages"],
+        "layers": contracts["arrows"]["layers"],
+        "public modules": contracts["drawers"]["packages"],
+    }
+    return [place for place, names in places.items() if not re.search(rf"\b{package}\b", " ".join(names))]
+
+
+def test_each_plugin_is_named_in_all_places_of_pyproject() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    unnamed = {package.name: unnamed_places(package.name, settings) for package in PACKAGES[1:]}
+    assert unnamed == {package.name: [] for package in PACKAGES[1:]}
+    assert len(unnamed_places("mpesa_gateway_tickets", settings)) == 6
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel built from this tree."""

@@ -100,6 +100,9 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     assert process.wait(PATIENCE) == 0
     assert machine.processes() == {}
 
+    # The warning lasts until a copy is confirmed.
+    confirmed = machine.run("keys", "saved", "--data", str(machine.data))
+    assert confirmed.returncode == 0, confirmed.stderr
     process = machine.up()
     assert url in machine.said
     assert "sk_test_" not in machine.said

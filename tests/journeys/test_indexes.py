@@ -31,7 +31,7 @@ pytestmark = pytest.mark.as_owner
 BUILT: dict[str, str] = {
     "merchant_live": "partial: whether any merchant has live credentials, which is its condition",
     "ops_note_created": "notes that have been kept long enough, by the builder",
-    "payment_tally_counted": "the newest count, by the builder",
+    "payment_stats_counted": "the newest count, by the builder",
     "ops_session_operator": "an operator's sessions, by the builder",
     "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
     "refused_callback_of_strangers": "partial: the rejected callbacks over the limit, in order",
@@ -45,9 +45,10 @@ BUILT: dict[str, str] = {
 
 FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
-    (PAYMENTS, "phone = ''"),
+    (PAYMENTS, "reverse(phone) = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
+    (PAYMENTS, "metadata <> '{{}}' AND payment_metadata(merchant_id, env, metadata) @> ARRAY[md5('')::uuid]"),
     (PAYMENTS, NEEDS_REVIEW),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),

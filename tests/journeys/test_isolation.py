@@ -140,7 +140,7 @@ async def test_worker_with_named_queues_serves_only_those(values: dict[str, Any]
 
         await eventually(both_are)
         assert await served() == ["deliveries", "maintenance"]
-        await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
+        await gateway.jobs.enqueue("payments.query", shortcode_id="shc_1")
         assert await gateway.jobs.queues["daraja"].count("queued") == 1
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         group = gateway.worker()

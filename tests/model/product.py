@@ -102,7 +102,7 @@ class Product:
         self._refund_endings = services.get(RefundCompletion)
         self._reconciliation = services.get(ReconciliationService)
         self._registrations = services.get(PullRegistrations)
-        self._settling = services.get(LineMatching)
+        self._line_matching = services.get(LineMatching)
         self._deliveries = services.get(DeliveryService)
         self._endpoints = services.get(EndpointService)
         self._credentials = services.get(CredentialStore)
@@ -135,7 +135,7 @@ class Product:
         for part in (self._payments, self._queries):
             part._settings = settings
         # The verifier's rules are read from the settings once.
-        self._results._moves._rules = settings.rules
+        self._results._transitions._rules = settings.rules
 
     def clear_caches(self) -> None:
         """Clear the caches in memory."""
@@ -212,7 +212,7 @@ class Product:
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """POST …/statement-lines/{line}/assign, as the merchant."""
-        await self._settling.assign(caller, line_id, payment_id)
+        await self._line_matching.assign(caller, line_id, payment_id)
 
     async def replay(self, caller: Caller, since: datetime) -> None:
         """Resend every failed delivery."""
@@ -226,7 +226,7 @@ class Product:
         line = await self.db.fetchrow("SELECT amount, amount_text FROM statement WHERE line_id = $1", line_id)
         confirmed = "" if line is None else amount_to_confirm(line)
         decided = Decided(reason="seen", confirmed_amount=confirmed)
-        await self._settling.assign(caller, line_id, payment_id, by_operator=decided)
+        await self._line_matching.assign(caller, line_id, payment_id, by_operator=decided)
 
     async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
         """An operator decides the outcome of a refund, from M-Pesa's portal."""

@@ -37,12 +37,12 @@ def page(plugins: Sequence[Plugin]) -> str:
 
 
 def _opening() -> str:
-    others = " and ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(COMMAND_VARIABLES))
+    others = ", ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(COMMAND_VARIABLES))
     return (
         "All settings, in the order of [config/gateway.toml](../../config/gateway.toml). The file is TOML; environment "
         "variables override it. A list in a variable is comma-separated or JSON, and a variable that ends in `_FILE` "
         f"names a file with the value. {others} are no settings: they are the paths of the file and of the data "
-        "folder of `up`.\n\n"
+        "folder of `up`, and the merchant of commands.\n\n"
         "An unknown setting or an invalid value stops the start; `mpesa-gateway config check` names it, and "
         "`mpesa-gateway config show` prints the effective settings."
     )

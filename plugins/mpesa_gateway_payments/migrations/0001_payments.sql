@@ -11,6 +11,12 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT encode(substr(sha256(replace(merchant_id::text || env || key, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid
 $$;
 
+-- The values of a payment's metadata, as keys of its merchant and env. RETURN resolves names at the definition: an index
+-- is built with another search_path.
+CREATE FUNCTION payment_metadata(merchant_id uuid, env text, metadata jsonb) RETURNS uuid[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (SELECT array_agg(payment_key(merchant_id, env, lower(value))) FROM jsonb_each_text(metadata));
+
 -- A payment keeps its shortcode_id; shortcode is the number that payers pay. outcome_is_final: no money is expected
 -- after this failure. accepted_at, completed_at and completed_by are the only steps that an ordinary payment stores.
 -- result_desc is NULL if result_code is 0 and M-Pesa's text is the ordinary one.
@@ -105,7 +111,10 @@ CREATE UNIQUE INDEX payment_checkout_request_id ON payment (handle_by_time(check
 CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummarize='on', pages_per_range='16');
 CREATE INDEX payment_newest ON payment (merchant_id, env, payment_id) INCLUDE (amount);
 CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, payment_id) INCLUDE (amount);
-CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, phone, payment_id);
+-- Reversed, so that it serves the last digits as well.
+CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, reverse(phone), payment_id);
+CREATE INDEX payment_metadata_value ON payment USING gin (payment_metadata(merchant_id, env, metadata))
+    WHERE metadata <> '{}';
 -- Our own references are indexed by payment_own_reference.
 CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id) WHERE NOT reference_is_ours;
 CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, payment_id);
@@ -159,7 +168,7 @@ CREATE INDEX status_check_originator ON status_check (originator_conversation_id
 CREATE INDEX status_check_payment ON status_check (payment_id, check_id) WHERE payment_id IS NOT NULL;
 
 -- Hourly counts for the overview.
-CREATE TABLE payment_tally (
+CREATE TABLE payment_stats (
     hour timestamptz NOT NULL CHECK (hour = date_trunc('hour', hour, 'UTC')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
@@ -171,10 +180,10 @@ CREATE TABLE payment_tally (
     reasons jsonb NOT NULL CHECK (jsonb_typeof(reasons) = 'object'),
     waits integer[] NOT NULL CHECK (cardinality(waits) = 6),
     counted_at timestamptz NOT NULL,
-    CONSTRAINT payment_tally_check CHECK ((paid + failed) <= asked),
+    CONSTRAINT payment_stats_check CHECK ((paid + failed) <= asked),
     PRIMARY KEY (hour, merchant_id, env)
 );
-CREATE INDEX payment_tally_counted ON payment_tally (counted_at DESC);
+CREATE INDEX payment_stats_counted ON payment_stats (counted_at DESC);
 
 -- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.
 -- The receipts of reversals are transactions.

@@ -28,6 +28,7 @@ SHOWS_NOTHING = {
     "completion": "prints what a shell reads",
     "openapi": "prints JSON and nothing else",
     "keys generate": "prints one key and nothing else",
+    "keys saved": "does one thing",
     "merchants deactivate": "does one thing",
     "apikeys revoke": "does one thing",
     "operators create": "prints one id and nothing else",

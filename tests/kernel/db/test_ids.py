@@ -274,3 +274,27 @@ async def test_uuid_columns_store_only_ids_and_keys_only_those_of_their_prefix(g
         for value in (NOTHING, NIL):
             assert has_foreign_key or await refuse(gateway.db, column, checks, str(value)), f"{place} stores {value}"
     assert {"merchant.merchant_id", "event.event_id", "payment.payment_id", "refund.refund_id"} <= set(own_keys)
+
+
+@given(st.integers(0, 2**46), st.integers(4, 26))
+def test_range_of_start_contains_every_id_with_this_start_and_no_other(milliseconds: int, length: int) -> None:
+    at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds % 2**44)
+    whole = Ids.least("pay", at)
+    bounds = Ids.range_of_start(whole[: 4 + length], "pay")
+    assert bounds is not None
+    least, greatest = bounds
+    assert least <= whole <= greatest
+    for bound in bounds:
+        assert Ids.has_form(bound, "pay")
+        assert bound.startswith(whole[: 4 + length])
+    before, after = int.from_bytes(uuid_of(least), "big") - 1, int.from_bytes(uuid_of(greatest), "big") + 1
+    for number in (before, after):
+        if 0 <= number < 2**128:
+            assert not id_of(number.to_bytes(16, "big")).startswith(whole[: 4 + length])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "pay_", "pay_0", "pay_012", "ref_0123", "pay_z123", "pay_01il", "pay_0123 ", "0123", "pay_" + "0" * 26]
+)
+def test_range_of_start_of_another_text_is_none(text: str) -> None:
+    assert Ids.range_of_start(text, "pay") is None

@@ -97,7 +97,7 @@ def test_see_version_too_old_for_the_queue_is_a_problem() -> None:
 
 async def test_look_at_workers_without_a_worker_is_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.jobs.enqueue("payments.ask", payment_id="pay_1")
+        await gateway.jobs.enqueue("payments.query", payment_id="pay_1")
         found = await results_of_check(check_workers, gateway)
         assert levels(found) == {"workers.alive": "problem"}
         assert "1 jobs wait" in found["workers.alive"].text
@@ -123,7 +123,7 @@ async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, 
             return sum(counts) == 3
 
         await eventually(two_more)
-        await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
+        await gateway.jobs.enqueue("payments.query", shortcode_id="shc_1")
         found = (await results_of_check(check_workers, gateway))["workers.alive"]
     assert found.level == "problem"
     assert found.text == "no worker serves the queue `daraja`: 1 jobs wait there"
@@ -152,7 +152,7 @@ async def test_look_at_workers_with_a_late_cron_is_a_problem(values: dict[str, A
 async def test_look_at_workers_with_failed_jobs_is_a_note(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         await eventually(lambda: is_healthy(gateway))
-        await gateway.jobs.enqueue("payments.ask", nonsense="x")
+        await gateway.jobs.enqueue("payments.query", nonsense="x")
 
         async def noted() -> bool:
             return "workers.failed" in await results_of_check(check_workers, gateway)

@@ -18,6 +18,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
+from mpesa_gateway.security.api_keys import TWO_KEYS
 from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - the test builds a long chain itself
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ
 from mpesa_gateway.security.tables import AuditCheckpointRow, AuditPolicyRow, AuditRow
@@ -48,6 +49,86 @@ async def test_api_key_that_is_unknown_is_refused_with_the_same_words(harness: H
         await api.close()
         assert (answer.status, answer.error["code"]) == (401, "AUTH_INVALID_KEY"), key
         assert "X-API-Key" in answer.error["message"]
+
+
+MISTAKEN = {
+    "nonsense": "this is not a key of this gateway: a key is sk_test_ or sk_live_",
+    "": "it is empty",
+    "key_01jdk3v8rc4x9m2q7ztbn5wgae": "the ID of one",
+    "whsec_" + "A" * 43 + "=": "the secret of a webhook",
+    "Bearer sk_test_" + "0" * 48: "leave out the word before it",
+    '"sk_test_' + "0" * 48 + '"': "quotes or an unset variable",
+    "$KEY": "quotes or an unset variable",
+    "sk_test_****abcd": "it is shortened",
+    "sk_test_" + "0" * 24 + " " + "0" * 24: "a space or a line break",
+    "SK_TEST_" + "0" * 48: "this is not a key of this gateway",
+    "sk_test_" + "0" * 47: "this is not a key of this gateway",
+    "sk_test_" + "0" * 49: "this is not a key of this gateway",
+    "sk_prod_" + "0" * 48: "this is not a key of this gateway",
+    TWO_KEYS: "two different keys",
+}
+
+
+async def test_api_key_of_another_form_is_explained_and_not_repeated(harness: Harness) -> None:
+    for text, said in MISTAKEN.items():
+        with pytest.raises(InvalidKey) as refused:
+            await harness.gateway.api_keys.authenticate(text)
+        message = str(refused.value)
+        assert said in message, text
+        assert len(text) < 9 or text not in message
+    with pytest.raises(InvalidKey) as unknown:
+        await harness.gateway.api_keys.authenticate("sk_test_" + "0" * 48)
+    assert "unknown, revoked or expired" in str(unknown.value)
+
+
+async def test_api_key_as_bearer_is_equal_to_the_header(values: dict[str, Any]) -> None:
+    values["limits"] |= {"auth_failures": 1000}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as good:
+        anyone, key = Api(base, None), good.key or ""
+        other = "sk_test_" + "0" * 48
+
+        async def status(**headers: str) -> tuple[int, str]:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            answer = await anyone.call("GET", "/v1/merchant/me", headers=named)
+            return answer.status, "" if answer.status == 200 else answer.error["message"]
+
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            assert await status(Authorization=f"{scheme} {key}") == (200, "")
+        assert await status(Authorization=f"Bearer  {key}") == (200, "")
+        assert await status(Authorization=f"Bearer {key}", X_API_Key=key) == (200, "")
+        for ours in ("Basic dTpw", "Bearer", "Digest x"):
+            assert await status(Authorization=ours, X_API_Key=key) == (200, "")
+            assert (await status(Authorization=ours))[0] == 401
+        for headers in (
+            {"Authorization": f"Bearer {other}", "X_API_Key": key},
+            {"Authorization": f"Bearer {key}", "X_API_Key": other},
+            {"Authorization": "Bearer some.other.token", "X_API_Key": key},
+        ):
+            refused, message = await status(**headers)
+            assert (refused, "two different keys" in message) == (401, True), headers
+            assert key not in message
+        # A path or a query is no place for a key.
+        assert (await anyone.call("GET", f"/v1/merchant/me?api_key={key}")).status == 401
+        await anyone.close()
+
+
+async def test_auth_failures_of_both_headers_are_counted_together(values: dict[str, Any]) -> None:
+    values["limits"] |= {"auth_failures": 4}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as good:
+        anyone, wrong = Api(base, None), "sk_test_" + "0" * 48
+        guesses = (
+            {"X-API-Key": wrong},
+            {"Authorization": f"Bearer {wrong}"},
+            {"Authorization": "Bearer nonsense"},
+            {"Authorization": f"Bearer {wrong}", "X-API-Key": "nonsense"},
+            {"Authorization": f"Bearer {wrong}"},
+            {"X-API-Key": wrong},
+        )
+        statuses = [(await anyone.call("GET", "/v1/merchant/me", headers=headers)).status for headers in guesses]
+        assert statuses == [401, 401, 401, 401, 429, 429]
+        right = {"Authorization": f"Bearer {good.key}"}
+        assert (await anyone.call("GET", "/v1/merchant/me", headers=right)).status == 200
+        await anyone.close()
 
 
 async def test_api_key_that_is_revoked_expired_or_deactivated_is_refused(harness: Harness) -> None:

@@ -548,8 +548,8 @@ async def test_worker_command_serves_metrics_on_its_port(database_url: str, valk
 
 
 QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
-    "payments by hour": (stats_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
-    "reasons by hour": (stats_sql.TALLIED_REASONS, (timedelta(hours=1),)),
+    "payments by hour": (stats_sql.STATS_BY_ENV, (timedelta(hours=1),)),
+    "reasons by hour": (stats_sql.FAILURE_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_NEEDING_REVIEW, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),

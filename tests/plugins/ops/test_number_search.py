@@ -93,6 +93,29 @@ async def test_search_by_a_viewer_answers_the_same_for_right_and_wrong_numbers(o
         assert [(await browser.open(export + number)).status for number in (RIGHT, WRONG)] == [403, 403]
 
 
+PARTS = ("0001", "9001", "00 0001", "2547110000", "2547119990", "254711", "NO 0711000", "NO 0711999", "No 071100000")
+"""Parts of the right number and of the wrong one, as digits and as starts of references."""
+
+
+async def test_search_by_a_viewer_finds_no_part_of_a_number(ops_site: OpsSite) -> None:
+    whole = (await ops_site.api.pay(RIGHT, 500, key="a", reference=RIGHT, metadata={"payer": RIGHT})).data["id"]
+    within = (await ops_site.api.pay(RIGHT, 500, key="b", reference="N 711000001")).data["id"]
+    plain = (await ops_site.api.pay(RIGHT, 500, key="c", reference="INV-1041")).data["id"]
+    async with ops_site.browser(Role.VIEWER) as viewer, ops_site.browser(Role.OPERATOR) as operator:
+        token = (await viewer.open("/payments")).field("form_token")
+        for text in (*PARTS, "N 711000", "N 711999"):
+            for page in (
+                await viewer.open(f"/payments?search={quote(text)}"),
+                await viewer.send("/find", {"form_token": token, "text": text}),
+                await viewer.send("/payments/look", {"form_token": token, "search": text}),
+            ):
+                assert [one for one in (whole, within, plain) if one in page.text] == [], text
+        # What holds no number is found by its start, also by a viewer.
+        assert plain in (await viewer.open("/payments?search=INV")).text
+        for text, payment in (("0001", plain), ("254711", whole), ("N 711000", within)):
+            assert payment in (await operator.open(f"/payments?search={quote(text)}")).text, text
+
+
 async def test_search_by_number_of_an_operator_puts_no_number_in_the_url(ops_site: OpsSite) -> None:
     await _paid(ops_site)
     async with ops_site.browser(Role.OPERATOR) as browser:

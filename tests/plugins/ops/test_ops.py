@@ -34,6 +34,7 @@ from mpesa_gateway.testing.serving import eventually, listening, running_gateway
 from mpesa_gateway_ops.commands import operators as operators_command
 from mpesa_gateway_ops.failed_jobs import failure_reason, last_line
 from mpesa_gateway_ops.operators import Operators
+from tests.asgi import AsgiAnswer, send_request
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.forking import forks
 
@@ -644,3 +645,27 @@ async def test_create_first_operator_twice_creates_one(settings: dict[str, Any])
         with pytest.raises(InvalidFields, match="12 to 1024"):
             await gateway.port(Operators).create("ben", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)
+
+
+async def test_site_root_redirects_browsers_where_the_gateway_is_the_whole_site(ops: OpsGateway) -> None:
+    app = ops.gateway.asgi
+
+    async def ask(target: bytes, accept: bytes, method: str = "GET", **more: Any) -> AsgiAnswer:
+        return await send_request(app, method, target, ((b"accept", accept),), **more)
+
+    browser = b"text/html,application/xhtml+xml,*/*;q=0.8"
+    said = await ask(b"/", browser)
+    assert (said.status, said.header(b"location")) == (303, b"ops")
+    assert (await ask(b"/", browser, "HEAD")).status == 303
+    for accept in (b"*/*", b"application/json", b""):
+        said = await ask(b"/", accept)
+        assert (said.status, said.codes) == (404, ["NOT_FOUND"])
+    # A host's mount, with and without a root_path.
+    assert (await ask(b"/payments/", browser, path="/")).status == 404
+
+
+def test_login_page_names_the_command_for_a_lost_password() -> None:
+    text = (Path(__file__).parents[3] / "plugins/mpesa_gateway_ops/templates/login.html").read_text()
+    named = re.findall(r"<code>mpesa-gateway operators (\w+)", text)
+    assert named == ["password", "list"]
+    assert set(named) <= set(operators_command.commands)

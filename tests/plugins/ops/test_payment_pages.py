@@ -251,14 +251,30 @@ async def test_payment_export_is_the_filtered_list_as_csv(ops_site: OpsSite) -> 
     await ended_payment(ops_site, "254700000001", key="other")
     async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.open("/payments?status=completed")
-        file = await browser.open(next(link for link in page.links if "/payments/export?" in link))
+        file = await browser.open(next(link for link in page.links if "/payments/export" in link))
         assert file.headers["Content-Type"].startswith("text/csv")
         head, *rows = file.text.strip().splitlines()
         assert head.startswith("id,env,amount")
         assert [row.split(",")[:2] for row in rows] == [[payment["id"], "sandbox"]]
-        assert (await browser.open("/payments/export")).status == 404
-    entry = (await ops_site.gateway.audit.page(1, None, "payments.exported", None)).rows[0]
-    assert entry.merchant_id == ops_site.merchant_id
+        one = await browser.open(f"/payments/export?merchant={ops_site.merchant_id}&status=completed")
+        assert one.text == file.text
+        assert (await browser.open("/payments/export?merchant=mer_01jdk3v8rc4x9m2q7ztbn5wgae")).status == 404
+    entries = (await ops_site.gateway.audit.page(2, None, "payments.exported", None)).rows
+    assert [entry.merchant_id for entry in entries] == [ops_site.merchant_id, None]
+
+
+async def test_payment_export_with_several_merchants_has_all_and_names_each(ops_site: OpsSite) -> None:
+    payment = await ended_payment(ops_site, key="file", amount=321)
+    async with shop(ops_site.gateway, ops_site.api.base, is_configured=False):
+        async with ops_site.browser(Role.OPERATOR) as browser:
+            page = await browser.open("/payments")
+            file = await browser.open(next(link for link in page.links if "/payments/export" in link))
+            head, row = file.text.strip().splitlines()
+            assert head.endswith(",merchant_id")
+            assert row.startswith(payment["id"])
+            assert row.endswith(f",{ops_site.merchant_id}")
+        async with ops_site.browser(Role.VIEWER) as browser:
+            assert "/payments/export" not in (await browser.open("/payments")).text
 
 
 @pytest.mark.parametrize(("text", "url_part"), [("id", "/payments/pay_"), ("receipt", "search="), ("phone", "payer=")])

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from mpesa_gateway_payments.states import Status, may_move
+from mpesa_gateway_payments.states import Status, is_transition_allowed
 from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
@@ -19,8 +19,8 @@ CHECK = (
     f"SELECT {literal('chk')}, merchant_id, %s, shortcode, %s, 'asked', now(), %s FROM payment "
     "WHERE idempotency_key = 'paid'"
 )
-TALLY = (
-    "INSERT INTO payment_tally (hour, merchant_id, env, asked, paid, failed, taken, returned, reasons, waits, "
+STATS = (
+    "INSERT INTO payment_stats (hour, merchant_id, env, asked, paid, failed, taken, returned, reasons, waits, "
     "counted_at) "
     "SELECT date_trunc('hour', now(), 'UTC'), merchant_id, env, 1, 1, 1, 0, 0, '{}', '{0,0,0,0,0,0}', now() "
     "FROM payment WHERE idempotency_key = 'paid'"
@@ -53,7 +53,7 @@ CASES = {
         f"{FAILED % ERASED}; {FAILED % changed}"
         for changed in ("phone = '254700000001', erased_at = NULL", "erased_at = erased_at + interval '1 second'")
     ],
-    "payment_tally_check": [TALLY],
+    "payment_stats_check": [STATS],
     "status_check_check": [CHECK % ("env", "NULL", "NULL")],
     "status_check_check1": [CHECK % ("env", "payment_id", "now()")],
     "status_check_env_is_its_payments": [CHECK % ("'live'", "payment_id", "NULL")],
@@ -132,7 +132,7 @@ async def test_moves_allowed_by_postgres_equal_the_allowed_moves(harness: Harnes
         "payment_moves": [
             _move(now, to, has_receipt=has_receipt, is_final=is_final)
             for now, to, has_receipt, is_final in every
-            if now is not to and not may_move(now, to, has_receipt=has_receipt, is_final=is_final)
+            if now is not to and not is_transition_allowed(now, to, has_receipt=has_receipt, is_final=is_final)
         ]
     }
     assert len(moves["payment_moves"]) > 20
@@ -145,7 +145,7 @@ async def test_moves_allowed_by_postgres_equal_the_allowed_moves(harness: Harnes
     allowed = [
         _move(now, to, has_receipt=has_receipt, is_final=is_final)
         for now, to, has_receipt, is_final in every
-        if may_move(now, to, has_receipt=has_receipt, is_final=is_final)
+        if is_transition_allowed(now, to, has_receipt=has_receipt, is_final=is_final)
     ]
     refused = await refusals(harness.gateway.db, {"nothing": allowed})
     assert [text for text in refused["nothing"] if not text.endswith(": not refused (DO)")] == []

@@ -16,7 +16,7 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.service import own_reference
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
+from mpesa_gateway_payments.states import TRANSITIONS, Status, is_transition_allowed
 from mpesa_gateway_refunds.settings import RefundsSettings
 from tests.conftest import Harness
 from tests.identifiers import identifier
@@ -331,11 +331,11 @@ STATUSES = st.sampled_from(list(Status))
 
 
 @given(STATUSES, st.lists(st.tuples(STATUSES, st.booleans()), max_size=12))
-def test_moves_follow_the_table_for_any_sequence(start: Status, wishes: list[tuple[Status, bool]]) -> None:
+def test_transitions_follow_the_table_for_any_sequence(start: Status, wishes: list[tuple[Status, bool]]) -> None:
     now = start
     for to, has_receipt in wishes:
-        if now.value in sources(to, has_receipt=has_receipt):
-            assert (now, to) in MOVES
+        if is_transition_allowed(now, to, has_receipt=has_receipt):
+            assert (now, to) in TRANSITIONS
             assert to is not Status.PENDING
             assert not (now is Status.FAILED and not has_receipt)
             now = to
@@ -344,10 +344,10 @@ def test_moves_follow_the_table_for_any_sequence(start: Status, wishes: list[tup
         assert now in paid
 
 
-def test_may_move_from_failed_needs_a_receipt() -> None:
-    assert [to for to in Status if may_move(Status.FAILED, to, has_receipt=False)] == []
-    assert [to for to in Status if may_move(Status.FAILED, to, has_receipt=True)] == [Status.COMPLETED]
-    assert [to for to in Status if may_move(Status.REVERSED, to, has_receipt=True)] == []
+def test_is_transition_allowed_from_failed_needs_a_receipt() -> None:
+    assert [to for to in Status if is_transition_allowed(Status.FAILED, to, has_receipt=False)] == []
+    assert [to for to in Status if is_transition_allowed(Status.FAILED, to, has_receipt=True)] == [Status.COMPLETED]
+    assert [to for to in Status if is_transition_allowed(Status.REVERSED, to, has_receipt=True)] == []
 
 
 @given(st.text(alphabet="0123456789abcdefghjkmnpqrstvwxyz", min_size=26, max_size=26))

@@ -110,7 +110,7 @@ async def test_payment_request_is_one_trace_and_its_callback_another_linked_to_i
     assert (callback.kind, callback.parent, callback.links) == ("server", "", {request.trace})
     assert callback.trace != request.trace
     assert callback.attributes["mpesa.subject_id"] == payment_id
-    (stored,) = collector.of("postgres keep callback")
+    (stored,) = collector.of("postgres store callback")
     assert (stored.trace, stored.parent) == (callback.trace, callback.span)
     assert (woken.kind, woken.trace, woken.parent) == ("producer", callback.trace, callback.span)
     assert (job.kind, job.trace, job.parent) == ("consumer", callback.trace, woken.span)
@@ -259,7 +259,7 @@ async def test_traceparent_of_a_caller_is_a_link_and_of_a_trusted_one_the_parent
 
 async def test_webhook_has_a_traceparent_only_if_tell_merchants_is_set(traced_values: dict[str, Any]) -> None:
     for is_set in (False, True):
-        values = with_traces(traced_values, tell_merchants=is_set)
+        values = with_traces(traced_values, propagate_to_merchants=is_set)
         async with (
             collecting() as collector,
             receiving() as receiver,

@@ -49,7 +49,7 @@ class PaymentWriter:
         self._number += 1
         payment_id, is_paid = identifier("pay", self._number, at=at), status == "completed"
         ended = at + timedelta(seconds=waits) if is_paid else None
-        receipt = f"TALLY{self._number:05d}" if is_paid else None
+        receipt = f"STATS{self._number:05d}" if is_paid else None
         db = self._harness.gateway.db
         await db.execute(FILL, self._merchant_id, payment_id, amount, status, reason, receipt, at, ended)
         return payment_id
@@ -57,9 +57,9 @@ class PaymentWriter:
 
 async def count_now(harness: Harness) -> StatsPeriod:
     """Count now; returns the figures."""
-    tally = harness.gateway.services.get(PaymentStatsReader)
-    await tally.count()
-    found = await tally.read("sandbox")
+    stats = harness.gateway.services.get(PaymentStatsReader)
+    await stats.count()
+    found = await stats.read("sandbox")
     assert found is not None
     return found
 
@@ -68,13 +68,13 @@ async def payment_writer(harness: Harness) -> PaymentWriter:
     return PaymentWriter(harness, (await harness.api.call("GET", "/v1/merchant/me")).data["id"])
 
 
-async def test_tally_without_payments_is_none(harness: Harness) -> None:
-    tally = harness.gateway.services.get(PaymentStatsReader)
-    assert await tally.count() == 0
-    assert await tally.read("sandbox") is None
+async def test_stats_without_payments_is_none(harness: Harness) -> None:
+    stats = harness.gateway.services.get(PaymentStatsReader)
+    assert await stats.count() == 0
+    assert await stats.read("sandbox") is None
 
 
-async def test_tally_counts_each_payment_in_one_nairobi_day_and_hour(harness: Harness) -> None:
+async def test_stats_counts_each_payment_in_one_nairobi_day_and_hour(harness: Harness) -> None:
     now = harness.gateway.clock.now()
     midnight = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
     payments = await payment_writer(harness)
@@ -120,7 +120,7 @@ async def test_read_returns_earlier_days_and_yesterday_until_this_hour(harness: 
     assert found.yesterday_so_far.taken == 70
 
 
-async def test_tally_of_a_payment_changed_later_stays_in_its_hour(harness: Harness) -> None:
+async def test_stats_of_a_payment_changed_later_stays_in_its_hour(harness: Harness) -> None:
     open_one = (await harness.api.pay("254700000006", 55, key="open")).data
     paid = (await harness.api.pay("254711000018", 60, key="paid")).data
     await harness.api.settled(paid["id"], "completed")
@@ -139,16 +139,16 @@ async def test_tally_of_a_payment_changed_later_stays_in_its_hour(harness: Harne
     assert (await count_now(harness)).days == later.days
 
 
-async def test_tally_counts_changed_hours_only(harness: Harness) -> None:
-    payments, tally = await payment_writer(harness), harness.gateway.services.get(PaymentStatsReader)
+async def test_stats_counts_changed_hours_only(harness: Harness) -> None:
+    payments, stats = await payment_writer(harness), harness.gateway.services.get(PaymentStatsReader)
     now = harness.gateway.clock.now()
     for days in range(5):
         await payments.write(now - timedelta(days=days), 10, "completed")
-    assert await tally.count() == 5
-    assert await tally.count() == 1
+    assert await stats.count() == 5
+    assert await stats.count() == 1
 
 
-async def test_tally_of_many_payments_reads_changed_ones_by_index(harness: Harness) -> None:
+async def test_stats_of_many_payments_reads_changed_ones_by_index(harness: Harness) -> None:
     db, now = harness.gateway.db, harness.gateway.clock.now()
     merchant_id = (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
     await db.execute(MANY, merchant_id, 30_000)
@@ -165,12 +165,12 @@ def _tally_sql(now: datetime) -> str:
     """The statement with its values in place, for EXPLAIN."""
     stamp = f"'{now.astimezone(UTC).isoformat()}'::timestamptz"
     values: dict[str, Any] = {"$1": stamp, "$2": stamp, "$3": "'{10,20,30,60,120}'"}
-    return re.sub(r"\$[123]", lambda found: values[found[0]], stats_sql.TALLY)
+    return re.sub(r"\$[123]", lambda found: values[found[0]], stats_sql.STATS)
 
 
-async def test_tally_job_counts(harness: Harness) -> None:
+async def test_stats_job_counts(harness: Harness) -> None:
     await (await payment_writer(harness)).write(harness.gateway.clock.now(), 10, "completed")
-    await harness.gateway.jobs.enqueue("payments.tally")
+    await harness.gateway.jobs.enqueue("payments.update_stats")
 
     async def is_counted() -> bool:
         return await harness.gateway.services.get(PaymentStatsReader).read("sandbox") is not None

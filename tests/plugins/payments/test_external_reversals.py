@@ -17,9 +17,9 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Direction, Evidence, Proof, Receiver, Settled, Source, StatementMatching
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
 from mpesa_gateway_payments.operator_service import PaymentOperatorService, needs_review
-from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
 from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
