@@ -99,8 +99,8 @@ async def of_merchant(visit: PageRequest) -> Rendered:
 
 async def verify(visit: PageRequest) -> Redirect:
     merchant_id = visit.values["merchant_id"]
-    stated = visit.text("env")
-    env: Env = next((each for each in _ENVS if each == stated), visit.env)
+    known: dict[str, Env] = {each: each for each in _ENVS}
+    env = known.get(visit.text("env"), visit.env)
     result = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
     text = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in result.checks)
     back = f"merchants/{merchant_id}" if visit.text("from") == "setup" else f"credentials/{merchant_id}"

@@ -55,7 +55,7 @@ FAILED: dict[str, Any] = PENDING | {"status": "failed", "due_at": None, "failure
             "The STK push was not sent. A call with the same Idempotency-Key sends it; the gateway gives up at 19:11.",
         ),
         (
-            PENDING | {"claim": {}},
+            PENDING | {"claim": dict[str, Any]()},
             "A report says paid. M-Pesa is asked again at 19:01 to confirm it. Do not ask the customer again yet.",
         ),
         (FAILED | {"outcome_is_final": True}, "Nothing was paid. The customer can be asked again, with a new payment."),
