@@ -153,6 +153,13 @@ class Credentials(Protocol):
         """
         ...
 
+    async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
+        """Return the numbers of the receivers that M-Pesa may name by ``number``: that receiver, and tills of that store.
+
+        Tills of retired shortcodes are included: payers can still pay them.
+        """
+        ...
+
     async def statement_sources(self) -> list[StatementSource]:
         """Return the shortcodes to reconcile; retired ones while they have open work."""
         ...

@@ -28,6 +28,7 @@ from mpesa_gateway_payments.evidence import (
     Receiver,
     Source,
     names_only,
+    party_number,
     possible_times,
     read_amount,
     read_direction,
@@ -314,6 +315,7 @@ class StatusQueryService:
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
         payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
         time = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
+        is_shared = await self._is_shared(check, result)
         return Evidence(
             source=Source.STATUS_QUERY,
             proof=Proof.ANSWER,
@@ -328,8 +330,20 @@ class StatusQueryService:
             payer=read_payer(result.payers),
             time=time,
             is_impossible=result.finished_at is not None and not time,
-            names_receiver=names_only(result.payees, check["shortcode"]),
+            names_receiver=names_only(result.payees, check["shortcode"]) and not is_shared,
+            is_shared=is_shared,
         )
+
+    async def _is_shared(self, check: Row, result: StatusResulted) -> bool:
+        """The credit party of a till may be its store's number. The conversation of the payment's push proves its till."""
+        numbers = {number for party in result.payees if (number := party_number(party)) is not None}
+        named = [await self._credentials.receivers_named(check["env"], number) for number in sorted(numbers)]
+        if not named or frozenset.intersection(*named) <= {check["shortcode"]}:
+            return False
+        if check["receipt"] is not None or result.money_conversation_id is None:
+            return True
+        (payment,) = await self._db.fetch(tables.READ, [check["payment_id"]])
+        return bool(payment["merchant_request_id"] != result.money_conversation_id)
 
     async def _numbers(self, check: Row) -> set[str]:
         """M-Pesa names the receiver by its public number or its store number."""
@@ -359,8 +373,10 @@ class StatusQueryService:
             text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
             cause=Cause.STATUS_QUERY,
-            # An answer without direction or amount is no final failure.
-            is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
+            # An answer without a direction, an amount and a receiver is no final failure.
+            is_final=evidence.direction is Direction.IN
+            and not evidence.is_shared
+            and evidence.amount == asked_about.amount,
         )
         has_failed = result_of(await self._moves.apply(payment, report)) == "failed"
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}

@@ -22,3 +22,15 @@ DELETE FROM status_check WHERE check_id IN (
     SELECT check_id FROM status_check WHERE check_id < $1 ORDER BY check_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 """
+
+# raw SQL: aggregate
+COUNT_UNDECIDED = """
+SELECT count(*) FROM (
+    SELECT FROM status_check AS asked
+    WHERE env = $1 AND finding = 'ambiguous' AND check_id >= id_least('chk', $2)
+        AND NOT EXISTS (SELECT FROM payment WHERE payment.env = asked.env AND payment.receipt = asked.receipt)
+        AND NOT EXISTS (SELECT FROM payment
+            WHERE payment.payment_id = asked.payment_id AND payment.receipt IS NOT NULL)
+    LIMIT 1000) AS undecided
+"""
+"""Answers whose money no payment has; at most 1,000."""
