@@ -206,6 +206,39 @@ class Paths:
         await desk.dismiss(await self.harness.gateway.db.fetchval(sql), "seen to", actor="a person")
         assert await desk.dismiss_all(run["id"], "seen to", actor="a person") == 2
 
+    async def read_before_paid(self) -> tuple[dict[str, Any], str]:
+        """A statement shows a payment's receipt before its callback; return both, paid, with an unresolved line."""
+        made = await self.pay()
+        receipt = f"EARLY{self.number:05}"
+        await self.read_line(receipt)
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt))
+        return made, receipt
+
+    async def read_line(self, receipt: str) -> dict[str, Any]:
+        """Run a reconciliation of a statement with one line."""
+        self.daraja.add_answers("pullquery", page(line(receipt)))
+        run: dict[str, Any] = (await self.harness.api.call("POST", RUN, {})).data
+        return run
+
+    async def read_again(self) -> None:
+        """The next statement shows a line again whose payment has been paid, and a status query answers about it."""
+        made, receipt = await self.read_before_paid()
+        assert (await self.read_line(receipt))["already_known"] == 1
+        note = "SELECT payment_id FROM noted_line WHERE receipt = $1"
+        assert await self.harness.gateway.db.fetchval(note, receipt) == made["id"]
+        await self.answered(receipt)
+
+    async def answered(self, receipt: str) -> None:
+        """A status query by receipt is answered."""
+        check = (await self.harness.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
+        says = {
+            "ReceiptNo": receipt,
+            "TransactionStatus": "Completed",
+            "Amount": "500.00",
+            "CreditPartyName": "174379 - SHOP",
+        }
+        await self.call_back("status", check["check_id"], result(0, says=says))
+
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
@@ -283,6 +316,7 @@ class Paths:
         yield self.refund_unsent()
         yield self.checked()
         yield self.reconciled()
+        yield self.read_again()
         yield self.reported_reversed()
         yield self.ended()
         yield self.batched()
