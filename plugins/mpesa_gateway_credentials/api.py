@@ -154,9 +154,10 @@ class Credentials(Protocol):
         ...
 
     async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
-        """Return the numbers of the receivers that M-Pesa may name by ``number``: that receiver, and tills of that store.
+        """Return the numbers of all receivers that M-Pesa may name by ``number``.
 
-        Tills of retired shortcodes are included: payers can still pay them.
+        They are the receiver with this number and the tills of this store, also of retired shortcodes: payers can
+        still pay those.
         """
         ...
 

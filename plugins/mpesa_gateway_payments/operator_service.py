@@ -97,8 +97,13 @@ class PaymentOperatorService:
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
 
     async def count_undecided_answers(self, env: Env) -> int:
+        """Count the ambiguous status answers of the last 48 hours whose money no payment has."""
         since = self._clock.now() - SHOWN_FOR
         return int(await self._db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since))
+
+    async def undecided_answers(self, env: Env) -> list[Row]:
+        """Return the newest of them."""
+        return await self._db.fetch(status_query_sql.FIND_UNDECIDED, env, self._clock.now() - SHOWN_FOR)
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)

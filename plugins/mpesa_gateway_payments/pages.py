@@ -29,6 +29,7 @@ from mpesa_gateway.ops_contract import (
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments.answer_pages import ANSWERS, answers, undecided
 from mpesa_gateway_payments.operator_service import OperatorPaymentFilters, PaymentOperatorService, needs_review
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.stats_panel import figures
@@ -346,6 +347,7 @@ PAGES = Pages(
         Page("payments/newer", "New payments", newer, is_part=True),
         Page("payments/total", "Total", total, is_part=True),
         Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
+        Page(ANSWERS, "Ambiguous status answers", answers),
         Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),
     ),
@@ -357,6 +359,6 @@ PAGES = Pages(
     ),
     panels=(Panel("overview", figures, 10),),
     traces=(TimelineSource("payment", past),),
-    concerns=(held,),
+    concerns=(held, undecided),
     finder=find,
 )

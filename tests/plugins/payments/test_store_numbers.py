@@ -169,9 +169,7 @@ async def test_statement_line_of_a_till_completes_its_payment_after_an_ambiguous
         payment = await create_payment(harness)
         assert await query_status(harness, daraja, "UKA1B2C3D1", **AT_STORE) == "ambiguous"
         assert await attention(harness) == 1
-        bought = line(
-            "UKA1B2C3D1", 700, phone=PHONE, transactiontype="c2b-buy-goods-debit"
-        )
+        bought = line("UKA1B2C3D1", 700, phone=PHONE, transactiontype="c2b-buy-goods-debit")
         daraja.add_answers("pullquery", page(bought))
         run = (await harness.api.call("POST", RUN, {})).data
     assert run["recovered"] == 1
