@@ -4,8 +4,11 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.json_codec import dumps
+from mpesa_gateway.erasure import ERASED
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.decisions import (
     Complete,
@@ -70,6 +73,10 @@ class PaymentChange:
             case Ignore() | Refuse():
                 pass
 
+    def _unless_erased(self, phone: str | None) -> str | None:
+        """A late report does not restore the number of an erased payer."""
+        return ERASED if phone and self.row["erased_at"] is not None else phone
+
     def record_report(self, reported: ReportedMoney, cause: Cause, at: datetime) -> None:
         row = self.row
         if reported.receipt is None or not reported.is_proven:
@@ -91,7 +98,7 @@ class PaymentChange:
                 receipt=reported.receipt,
                 occurred_at=reported.at or at,
                 amount_cents=None if amount is None else int(amount) * 100,
-                payer=reported.phone,
+                payer=self._unless_erased(reported.phone),
                 subject=Subject("payment", row["payment_id"]) if is_its_own else None,
                 conflict_id=None if is_its_own else row["payment_id"],
             )
@@ -163,7 +170,7 @@ class PaymentChange:
                 mismatch=of,
                 received_amount=reported.amount_shown,
                 received_receipt=reported.receipt,
-                received_phone=reported.phone,
+                received_phone=self._unless_erased(reported.phone),
                 is_mismatch_of_paid=is_of_paid,
                 looked_after_at=None,
                 updated_at=at,
@@ -188,7 +195,8 @@ class PaymentChange:
         row = self.row
         if reported is not None:
             expires_at = max(row["expires_at"], at + decision.within)
-            self._set(claim=dumps(reported), due_at=at, expires_at=expires_at, updated_at=at)
+            claim = msgspec.structs.replace(reported, phone=self._unless_erased(reported.phone))
+            self._set(claim=dumps(claim), due_at=at, expires_at=expires_at, updated_at=at)
             self._step(at, "confirming", Cause.CALLBACK, reported.code, reported.text)
         elif row["status"] == Status.PENDING.value and row["due_at"] is not None and row["due_at"] > at:
             self._set(due_at=at)

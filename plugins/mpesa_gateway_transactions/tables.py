@@ -72,8 +72,10 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
         THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,
     fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
     payer = COALESCE(known.payer, excluded.payer),
-    payer_name = COALESCE(known.payer_name, excluded.payer_name),
-    account_number = COALESCE(known.account_number, excluded.account_number),
+    -- Of an erased payer nothing is learnt again.
+    payer_name = COALESCE(known.payer_name, CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.payer_name END),
+    account_number = COALESCE(known.account_number,
+        CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.account_number END),
     subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
     subject_id = COALESCE(known.subject_id, excluded.subject_id),
     conflict_id = COALESCE(known.conflict_id, excluded.conflict_id)
@@ -86,7 +88,7 @@ RETURNING known.transaction_id, known.env, known.direction, known.receipt, known
     known.subject_id, known.merchant_id, known.first_source, known.receiver_id
 """  # noqa: S608 - the rows above
 
-_DIFFERENCE = """NULLIF(concat_ws('; ',
+_DIFFERENCE = """NULLIF(concat_ws(', ',
         CASE WHEN (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE
             THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents)
         END,

@@ -62,7 +62,7 @@ async def test_record_another_receiver_is_a_witness_that_needs_review(
     await record(harness.gateway, first)
     await record(harness.gateway, replace(first, number="600000", amount_cents=700))
     assert await witnesses(harness.gateway) == [
-        ("pull", "reports 700 cents, not 50000; reports receiver 600000, not 174379")
+        ("pull", "reports 700 cents, not 50000, reports receiver 600000, not 174379")
     ]
     assert await harness.gateway.services.get(ContradictionReview).count("sandbox") == 1
 
