@@ -28,7 +28,7 @@ class ErasedNumber:
         self.phone = phone
         national = phone[3:]
         digest = sha256(str(phone).encode()).hexdigest()
-        self.forms = (str(phone), f"+{phone}", f"0{national}", national, digest)
+        self.forms = (digest, str(phone), f"+{phone}", f"0{national}", national)
         self._anywhere = re.compile(rf"(?<![0-9])(?:\+?254|0)?{national}(?![0-9])", re.ASCII)
         self._in_handle = re.compile(rf"(ws_CO_[0-9]{{17}}){national}(?![0-9A-Za-z])", re.ASCII)
         self._nameless = rf"\g<1>{ERASED}{tag}"
@@ -40,7 +40,7 @@ class ErasedNumber:
         return self.without_in_json(text) != text
 
     def without(self, text: str) -> str:
-        if text.strip().casefold() == self.forms[-1]:
+        if text.strip().casefold() == self.forms[0]:
             # M-Pesa may show a payer as a digest, which a search over all numbers reveals.
             return ERASED
         party = _PARTY.match(text.strip())

@@ -10,6 +10,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.json_codec import dumps
 from mpesa_gateway.erasure import ERASED
 from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.decisions import (
     Complete,
     Confirm,
@@ -104,19 +105,22 @@ class PaymentChange:
             )
         )
 
+    def _text(self, text: str) -> str:
+        return text if self.row["erased_at"] is None else mask_phones(text)
+
     def _set(self, **values: Any) -> None:
         self.row |= values
         self.is_changed = True
 
     def _step(self, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
-        self.steps.append((self.row["payment_id"], at, kind, cause.value, code, detail))
+        self.steps.append((self.row["payment_id"], at, kind, cause.value, code, self._text(detail)))
 
     def _complete(self, reported: ReportedMoney, cause: Cause, other_phone: str | None, at: datetime) -> None:
         self._set(
             status=Status.COMPLETED.value,
             receipt=reported.receipt,
             result_code=reported.code,
-            result_desc=reported.text,
+            result_desc=self._text(reported.text),
             failure_reason=None,
             completed_at=at,
             completed_by=cause.value,
@@ -145,7 +149,7 @@ class PaymentChange:
         self._set(
             status=Status.FAILED.value,
             result_code=report.code,
-            result_desc=report.text,
+            result_desc=self._text(report.text),
             failure_reason=report.reason,
             outcome_is_final=report.is_final,
             due_at=report.due_at,
@@ -179,7 +183,7 @@ class PaymentChange:
             )
             if row["status"] == Status.PENDING.value:
                 # For an ended payment they state its end.
-                self._set(result_code=reported.code, result_desc=reported.text)
+                self._set(result_code=reported.code, result_desc=self._text(reported.text))
         elif detail in self._noted:
             return
         else:

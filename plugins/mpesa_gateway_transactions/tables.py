@@ -73,7 +73,8 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
     payer = COALESCE(known.payer, excluded.payer),
     -- Of an erased payer nothing is learnt again.
-    payer_name = COALESCE(known.payer_name, CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.payer_name END),
+    payer_name = COALESCE(known.payer_name,
+        CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.payer_name END),
     account_number = COALESCE(known.account_number,
         CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.account_number END),
     subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
