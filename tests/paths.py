@@ -25,6 +25,7 @@ from mpesa_gateway_reconciliation.operator_service import ReconciliationOperator
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.conftest import Harness
 from tests.daraja import Daraja, fault, result, stk_callback
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
@@ -239,6 +240,17 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
 
+    async def contradicted(self) -> None:
+        """A statement shows another amount for a paid receipt, and an operator reviews it."""
+        made = await self.paid()
+        db = self.harness.gateway.db
+        receipt = await db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
+        self.daraja.add_answers("pullquery", page(line(receipt, 5)))
+        await self.harness.api.call("POST", RUN, {})
+        found = await db.fetchval("SELECT transaction_id FROM transaction WHERE receipt = $1", receipt)
+        review = self.harness.gateway.services.get(ContradictionReview)
+        await review.resolve("sandbox", found, "pull", "compared with the portal", actor="a person")
+
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
@@ -321,6 +333,7 @@ class Paths:
         yield self.ended()
         yield self.batched()
         yield self.set_aside()
+        yield self.contradicted()
         yield self.resolved()
         yield self.delivered()
         yield self.set_up()

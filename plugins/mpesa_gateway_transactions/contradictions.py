@@ -31,10 +31,10 @@ SELECT transaction_id, witness.source, witness.seen_at, detail, transaction.merc
 ORDER BY transaction_id DESC, witness.source LIMIT $2
 """
 
-# raw SQL: join
-_FIND = """
-SELECT env, transaction.merchant_id, detail, reviewed_at
-FROM transaction_witness JOIN transaction USING (transaction_id) WHERE transaction_id = $1 AND source = $2
+# raw SQL: lock - later reports lock the transaction before its witness.
+LOCK = """
+SELECT env, transaction.merchant_id, detail FROM transaction JOIN transaction_witness USING (transaction_id)
+WHERE transaction_id = $1 AND source = $2 FOR UPDATE OF transaction
 """
 
 
@@ -60,15 +60,15 @@ class ContradictionReview:
         """Record a review. Raises InvalidFields, NotFound, or Conflict if none is pending."""
         if not _SHORTEST_NOTE <= len(note) <= _LONGEST_NOTE:
             raise InvalidFields.field_error("note", "state what was done about it (3 to 500 characters)")
-        found = await self._db.fetchrow(_FIND, transaction_id, source)
-        if found is None or found["env"] != env:
-            raise NotFound("there is no such report")
         reviewed: dict[Any, Any] = {
             WitnessRow.reviewed_at: self._clock.now(),
             WitnessRow.reviewed_by: actor,
             WitnessRow.review_note: note,
         }
         async with self._db.transaction():
+            found = await self._db.fetchrow(LOCK, transaction_id, source)
+            if found is None or found["env"] != env:
+                raise NotFound("there is no such report")
             rows = await self._db.run(
                 WitnessRow.update(reviewed)
                 .where(
