@@ -25,16 +25,16 @@ class Batcher(Generic[T, R]):
         *,
         most: int = 64,
         lanes: int = 2,
-        told: Callable[[], AbstractContextManager[Any]] | None = None,
+        span: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         """``serve`` returns a result or exception for each request, outside the callers' contexts and transactions.
 
-        ``told`` is a block around each caller's wait.
+        ``span`` is a block around each caller's wait.
         """
         self._serve = serve
         self._most = most
         self._lanes = lanes
-        self._told = told
+        self._span = span
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._lanes_open = 0
         self._alarm: asyncio.TimerHandle | None = None
@@ -48,9 +48,9 @@ class Batcher(Generic[T, R]):
             self._start_batch()
         else:
             self._schedule_flush()
-        if self._told is None:
+        if self._span is None:
             return await answer
-        with self._told():
+        with self._span():
             return await answer
 
     def _start_batch(self) -> None:

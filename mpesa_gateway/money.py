@@ -58,5 +58,9 @@ class Kes(int):
         """Decimal string: ``"500.00"``."""
         return f"{int(self)}.00"
 
+    def __str__(self) -> str:
+        # Without it, text would show __repr__.
+        return int.__repr__(self)
+
     def __repr__(self) -> str:
         return f"Kes({int(self)})"

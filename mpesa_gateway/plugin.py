@@ -139,7 +139,7 @@ class Plugin:
     provides: Provides = ()
     """Providers may have async ``start()`` and ``stop()``."""
     tables: Tables | None = None
-    forgets: tuple[RetentionRule, ...] = ()
+    retention: tuple[RetentionRule, ...] = ()
     erasers: tuple[Eraser, ...] = ()
     commands: tuple[click.Command, ...] = ()
     pages: Pages = NO_PAGES
@@ -150,7 +150,7 @@ class Plugin:
     collectors: tuple[Collector, ...] = ()
     contributes: tuple[Any, ...] = ()
     """Found by type: ``gateway.contributed(Need)``."""
-    beside_worker: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
+    worker_lifespans: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
     """Blocks around ``mpesa-gateway worker``, which serves no HTTP API."""
     front: Callable[[Runtime, ASGIApp], ASGIApp] | None = None
     """ASGI layer in front of all routes."""
@@ -158,7 +158,7 @@ class Plugin:
     @property
     def contributions(self) -> tuple[Any, ...]:
         sealed = () if self.tables is None else self.tables.sealed
-        return (self, *self.contributes, *self.forgets, *self.erasers, *sealed)
+        return (self, *self.contributes, *self.retention, *self.erasers, *sealed)
 
     def job_name(self, job: Job) -> str:
         """Return the name in the queue: ``webhooks.deliver``."""
@@ -266,7 +266,7 @@ def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
             if re.fullmatch("[a-z]{3}", prefix.name) is None:
                 raise PluginError(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
         named = [page.names for page in plugin.pages.pages]
-        named += [each.prefix for each in plugin.forgets]
+        named += [each.prefix for each in plugin.retention]
         for name in filter(None, named):
             if name not in found:
                 raise PluginError(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")

@@ -51,6 +51,12 @@ _KEEP_FAILED = 7 * 24 * 3600
 _FAILED_AT_MOST = 1000
 
 
+_UNSCHEDULE = """
+if tonumber(redis.call('ZSCORE', KEYS[1], KEYS[2]) or 0) > 0 then return redis.call('ZREM', KEYS[1], KEYS[2]) end
+return 0
+"""
+"""Removes a job from the incomplete ones if it is scheduled; the score of queued and active jobs is 0."""
+
 REQUEST_ID, TRACE, ORIGINS = "request_id", "trace", "origins"
 """A job's ``meta``: the request that led to it, or one per object."""
 
@@ -132,6 +138,22 @@ class GatewayQueue(RedisQueue):
     async def sweep(self, lock: int = 60, abort: float = 0.2) -> list[str]:
         """Wait ``abort`` seconds for each dead job instead of SAQ's 5."""
         return await super().sweep(lock, abort)
+
+    async def _retry(self, job: SaqJob, error: str | None) -> None:
+        # SAQ would list a job that was delayed as queued and as due, and run it twice.
+        job.scheduled = 0
+        await super()._retry(job, error)
+
+    async def abort(self, job: SaqJob, error: str, ttl: float = 5) -> None:
+        """End a scheduled job at once: SAQ leaves that to a worker, and none has it."""
+        unschedule: Any = self.redis.register_script(_UNSCHEDULE)
+        if await unschedule(keys=[self._incomplete, job.id]):
+            await self.finish(job, Status.ABORTED, error=error)
+            return
+        await super().abort(job, error, ttl)
+        if job.status is Status.ABORTING:
+            # The job's worker may be dead.
+            await self.redis.expire(job.id, _KEEP_FAILED)
 
     async def count_failed(self) -> int:
         return int(await self.redis.zcard(self._failed_ids))

@@ -80,10 +80,10 @@ async def _work(gateway: Gateway, queues: Sequence[QueueName]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with started(gateway), AsyncExitStack() as beside:
+    async with started(gateway), AsyncExitStack() as lifespans:
         for plugin in gateway.plugins:
-            for run_beside in plugin.beside_worker:
-                await beside.enter_async_context(run_beside(gateway))
+            for lifespan in plugin.worker_lifespans:
+                await lifespans.enter_async_context(lifespan(gateway))
         await _check_valkey(gateway)
         work = asyncio.create_task(run_worker(gateway.worker(queues), _report_ready))
         stop_requested = asyncio.create_task(signalled.wait())

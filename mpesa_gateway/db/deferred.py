@@ -10,7 +10,7 @@ import asyncpg
 
 from mpesa_gateway.db.codecs import Connection
 
-Told = Callable[[Sequence[str]], Awaitable[None]]
+OnWritten = Callable[[Sequence[str]], Awaitable[None]]
 
 MOST = 64
 """Postgres returns at most 1,664 columns, and long statements are planned slowly."""
@@ -35,7 +35,7 @@ class DeferredWrite:
     args: tuple[Any, ...]
     expects: int | None = None
     """Expected number of rows, else ConcurrentUpdate."""
-    on_written: Told | None = None
+    on_written: OnWritten | None = None
     """Called with the returned values; must not defer writes."""
     then: str | None = None
     """Following statement. Table ``{written}`` has the returned rows, its first column named ``it``."""

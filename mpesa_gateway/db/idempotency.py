@@ -40,12 +40,12 @@ claimed AS (
 
 UNLOCKED = """
 unlocked AS MATERIALIZED (
-    SELECT subject_id FROM told JOIN idempotency_key AS known
-        ON known.merchant_id = told.merchant_id AND known.env = told.env AND known.key = told.idempotency_key
+    SELECT subject_id FROM given JOIN idempotency_key AS known
+        ON known.merchant_id = given.merchant_id AND known.env = given.env AND known.key = given.idempotency_key
     ORDER BY known.merchant_id, known.env, known.key FOR UPDATE OF known SKIP LOCKED
 )
 """
-"""CTE: locks keys of ``told`` that no other session has locked."""
+"""CTE: locks keys of ``given`` that no other session has locked."""
 
 SETTLED = """
 settled AS (

@@ -72,7 +72,7 @@ async def crons_not_run(gateway: Runtime, now: datetime) -> tuple[list[str], lis
         for name, job in zip(names, jobs, strict=True)
         if job is not None
         and job.status is not Status.ACTIVE
-        and now.timestamp() - max(job.scheduled, job.completed / 1000) > _LATE
+        and now.timestamp() - max(job.scheduled, job.completed / 1000, job.touched / 1000) > _LATE
     ]
     return missing, late
 

@@ -56,7 +56,7 @@ T = TypeVar("T")
 READY_WITHIN = 60.0
 """Seconds until everything must be ready."""
 
-MASTER_KEY_SHOWN = "master_key_told"
+MASTER_KEY_SHOWN = "master_key_shown"
 """State of a data folder: the location of the master key was printed."""
 
 _LOOK = 0.1

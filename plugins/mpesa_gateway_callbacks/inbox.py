@@ -78,7 +78,7 @@ class CallbackInbox:
         for values in label_values(kinds.names):
             counter.labels(*values)
         self._batches: Batcher[VerifiedCallback, bool | None] = Batcher(
-            self._store_batch, told=partial(postgres_span, tracer, "keep callback")
+            self._store_batch, span=partial(postgres_span, tracer, "keep callback")
         )
 
     async def start(self) -> None:

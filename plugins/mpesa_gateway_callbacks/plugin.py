@@ -39,7 +39,7 @@ plugin = Plugin(
     invariants=INVARIANTS,
     metrics=CallbackMetrics,
     collectors=COLLECTORS,
-    forgets=(
+    retention=(
         RetentionRule(
             "refused callbacks",
             tables.FORGET_OLD_REFUSED,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,15 +36,17 @@ def _postgres_gauges() -> Gauges:
 
 async def collect_postgres(gateway: Runtime, gauges: Gauges) -> None:
     up, migrations = gauges
-    is_up, missing = 1, -1
-    try:
+    missing = -1
+    with suppress(MigrationError):
         missing = len(await pending(gateway.db, gateway.migrations))
-    except MigrationError:
-        pass
-    except Exception:  # noqa: BLE001 - the driver raises exceptions of many classes
-        is_up = 0
-    up.add_metric((), is_up)
+    up.add_metric((), 1)
     migrations.add_metric((), missing)
+
+
+def _fail_postgres(gauges: Gauges) -> None:
+    up, migrations = gauges
+    up.add_metric((), 0)
+    migrations.add_metric((), -1)
 
 
 def _queue_gauges() -> Gauges:
@@ -64,24 +67,21 @@ def _queue_gauges() -> Gauges:
 
 
 async def collect_queues(gateway: Runtime, gauges: Gauges) -> None:
-    """Without Valkey only ``mpesa_valkey_up`` has a value."""
     up, workers, jobs, crons = gauges
-    try:
-        await gateway.valkey.ping()
-        for name, queue in gateway.jobs.queues.items():
-            workers.add_metric((name,), await queue.count_workers())
-            jobs.add_metric((name, "waiting"), await queue.count("queued"))
-            jobs.add_metric((name, "active"), await queue.count("active"))
-            jobs.add_metric((name, "incomplete"), await queue.count("incomplete"))
-            jobs.add_metric((name, "failed"), await queue.count_failed())
-        missing, late = await crons_not_run(gateway, gateway.clock.now())
-    except Exception:  # noqa: BLE001 - the driver raises exceptions of many classes
-        workers.samples.clear()
-        jobs.samples.clear()
-        up.add_metric((), 0)
-    else:
-        up.add_metric((), 1)
-        crons.add_metric((), len(missing) + len(late))
+    await gateway.valkey.ping()
+    for name, queue in gateway.jobs.queues.items():
+        workers.add_metric((name,), await queue.count_workers())
+        jobs.add_metric((name, "waiting"), await queue.count("queued"))
+        jobs.add_metric((name, "active"), await queue.count("active"))
+        jobs.add_metric((name, "incomplete"), await queue.count("incomplete"))
+        jobs.add_metric((name, "failed"), await queue.count_failed())
+    missing, late = await crons_not_run(gateway, gateway.clock.now())
+    crons.add_metric((), len(missing) + len(late))
+    up.add_metric((), 1)
+
+
+def _fail_queues(gauges: Gauges) -> None:
+    gauges[0].add_metric((), 0)
 
 
 def _process_gauges() -> Gauges:
@@ -132,9 +132,9 @@ def _certificates(gateway: Runtime) -> Iterator[tuple[Env, float]]:
 
 
 COLLECTORS = (
-    Collector(_build_gauges, collect_build),
-    Collector(_postgres_gauges, collect_postgres),
-    Collector(_queue_gauges, collect_queues),
-    Collector(_process_gauges, collect_process),
-    Collector(_certificate_gauges, collect_certificates),
+    Collector(_build_gauges, collect_build, reads_postgres=False),
+    Collector(_postgres_gauges, collect_postgres, _fail_postgres),
+    Collector(_queue_gauges, collect_queues, _fail_queues, reads_postgres=False),
+    Collector(_process_gauges, collect_process, reads_postgres=False),
+    Collector(_certificate_gauges, collect_certificates, reads_postgres=False),
 )

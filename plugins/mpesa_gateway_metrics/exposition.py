@@ -19,8 +19,11 @@ log = structlog.get_logger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_COLLECT_WITHIN = 5.0
-"""Seconds for one collector. Prometheus ends a scrape after ten."""
+COLLECT_WITHIN = 5.0
+"""Seconds for all collectors together. Prometheus ends a scrape after ten."""
+
+_EACH_WITHIN = 2.0
+"""Seconds for one collector that reads from Postgres, so that one slow query leaves time for the others."""
 
 
 class Exposition:
@@ -34,14 +37,16 @@ class Exposition:
         self._collecting = asyncio.Lock()
         self._collected_at = float("-inf")
         self._gauges: list[Metric] = []
+        self._running: dict[int, asyncio.Task[Gauges]] = {}
+        self._one_connection = asyncio.Semaphore(1)
 
     async def text(self) -> bytes:
         """Return all metrics. Collectors run at most once in ``metrics.keep`` seconds."""
         async with self._collecting:
-            now = asyncio.get_running_loop().time()
-            if now - self._collected_at >= self._keep:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._collected_at >= self._keep:
                 self._gauges = await self._collect_all()
-                self._collected_at = now
+                self._collected_at = loop.time()
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -53,18 +58,46 @@ class Exposition:
         yield from self._gauges
 
     async def _collect_all(self) -> list[Metric]:
-        self._failed.set(0)
         collectors = [collector for plugin in self._runtime.contributed(Plugin) for collector in plugin.collectors]
-        # One at a time, on one connection, so that payments keep the others.
-        return [gauge for collector in collectors for gauge in await self._collect(collector)]
+        for number, collector in enumerate(collectors):
+            # A cancelled query ends late while Postgres hangs: it keeps its connection, and no other starts.
+            if (task := self._running.get(number)) is None or _has_ended(task):
+                self._running[number] = asyncio.create_task(self._collect(collector))
+        await asyncio.wait(self._running.values(), timeout=COLLECT_WITHIN)
+        self._failed.set(0)
+        return [gauge for number, collector in enumerate(collectors) for gauge in self._end(number, collector)]
 
     async def _collect(self, collector: Collector) -> Gauges:
         gauges = collector.gauges()
-        try:
-            async with asyncio.timeout(_COLLECT_WITHIN):
+        if collector.reads_postgres:
+            async with self._one_connection, asyncio.timeout(_EACH_WITHIN):
                 await collector.collect(self._runtime, gauges)
-        except Exception as problem:  # noqa: BLE001 - a failed collector does not stop the others
+        else:
+            await collector.collect(self._runtime, gauges)
+        return gauges
+
+    def _end(self, number: int, collector: Collector) -> Gauges:
+        task = self._running[number]
+        problem: BaseException = TimeoutError(f"not collected within {COLLECT_WITHIN:g} seconds")
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            failure = task.exception()
+            if failure is None:
+                return task.result()
+            problem = failure
+        gauges = collector.gauges()
+        if collector.fail is not None:
+            collector.fail(gauges)
+        else:
             self._failed.inc()
             log.warning("collector_failed", gauge=gauges[0].name, exception=trace(problem))
-            return collector.gauges()
         return gauges
+
+
+def _has_ended(task: "asyncio.Task[Gauges]") -> bool:
+    if not task.done():
+        return False
+    if not task.cancelled():
+        task.exception()  # Otherwise asyncio logs it as never retrieved.
+    return True

@@ -10,7 +10,7 @@ from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.metrics import CollectionMetrics
 from mpesa_gateway_metrics.routes import routes
 from mpesa_gateway_metrics.settings import MetricsSettings
-from mpesa_gateway_metrics.worker_server import serve_beside_worker
+from mpesa_gateway_metrics.worker_server import serve_in_worker
 
 
 def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
@@ -31,5 +31,5 @@ plugin = Plugin(
     metrics=CollectionMetrics,
     collectors=COLLECTORS,
     contributes=(KnownCallerCheck(("/metrics",), _vouches),),
-    beside_worker=(serve_beside_worker,),
+    worker_lifespans=(serve_in_worker,),
 )

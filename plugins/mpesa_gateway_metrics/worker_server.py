@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
+async def serve_in_worker(gateway: Runtime) -> AsyncGenerator[None]:
     """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block, if set.
 
     Raises Failed if the port is in use.

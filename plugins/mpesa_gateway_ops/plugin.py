@@ -52,7 +52,7 @@ plugin = Plugin(
     provides=PROVIDES,
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
     # The audit log records sign-ins; ended sessions have no further use.
-    forgets=(RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
+    retention=(RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
     commands=(operators,),
     pages=Pages(
         templates="mpesa_gateway_ops",

@@ -82,13 +82,13 @@ class CreateSteps:
         self._settings = settings
         self._callbacks = callbacks
         self._inserts: Batcher[NewPayment, Row | None] = Batcher(
-            self._insert, told=partial(postgres_span, tracer, "insert payment")
+            self._insert, span=partial(postgres_span, tracer, "insert payment")
         )
         self._marks: Batcher[tuple[str, int], bool] = Batcher(
-            self._mark, told=partial(postgres_span, tracer, "mark payment")
+            self._mark, span=partial(postgres_span, tracer, "mark payment")
         )
         self._acks: Batcher[AcceptedPush, Row | None] = Batcher(
-            self._accept, told=partial(postgres_span, tracer, "accept payment")
+            self._accept, span=partial(postgres_span, tracer, "accept payment")
         )
 
     async def insert(self, wanted: NewPayment) -> Row | None:

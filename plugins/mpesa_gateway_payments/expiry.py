@@ -31,13 +31,13 @@ class Expiry:
         db: Database,
         clock: Clock,
         settings: PaymentsSettings,
-        moves: Transitions,
+        transitions: Transitions,
         unacknowledged: UnacknowledgedPushes,
     ) -> None:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._moves = moves
+        self._transitions = transitions
         self._unacknowledged = unacknowledged
 
     async def end_due(self) -> int:
@@ -66,7 +66,7 @@ class Expiry:
             now = self._clock.now()
             rows = await self._db.fetch(due_sql.LOCK_EXPIRED, now, _BATCH, except_for)
             reasons = await due_sql.read_unsent_reasons(self._db, rows)
-            await self._moves.apply_batch(
+            await self._transitions.apply_batch(
                 [(row, Expired(self.next_query_at(row, now), reasons.get(row["payment_id"]))) for row in rows]
             )
         return len(rows), len(rows) == _BATCH
@@ -93,7 +93,7 @@ class Expiry:
     async def end(self, row: Row) -> None:
         """End a locked, expired payment in the open transaction."""
         reasons = await due_sql.read_unsent_reasons(self._db, [row])
-        await self._moves.apply(
+        await self._transitions.apply(
             row, Expired(self.next_query_at(row, self._clock.now()), reasons.get(row["payment_id"]))
         )
 

@@ -88,7 +88,7 @@ INVARIANTS = (
         """,
     ),
     Invariant(
-        name="mismatch_was_told",
+        name="mismatch_was_published",
         sentence="Every mismatch of a payment was published to its merchant",
         sql="""
             SELECT payment_id FROM payment WHERE mismatch IS NOT NULL AND NOT EXISTS (

@@ -54,7 +54,7 @@ class PaymentOperatorService:
         clock: Clock,
         audit: Audit,
         sealer: Sealer,
-        moves: Transitions,
+        transitions: Transitions,
         queries: StkQueries,
         checks: StatusQueryService,
     ) -> None:
@@ -62,7 +62,7 @@ class PaymentOperatorService:
         self._clock = clock
         self._audit = audit
         self._sealer = sealer
-        self._moves = moves
+        self._transitions = transitions
         self._queries = queries
         self._checks = checks
 
@@ -178,7 +178,7 @@ class PaymentOperatorService:
                 await self.get(payment_id)
                 raise Conflict("this payment does not need review")
             (row,) = rows
-            await self._moves.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
+            await self._transitions.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
             await self._audit.record(
                 "payment.looked_after",
                 merchant_id=row["merchant_id"],

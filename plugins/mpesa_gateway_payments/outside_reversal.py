@@ -26,11 +26,11 @@ _LOOK_BACK = timedelta(days=7)
 class ExternalReversals:
     """Marks payments as reversed without a refund of ours."""
 
-    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, moves: Transitions) -> None:
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, transitions: Transitions) -> None:
         self._db = db
         self._clock = clock
         self._outbox = outbox
-        self._moves = moves
+        self._transitions = transitions
 
     async def apply(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
@@ -48,7 +48,7 @@ class ExternalReversals:
             return False
         kind = "reversed" if of == "whole" else "reversal_seen"
         detail = text if reversal_receipt is None else f"{text}, by {reversal_receipt}"
-        await self._moves.step(row["payment_id"], now, kind, cause, None, detail)
+        await self._transitions.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
         await self._outbox.publish(
             [

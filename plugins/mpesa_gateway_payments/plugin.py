@@ -86,7 +86,7 @@ plugin = Plugin(
     invariants=INVARIANTS,
     metrics=PaymentMetrics,
     collectors=COLLECTORS,
-    forgets=(
+    retention=(
         RetentionRule(
             "status checks",
             status_query_sql.FORGET_CHECKS,

@@ -40,7 +40,7 @@ def _service(gateway: Runtime) -> PaymentService:
         callbacks=callbacks,
         credentials=gateway.port(Credentials),
         steps=steps,
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         resting=gateway.port(PausedShortcodes),
     )
     return PaymentService(
@@ -61,7 +61,7 @@ def _service(gateway: Runtime) -> PaymentService:
 
 
 def _stk_results(gateway: Runtime) -> StkResults:
-    return StkResults(db=gateway.db, callbacks=gateway.port(Callbacks), moves=gateway.port(Transitions))
+    return StkResults(db=gateway.db, callbacks=gateway.port(Callbacks), transitions=gateway.port(Transitions))
 
 
 def _stk_queries(gateway: Runtime) -> StkQueries:
@@ -74,7 +74,7 @@ def _stk_queries(gateway: Runtime) -> StkQueries:
         daraja=gateway.daraja,
         jobs=gateway.jobs,
         credentials=gateway.port(Credentials),
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         expiry=gateway.port(Expiry),
         unacknowledged=gateway.port(UnacknowledgedPushes),
         resting=gateway.port(PausedShortcodes),
@@ -86,14 +86,14 @@ def _expiry(gateway: Runtime) -> Expiry:
         db=gateway.db,
         clock=gateway.clock,
         settings=gateway.settings(PaymentsSettings),
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         unacknowledged=gateway.port(UnacknowledgedPushes),
     )
 
 
 def _unacknowledged(gateway: Runtime) -> UnacknowledgedPushes:
-    settings, moves = gateway.settings(PaymentsSettings), gateway.port(Transitions)
-    return UnacknowledgedPushes(db=gateway.db, clock=gateway.clock, settings=settings, moves=moves)
+    settings, transitions = gateway.settings(PaymentsSettings), gateway.port(Transitions)
+    return UnacknowledgedPushes(db=gateway.db, clock=gateway.clock, settings=settings, transitions=transitions)
 
 
 def _transitions(gateway: Runtime) -> Transitions:
@@ -108,17 +108,17 @@ def _transitions(gateway: Runtime) -> Transitions:
 
 
 def _outside_reversals(gateway: Runtime) -> ExternalReversals:
-    moves = gateway.port(Transitions)
-    return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, moves=moves)
+    transitions = gateway.port(Transitions)
+    return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, transitions=transitions)
 
 
-def _recovery(gateway: Runtime) -> PaymentStatementMatching:
+def _statement_matching(gateway: Runtime) -> PaymentStatementMatching:
     return PaymentStatementMatching(
         db=gateway.db,
         clock=gateway.clock,
         rules=gateway.settings(PaymentsSettings).rules,
-        moves=gateway.port(Transitions),
-        outside=gateway.port(ExternalReversals),
+        transitions=gateway.port(Transitions),
+        external_reversals=gateway.port(ExternalReversals),
         unallocated=gateway.port_if_provided(UnallocatedMoney),
     )
 
@@ -128,9 +128,9 @@ def _checks(gateway: Runtime) -> StatusQueryService:
         gateway,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        moves=gateway.port(Transitions),
-        outside=gateway.port(ExternalReversals),
-        recovery=gateway.port(PaymentStatementMatching),
+        transitions=gateway.port(Transitions),
+        external_reversals=gateway.port(ExternalReversals),
+        statement_matching=gateway.port(PaymentStatementMatching),
         transactions=gateway.port(Transactions),
     )
 
@@ -141,7 +141,7 @@ def _operator_service(gateway: Runtime) -> PaymentOperatorService:
         clock=gateway.clock,
         audit=gateway.audit,
         sealer=gateway.sealer,
-        moves=gateway.port(Transitions),
+        transitions=gateway.port(Transitions),
         queries=gateway.port(StkQueries),
         checks=gateway.port(StatusQueryService),
     )
@@ -159,9 +159,9 @@ PROVIDES: Provides = (
     (UnacknowledgedPushes, _unacknowledged),
     (StatusQueryService, _checks),
     (StatusQueries, lambda gateway: gateway.port(StatusQueryService)),
-    (PaymentStatementMatching, _recovery),
+    (PaymentStatementMatching, _statement_matching),
     (StatementMatching, lambda gateway: gateway.port(PaymentStatementMatching)),
-    (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, moves=gateway.port(Transitions))),
+    (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, transitions=gateway.port(Transitions))),
     (PaymentOperatorService, _operator_service),
     (PaymentStatsReader, lambda gateway: PaymentStatsReader(db=gateway.db, clock=gateway.clock)),
 )

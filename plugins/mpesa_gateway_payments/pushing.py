@@ -49,7 +49,7 @@ class StkPushSender:
         callbacks: Callbacks,
         credentials: Credentials,
         steps: CreateSteps,
-        moves: Transitions,
+        transitions: Transitions,
         resting: PausedShortcodes,
     ) -> None:
         self._db = db
@@ -60,7 +60,7 @@ class StkPushSender:
         self._callbacks = callbacks
         self._credentials = credentials
         self._steps = steps
-        self._moves = moves
+        self._transitions = transitions
         self._resting = resting
 
     async def push(self, row: Row, credentials: MpesaCredentials) -> Row:
@@ -167,7 +167,7 @@ class StkPushSender:
         payment_id, now = row["payment_id"], self._clock.now()
         await self._settle_key(row)
         if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
-            await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
+            await self._transitions.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
             log.warning("push_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
         return await find_payment(self._db, row["merchant_id"], row["env"], payment_id)
 
@@ -178,7 +178,7 @@ class StkPushSender:
         await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         due = now + timedelta(seconds=self._settings.unsent_after)
         if await self._db.fetchrow(tables.RELEASE_PUSH, payment_id, attempt, now, due) is not None:
-            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.explained)
+            await self._transitions.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.explained)
             await idempotency.release(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         found = await find_payment(self._db, merchant_id, row["env"], payment_id)
         is_under_way = found["charge"] in {Charge.READY.value, Charge.SENDING.value}
@@ -198,7 +198,7 @@ class StkPushSender:
         )
         locked = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
         if locked is not None:
-            await self._moves.apply(locked, report)
+            await self._transitions.apply(locked, report)
         return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:

@@ -11,9 +11,9 @@ from mpesa_gateway_payments.transitions import Reversal, Transitions
 class PaymentRefunds:
     """Implements ``RefundablePayments``."""
 
-    def __init__(self, *, db: Database, moves: Transitions) -> None:
+    def __init__(self, *, db: Database, transitions: Transitions) -> None:
         self._db = db
-        self._moves = moves
+        self._transitions = transitions
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
         return bool(await self._db.fetch(statement_matching_sql.RECEIPTS_KNOWN, env, [receipt]))
@@ -21,7 +21,7 @@ class PaymentRefunds:
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> Refundable:
-        row, reserved = await self._moves.reserve(merchant_id, env, payment_id, amount, refund_id)
+        row, reserved = await self._transitions.reserve(merchant_id, env, payment_id, amount, refund_id)
         return Refundable(
             payment_id=payment_id,
             env=row["env"],
@@ -34,7 +34,7 @@ class PaymentRefunds:
         )
 
     async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
-        await self._moves.release(payment_id, Reversal(refund_id, amount, None), text)
+        await self._transitions.release(payment_id, Reversal(refund_id, amount, None), text)
 
     async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
-        await self._moves.reverse(payment_id, Reversal(refund_id, amount, receipt))
+        await self._transitions.reverse(payment_id, Reversal(refund_id, amount, receipt))

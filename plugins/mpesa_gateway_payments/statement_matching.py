@@ -96,15 +96,15 @@ class PaymentStatementMatching:
         db: Database,
         clock: Clock,
         rules: Rules,
-        moves: Transitions,
-        outside: ExternalReversals,
+        transitions: Transitions,
+        external_reversals: ExternalReversals,
         unallocated: UnallocatedMoney | None,
     ) -> None:
         self._db = db
         self._clock = clock
         self._rules = rules
-        self._moves = moves
-        self._outside = outside
+        self._transitions = transitions
+        self._external_reversals = external_reversals
         self._unallocated = unallocated
 
     async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
@@ -150,7 +150,7 @@ class PaymentStatementMatching:
             return settled
         returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         is_whole = returned == row["amount"]
-        is_new = await self._outside.apply(
+        is_new = await self._external_reversals.apply(
             row,
             "reversed" if is_whole else "partially_reversed",
             Cause.STATEMENT,
@@ -182,7 +182,7 @@ class PaymentStatementMatching:
         text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
         # A status answer completed the line.
         cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
-        decisions = await self._moves.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
+        decisions = await self._transitions.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
     async def _lock(self, payment_id: str, facts: _Facts) -> Row:

@@ -51,18 +51,18 @@ class StatusQueryService:
         *,
         callbacks: Callbacks,
         credentials: Credentials,
-        moves: Transitions,
-        outside: ExternalReversals,
-        recovery: PaymentStatementMatching,
+        transitions: Transitions,
+        external_reversals: ExternalReversals,
+        statement_matching: PaymentStatementMatching,
         transactions: Transactions,
     ) -> None:
         self._runtime = runtime
         self._db = runtime.db
         self._callbacks = callbacks
         self._credentials = credentials
-        self._moves = moves
-        self._outside = outside
-        self._recovery = recovery
+        self._transitions = transitions
+        self._external_reversals = external_reversals
+        self._statement_matching = statement_matching
         self._transactions = transactions
         self._evidence = StatusEvidence(runtime.db, credentials)
 
@@ -201,7 +201,7 @@ class StatusQueryService:
             await callbacks.apply_waiting(handle)
         if payment_id is not None:
             # Last: a waiting result may record a transaction.
-            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
+            await self._transitions.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
@@ -260,10 +260,10 @@ class StatusQueryService:
         if (finding := _finding_without_statement(result, state, asked)) is not None:
             return finding
         evidence = await self._evidence.read(check, result)
-        recovery = self._recovery
+        matching = self._statement_matching
         if state == "completed":
             # `apply` requires a receipt that M-Pesa stated itself.
-            settle = recovery.apply if result.receipt is not None else recovery.apply_named
+            settle = matching.apply if result.receipt is not None else matching.apply_named
             settled = await settle(evidence)
             if settled.payment_id is None:
                 seen = unallocated_transaction(evidence, check["merchant_id"])
@@ -291,17 +291,17 @@ class StatusQueryService:
         if payment is None or not has_money or evidence.amount not in {None, payment["amount"]}:
             if evidence.direction is Direction.OUT:
                 return "not_ours"
-            recovery = self._recovery
-            settled = await recovery.apply_named(evidence)
+            matching = self._statement_matching
+            settled = await matching.apply_named(evidence)
             if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
                 if evidence.receipt is not None and settled.finding != "mismatched":
-                    await self._outside.record(check["env"], evidence.receipt, state)
+                    await self._external_reversals.record(check["env"], evidence.receipt, state)
                 is_own = settled.merchant_id == check["merchant_id"]
                 return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
             payment = await self._db.fetchrow(tables.LOCK, [settled.payment_id])
         if payment is None:
             return "not_ours"
-        await self._outside.apply(payment, state, Cause.STATUS_QUERY, text)
+        await self._external_reversals.apply(payment, state, Cause.STATUS_QUERY, text)
         return "reversed" if payment["merchant_id"] == check["merchant_id"] else "not_ours"
 
     async def _named(self, check: Row, evidence: Evidence) -> Row | None:
@@ -328,7 +328,7 @@ class StatusQueryService:
             and not evidence.is_shared
             and evidence.amount == asked_about.amount,
         )
-        has_failed = result_of(await self._moves.apply(payment, report)) == "failed"
+        has_failed = result_of(await self._transitions.apply(payment, report)) == "failed"
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
         if has_money:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)

@@ -58,7 +58,7 @@ class StkQueries:
         daraja: DarajaClient,
         jobs: Jobs,
         credentials: Credentials,
-        moves: Transitions,
+        transitions: Transitions,
         expiry: Expiry,
         unacknowledged: UnacknowledgedPushes,
         resting: PausedShortcodes,
@@ -71,7 +71,7 @@ class StkQueries:
         self._daraja = daraja
         self._jobs = jobs
         self._credentials = credentials
-        self._moves = moves
+        self._transitions = transitions
         self._expiry = expiry
         self._unacknowledged = unacknowledged
         self._resting = resting
@@ -160,7 +160,7 @@ class StkQueries:
         payment_id = row["payment_id"]
         is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
         if outcome is not None and not outcome.is_pending:
-            await self._moves.apply(row, StkAnswer(outcome))
+            await self._transitions.apply(row, StkAnswer(outcome))
             if is_expired and not outcome.is_paid:
                 # The merchant already knows that the payment failed.
                 await due_sql.set_next_query(self._db, payment_id, None)

@@ -27,10 +27,10 @@ _HANDLE = "payment_checkout_request_id"
 class StkResults:
     """Applies STK callbacks to payments."""
 
-    def __init__(self, *, db: Database, callbacks: Callbacks, moves: Transitions) -> None:
+    def __init__(self, *, db: Database, callbacks: Callbacks, transitions: Transitions) -> None:
         self._db = db
         self._callbacks = callbacks
-        self._moves = moves
+        self._transitions = transitions
 
     async def apply_results(self, results: Sequence[StkResulted]) -> None:
         """Apply callbacks in the transaction that stores them, all or none.
@@ -41,7 +41,7 @@ class StkResults:
         """
         if self._callbacks.is_batch:
             reports = await self._reports(results)
-            for (_, report), decisions in zip(reports, await self._moves.apply_batch(reports), strict=True):
+            for (_, report), decisions in zip(reports, await self._transitions.apply_batch(reports), strict=True):
                 await self._finish(report.result, decisions)
             return
         for result in results:
@@ -50,7 +50,7 @@ class StkResults:
 
     async def _apply_one(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
         try:
-            return await self._moves.apply(row, report)
+            return await self._transitions.apply(row, report)
         except asyncpg.UniqueViolationError as problem:
             if problem.constraint_name != _HANDLE:
                 raise

@@ -179,18 +179,18 @@ RETURNING payment.payment_id
 """Committed before each push: without it, nothing was sent. Skips locked rows."""
 
 ACCEPTED = f"""
-WITH told AS (
+WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $8::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
     -- Locked keys and payments are written alone afterwards. Old keys have no row.
-    SELECT told.* FROM told LEFT JOIN unlocked ON unlocked.subject_id = told.payment_id
-        JOIN payment ON payment.payment_id = told.payment_id
+    SELECT given.* FROM given LEFT JOIN unlocked ON unlocked.subject_id = given.payment_id
+        JOIN payment ON payment.payment_id = given.payment_id
     WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
-        SELECT 1 FROM idempotency_key AS known WHERE known.merchant_id = told.merchant_id
-            AND known.env = told.env AND known.key = told.idempotency_key))
-    ORDER BY told.payment_id FOR UPDATE OF payment SKIP LOCKED
+        SELECT 1 FROM idempotency_key AS known WHERE known.merchant_id = given.merchant_id
+            AND known.env = given.env AND known.key = given.idempotency_key))
+    ORDER BY given.payment_id FOR UPDATE OF payment SKIP LOCKED
 ), {idempotency.SETTLED}
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
     checkout_request_id = free.checkout_request_id, accepted_at = $6::timestamptz, updated_at = $6::timestamptz,

@@ -29,11 +29,11 @@ class UnacknowledgedPushes:
     reached the payer: its outcome is unknown, and a callback, Pull or a status query may still complete it.
     """
 
-    def __init__(self, *, db: Database, clock: Clock, settings: PaymentsSettings, moves: Transitions) -> None:
+    def __init__(self, *, db: Database, clock: Clock, settings: PaymentsSettings, transitions: Transitions) -> None:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._moves = moves
+        self._transitions = transitions
 
     async def close_due(self) -> int:
         """Close payments without an outcome after their key's lease; return their number.
@@ -81,7 +81,7 @@ class UnacknowledgedPushes:
                     step="expired",
                     is_final=True,
                 )
-                await self._moves.apply(row, report)
+                await self._transitions.apply(row, report)
             else:
                 await self._close_unknown(row, now)
             return await self._db.fetchrow(tables.READ, [payment_id])
@@ -93,7 +93,7 @@ class UnacknowledgedPushes:
                 self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
             )
             await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now)
-            await self._moves.step(
+            await self._transitions.step(
                 payment_id,
                 now,
                 "unknown",
@@ -105,6 +105,6 @@ class UnacknowledgedPushes:
             # Read again after the write.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None:
-                await self._moves.apply(locked, Expired())
+                await self._transitions.apply(locked, Expired())
         elif row["claim"] is None:
             await due_sql.set_next_query(self._db, payment_id, row["expires_at"])

@@ -1,6 +1,6 @@
 """Comparison of today's statements with the gateway's payments."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,15 +20,16 @@ _LONGEST_QUERIED = timedelta(days=3)
 # raw SQL: aggregate
 STATEMENT_SUMS = """
 WITH line AS (
-    SELECT kind, subject_kind, amount_cents,
+    SELECT number, kind, subject_kind, amount_cents,
         CASE WHEN note.transaction_id IS NULL THEN amount_cents ELSE note.amount * 100::bigint END AS shown_cents,
         subject_kind IS NULL AND set_aside_at IS NOT NULL AS is_dismissed,
         CASE WHEN subject_kind IS NOT NULL OR first_source <> 'pull' THEN true ELSE is_to_us END AS is_incoming
-    FROM transaction LEFT JOIN statement_note AS note USING (transaction_id)
-    WHERE direction = 'in' AND transaction_id = ANY (ARRAY(
-        SELECT transaction_id FROM reconciliation_line WHERE run_id = ANY($1::uuid[])))
+    FROM (SELECT DISTINCT number, transaction_id FROM unnest($1::uuid[], $2::int[]) AS run (run_id, number)
+            JOIN reconciliation_line USING (run_id)) AS listed
+        JOIN transaction USING (transaction_id) LEFT JOIN statement_note AS note USING (transaction_id)
+    WHERE direction = 'in'
 )
-SELECT kind, is_incoming, coalesce(sum(shown_cents), 0)::bigint AS amount,
+SELECT number, kind, is_incoming, coalesce(sum(shown_cents), 0)::bigint AS amount,
     count(*) FILTER (WHERE shown_cents IS NULL) AS unreadable,
     count(*) FILTER (WHERE subject_kind IS NULL AND NOT is_dismissed) AS unmatched,
     count(*) FILTER (WHERE is_dismissed) AS dismissed,
@@ -36,26 +37,33 @@ SELECT kind, is_incoming, coalesce(sum(shown_cents), 0)::bigint AS amount,
     coalesce(sum(amount_cents) FILTER (WHERE subject_kind IS NOT NULL), 0)::bigint AS matched_amount,
     coalesce(sum(amount_cents) FILTER (WHERE subject_kind IS NOT NULL AND shown_cents IS NULL), 0)::bigint
         AS uncompared_amount
-FROM line GROUP BY kind, is_incoming
+FROM line GROUP BY number, kind, is_incoming
 """
-"""Lines by type. ``is_incoming`` is None if only the type can show the direction."""
+"""Lines by the number of their shortcode and by type.
+
+``is_incoming`` is None if only the type can show the direction.
+"""
 
 MISSING_ON_STATEMENT = """
-SELECT count(*) AS payments, coalesce(sum(cents), 0)::bigint / 100 AS amount
-FROM (
-    SELECT amount_cents AS cents
-    FROM payment JOIN transaction ON subject_id = payment_id AND subject_kind = 'payment' AND direction = 'in'
-    WHERE payment.merchant_id = $1 AND payment.env = $2 AND payment_id >= $3 AND receiver_id = $4
-        AND occurred_at >= $5 AND occurred_at < $6
-        AND NOT EXISTS (
-            SELECT 1 FROM reconciliation_line AS line WHERE line.transaction_id = transaction.transaction_id)
-    UNION ALL
-    SELECT payment.amount * 100::bigint
-    FROM payment JOIN shortcode USING (shortcode_id)
-    WHERE payment.merchant_id = $1 AND payment.env = $2 AND payment_id >= $7 AND receiver_id = $4
-        AND receipt IS NULL AND payment.status IN ('completed', 'reversed', 'partially_reversed')
-        AND completed_at >= $5 AND completed_at < $6
-) AS missing
+SELECT count(cents) AS payments, coalesce(sum(cents), 0)::bigint / 100 AS amount
+FROM unnest($1::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[])
+        WITH ORDINALITY AS asked (merchant_id, receiver_id, since, until, number)
+    LEFT JOIN LATERAL (
+        SELECT amount_cents AS cents
+        FROM payment JOIN transaction ON subject_id = payment_id AND subject_kind = 'payment' AND direction = 'in'
+        WHERE payment.merchant_id = asked.merchant_id AND payment.env = $2 AND payment_id >= $6
+            AND transaction.receiver_id = asked.receiver_id AND occurred_at >= since AND occurred_at < until
+            AND NOT EXISTS (
+                SELECT 1 FROM reconciliation_line AS line WHERE line.transaction_id = transaction.transaction_id)
+        UNION ALL
+        SELECT payment.amount * 100::bigint
+        FROM payment JOIN shortcode USING (shortcode_id)
+        WHERE payment.merchant_id = asked.merchant_id AND payment.env = $2 AND payment_id >= $7
+            AND shortcode.receiver_id = asked.receiver_id AND receipt IS NULL
+            AND payment.status IN ('completed', 'reversed', 'partially_reversed')
+            AND completed_at >= since AND completed_at < until
+    ) AS missing ON true
+GROUP BY number ORDER BY number
 """
 """Payments without a line on their window's statement, and paid ones without a receipt, which no line can name."""
 
@@ -100,29 +108,82 @@ class Agreement:
         return "explained" if self.dismissed else "agrees"
 
 
-async def read_agreements(db: Database, merchant_id: str, env: Env, now: datetime) -> list[Agreement]:
-    """Return today's comparison (East Africa Time) for each shortcode with a completed run."""
+async def read_agreements(
+    db: Database, merchant_ids: Collection[str], env: Env, now: datetime
+) -> dict[str, list[Agreement]]:
+    """Return today's comparison (East Africa Time) for each shortcode with a completed run, by merchant.
+
+    The number of statements sent to Postgres does not depend on the number of merchants.
+    """
+    found: dict[str, list[Agreement]] = {merchant_id: [] for merchant_id in merchant_ids}
     today = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
-    runs: list[Found] = await db.run(
-        RunRow.select()
-        .where(
-            RunRow.merchant_id == merchant_id,
-            RunRow.env == env,
-            RunRow.run_id >= Ids.least("run", today),
-            RunRow.status.is_in(["completed", "failed"]),
-        )
-        .order_by(RunRow.window_start)
+    statements = await _read_statements(db, merchant_ids, env, today)
+    if not statements:
+        return found
+    runs = [(run["run_id"], number) for number, each in enumerate(statements) for run in each.completed]
+    lines = await db.fetch(STATEMENT_SUMS, [run_id for run_id, _ in runs], [number for _, number in runs])
+    since = min(each.since for each in statements)
+    missing = await db.fetch_planned(
+        MISSING_ON_STATEMENT,
+        [each.merchant_id for each in statements],
+        env,
+        [each.completed[0]["receiver_id"] for each in statements],
+        [each.since for each in statements],
+        [each.until for each in statements],
+        Ids.least("pay", since - _LONGEST_PAYMENT),
+        Ids.least("pay", since - _LONGEST_QUERIED),
     )
-    by_shortcode: dict[str, list[Found]] = {}
-    for run in runs:
-        by_shortcode.setdefault(run["shortcode"], []).append(run)
-    found: list[Agreement] = []
-    for each in by_shortcode.values():
-        completed = [run for run in each if run["status"] == "completed"]
-        if completed:
-            last = max(each, key=_finished_at)
-            found.append(await _compare(db, env, completed, last_failed=last["status"] == "failed"))
+    for number, (statement, row) in enumerate(zip(statements, missing, strict=True)):
+        own = [line for line in lines if line["number"] == number]
+        found[statement.merchant_id].append(_compare(statement, own, row))
     return found
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """Today's ended runs of one shortcode, by the start of their windows."""
+
+    completed: Sequence[Found]
+    last_failed: bool
+
+    @property
+    def merchant_id(self) -> str:
+        return str(self.completed[0]["merchant_id"])
+
+    @property
+    def since(self) -> datetime:
+        since: datetime = self.completed[0]["window_start"]
+        return since
+
+    @property
+    def until(self) -> datetime:
+        until: datetime = max(run["window_end"] for run in self.completed)
+        return until
+
+
+async def _read_statements(db: Database, merchant_ids: Collection[str], env: Env, today: datetime) -> list[_Statement]:
+    runs: list[Found] = (
+        await db.run(
+            RunRow.select()
+            .where(
+                RunRow.merchant_id.is_in(list(merchant_ids)),
+                RunRow.env == env,
+                RunRow.run_id >= Ids.least("run", today),
+                RunRow.status.is_in(["completed", "failed"]),
+            )
+            .order_by(RunRow.window_start)
+        )
+        if merchant_ids
+        else []
+    )
+    by_shortcode: dict[tuple[str, str], list[Found]] = {}
+    for run in runs:
+        by_shortcode.setdefault((run["merchant_id"], run["shortcode"]), []).append(run)
+    return [
+        _Statement(completed, max(each, key=_finished_at)["status"] == "failed")
+        for each in by_shortcode.values()
+        if (completed := [run for run in each if run["status"] == "completed"])
+    ]
 
 
 def _finished_at(run: Found) -> datetime:
@@ -130,28 +191,14 @@ def _finished_at(run: Found) -> datetime:
     return found
 
 
-async def _compare(db: Database, env: Env, runs: Sequence[Found], *, last_failed: bool) -> Agreement:
-    first, since, until = runs[0], runs[0]["window_start"], max(run["window_end"] for run in runs)
-    lines = await db.fetch(STATEMENT_SUMS, [run["run_id"] for run in runs])
+def _compare(statement: _Statement, lines: Sequence[Row], missing: Row) -> Agreement:
     shown = [line for line in lines if _is_incoming(line)]
-    missing = await db.fetchrow(
-        MISSING_ON_STATEMENT,
-        first["merchant_id"],
-        env,
-        Ids.least("pay", since - _LONGEST_PAYMENT),
-        first["receiver_id"],
-        since,
-        until,
-        Ids.least("pay", since - _LONGEST_QUERIED),
-    )
-    if missing is None:
-        raise RuntimeError("an aggregate returned no row")
     return Agreement(
-        merchant_id=first["merchant_id"],
-        shortcode=first["shortcode"],
-        since=since,
-        until=until,
-        read_at=max(map(_finished_at, runs)),
+        merchant_id=statement.merchant_id,
+        shortcode=statement.completed[0]["shortcode"],
+        since=statement.since,
+        until=statement.until,
+        read_at=max(map(_finished_at, statement.completed)),
         statement=_sum(shown, "amount") // 100,
         gateway=_sum(shown, "matched_amount") // 100 + missing["amount"],
         unmatched=_sum(shown, "unmatched"),
@@ -161,8 +208,8 @@ async def _compare(db: Database, env: Env, runs: Sequence[Found], *, last_failed
         unproven=_sum([line for line in lines if not _is_incoming(line)], "unmatched"),
         uncompared=_sum(shown, "uncompared_amount") // 100,
         missing=missing["payments"],
-        gaps=gaps_of([(run["window_start"], run["window_end"]) for run in runs]),
-        last_failed=last_failed,
+        gaps=gaps_of([(run["window_start"], run["window_end"]) for run in statement.completed]),
+        last_failed=statement.last_failed,
     )
 
 

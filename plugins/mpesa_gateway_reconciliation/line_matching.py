@@ -89,7 +89,7 @@ class LineMatching:
         callbacks: Callbacks,
         credentials: Credentials,
         payments: Payments,
-        recovery: StatementMatching,
+        statement_matching: StatementMatching,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -99,7 +99,7 @@ class LineMatching:
         self._callbacks = callbacks
         self._credentials = credentials
         self._payments = payments
-        self._recovery = recovery
+        self._statement_matching = statement_matching
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class LineMatching:
         """Match the lines of a page that name their payment by receipt or reference."""
         rows = await self._db.fetch(tables.UNSETTLED_OF_PAGE, run["run_id"], [line.receipt for line in lines])
         reports = [evidence_of(row, Proof.PAGE) for row in rows]
-        verdicts = await self._recovery.judge(reports)
+        verdicts = await self._statement_matching.judge(reports)
         readings = {line.receipt: line.moments for line in lines}
         named = [
             (row, report)
@@ -141,13 +141,13 @@ class LineMatching:
                 receipts = named_receipts(row)
                 if receipts:
                     await self._write(
-                        row, run, partial(self._recovery.withdraw, evidence_of(row, Proof.WINDOW), receipts)
+                        row, run, partial(self._statement_matching.withdraw, evidence_of(row, Proof.WINDOW), receipts)
                     )
             after = rows[-1]["line_id"]
 
     async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Return the lines that need a status query."""
-        verdicts = await self._recovery.judge(reports)
+        verdicts = await self._statement_matching.judge(reports)
         unmatched: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
         for row, report, verdict in zip(rows, reports, verdicts, strict=True):
@@ -170,7 +170,7 @@ class LineMatching:
             await self._db.fetch(matching_queries.STORE_FINDINGS, [row["line_id"] for row in rows], finding, run_id)
 
     async def _match_line(self, row: Row, report: Evidence, run: Row | None) -> Settled:
-        return await self._write(row, run, partial(self._recovery.apply, report))
+        return await self._write(row, run, partial(self._statement_matching.apply, report))
 
     async def _write(self, row: Row, run: Row | None, settle: Callable[[Lock], Awaitable[Settled]]) -> Settled:
         async def lock() -> None:
@@ -334,7 +334,9 @@ class LineMatching:
                 raise LineSettled("this line belongs to a payment already")
 
         async with self._db.transaction():
-            settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator is not None)
+            settled = await self._statement_matching.assign(
+                report, payment_id, lock, by_operator=by_operator is not None
+            )
             if isinstance(settled, NotAssignable):
                 raise LineSettled(_NOT_ASSIGNABLE[settled.reason])
             now, owner = self._clock.now(), settled.merchant_id
@@ -356,7 +358,7 @@ class LineMatching:
 
     async def candidates(self, line: Row) -> tuple[str, ...]:
         report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
-        (verdict,) = await self._recovery.judge([report])
+        (verdict,) = await self._statement_matching.judge([report])
         if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
             return (verdict.payment_id,)
         return verdict.payment_ids if isinstance(verdict, NeedsQuery | Ambiguous) else ()

@@ -226,8 +226,9 @@ async def agreement(visit: PageRequest, _: str) -> Rendered | None:
     names = {each.merchant_id: each.name for each in merchants}
     compared: list[tuple[str, Agreement]] = []
     unread: dict[str, int] = {}
-    for merchant_id in sorted({each.merchant_id for each in sources} & names.keys(), key=lambda each: names[each]):
-        found = await read_agreements(gateway.db, merchant_id, visit.env, gateway.clock.now())
+    with_statements = sorted({each.merchant_id for each in sources} & names.keys(), key=lambda each: names[each])
+    agreements = await read_agreements(gateway.db, with_statements, visit.env, gateway.clock.now())
+    for merchant_id, found in agreements.items():
         compared += [(names[merchant_id], each) for each in found]
         wanted = sum(each.merchant_id == merchant_id and not each.is_retired for each in sources)
         if len(found) < wanted:

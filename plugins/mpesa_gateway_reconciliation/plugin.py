@@ -61,7 +61,7 @@ plugin = Plugin(
     metrics=ReconciliationMetrics,
     collectors=COLLECTORS,
     erasers=(LINES,),
-    forgets=(
+    retention=(
         RetentionRule("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),
         RetentionRule("statement lines", tables.FORGET_NOTES, days=_keep_days, prefix="txn"),
     ),

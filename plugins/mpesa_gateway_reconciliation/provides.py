@@ -35,7 +35,7 @@ def _line_matching(gateway: Runtime) -> LineMatching:
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
         payments=gateway.port(Payments),
-        recovery=gateway.port(StatementMatching),
+        statement_matching=gateway.port(StatementMatching),
     )
 
 

@@ -29,7 +29,7 @@ INVARIANTS = (
         """,
     ),
     Invariant(
-        name="completed_was_told",
+        name="completed_was_published",
         sentence="A refund that went through has exactly one event payment.reversed",
         sql="""
             SELECT refund_id FROM refund LEFT JOIN event ON event.subject_id = refund.payment_id
@@ -39,7 +39,7 @@ INVARIANTS = (
         """,
     ),
     Invariant(
-        name="failed_was_told",
+        name="failed_was_published",
         sentence="A failed refund has exactly one event refund.failed, unless nothing was ever sent",
         sql="""
             SELECT refund_id FROM refund

@@ -10,6 +10,7 @@ import niquests
 from rich.console import Console
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import ADMIN, Scope
@@ -27,8 +28,14 @@ _SILENCE = 1.5
 STEPS = 14
 
 # raw SQL: array
-_REMOVE_REFUSED = "DELETE FROM refused_callback WHERE refused_id = ANY($1::uuid[])"
-"""The demo deletes its forged callbacks; the plugin `callbacks` has no port for it."""
+_REMOVE_REFUSED = """
+DELETE FROM refused_callback
+WHERE refused_id >= $1 AND EXISTS (SELECT 1 FROM unnest($2::text[]) AS push WHERE strpos(original, push) > 0)
+"""
+"""The demo deletes its forged callbacks; the plugin `callbacks` has no port for it.
+
+Only their sender knows the ids of its pushes, so a stranger's callbacks stay.
+"""
 
 
 async def play(gateway: Runtime, console: Console) -> None:
@@ -39,6 +46,7 @@ async def play(gateway: Runtime, console: Console) -> None:
     """
     async with niquests.AsyncSession(disable_http3=True) as http, run_receiver() as receiver:
         http.trust_env = False
+        began = gateway.clock.now()
         merchant_id = (await gateway.merchants.create("Demo story", actor=ACTOR)).merchant_id
 
         async def key(name: str, *scopes: Scope) -> tuple[str, Secret]:
@@ -62,8 +70,8 @@ async def play(gateway: Runtime, console: Console) -> None:
         try:
             with story.live():
                 await _run_first_steps(players)
-                refused = await play_faults(players, gateway.clock.now)
-            await gateway.db.execute(_REMOVE_REFUSED, refused)
+                pushes = await play_faults(players, gateway.clock.now)
+            await gateway.db.execute(_REMOVE_REFUSED, Ids.least("ref", began), pushes)
         finally:
             await gateway.api_keys.revoke(merchant_id, operator_key_id, actor=ACTOR)
             await gateway.merchants.deactivate(merchant_id, actor=ACTOR)

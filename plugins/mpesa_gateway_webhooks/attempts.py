@@ -48,7 +48,7 @@ class AttemptRecorder:
         self._settings = settings
         self._chance = random.SystemRandom()
         self._delivered: Batcher[tuple[Row, EgressResponse], None] = Batcher(
-            self._store_delivered, told=partial(postgres_span, tracer, "note delivery")
+            self._store_delivered, span=partial(postgres_span, tracer, "note delivery")
         )
         self._deferred: Batcher[tuple[str, datetime], None] = Batcher(self._store_deferred)
         self._released: Batcher[tuple[str, datetime], None] = Batcher(self._store_released)

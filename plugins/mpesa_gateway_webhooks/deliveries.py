@@ -55,7 +55,7 @@ class DeliveryService:
     def __init__(self, runtime: Runtime, *, endpoints: EndpointService) -> None:
         self._runtime = runtime
         self._db = runtime.db
-        self._sender = DeliverySender(runtime, endpoints=endpoints, hand_over=self.sweep)
+        self._sender = DeliverySender(runtime, endpoints=endpoints, enqueue_due=self.sweep)
         self._wait = timedelta(days=runtime.settings(WebhooksSettings).wait_days)
 
     @property

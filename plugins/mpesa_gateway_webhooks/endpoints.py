@@ -20,7 +20,7 @@ from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
-HAND_OVER = "webhooks.hand_over"
+ASSIGN_UNDELIVERED = "webhooks.assign_undelivered"
 
 SHOWN: tuple[Column, ...] = (
     EndpointRow.endpoint_id,
@@ -80,7 +80,7 @@ class EndpointService:
                 caller.env,
             )
             await self._audit("webhook.set", caller, endpoint_id)
-            await self._db.after_commit(self._hand_over)
+            await self._db.after_commit(self._assign_undelivered)
         return WebhookWithSecret(url, secret.reveal(), caller.env)
 
     async def rotate(self, caller: Caller) -> WebhookWithSecret:
@@ -107,11 +107,11 @@ class EndpointService:
                 caller, {EndpointRow.is_active: False, EndpointRow.updated_at: self._runtime.clock.now()}
             )
             await self._audit("webhook.removed", caller, row["endpoint_id"])
-            await self._db.after_commit(self._hand_over)
+            await self._db.after_commit(self._assign_undelivered)
 
-    async def _hand_over(self) -> None:
+    async def _assign_undelivered(self) -> None:
         # The same job also runs each minute.
-        self._runtime.jobs.wake(HAND_OVER)
+        self._runtime.jobs.wake(ASSIGN_UNDELIVERED)
 
     async def view(self, merchant_id: str, env: Env) -> WebhookView:
         """Return the endpoint with a masked secret. Raises NotFound."""

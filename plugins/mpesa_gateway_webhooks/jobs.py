@@ -9,7 +9,7 @@ async def deliver(gateway: Runtime, *, delivery_ids: list[str]) -> None:
     await gateway.port(DeliveryService).begin(delivery_ids)
 
 
-async def hand_over(gateway: Runtime) -> None:
+async def assign_undelivered(gateway: Runtime) -> None:
     await gateway.port(DeliveryService).assign_undelivered()
 
 

@@ -13,7 +13,7 @@ from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
-from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
+from mpesa_gateway_webhooks.jobs import assign_undelivered, deliver, sweep
 from mpesa_gateway_webhooks.metrics import COLLECTORS, WebhookMetrics
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.provides import PROVIDES
@@ -41,7 +41,7 @@ plugin = Plugin(
     jobs=(
         Job(deliver, timeout=90, queue="deliveries"),
         Job(sweep, timeout=30, cron="* * * * * */3", queue="maintenance"),
-        Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
+        Job(assign_undelivered, timeout=300, cron="* * * * *", queue="maintenance"),
     ),
     publishes=(WebhookTest,),
     subscribers=(on_event_in_transaction(PublicEvent, create_deliveries),),
@@ -61,7 +61,7 @@ plugin = Plugin(
     invariants=INVARIANTS,
     metrics=WebhookMetrics,
     collectors=COLLECTORS,
-    forgets=(
+    retention=(
         RetentionRule(
             "attempts at delivery",
             FORGET_ATTEMPTS,

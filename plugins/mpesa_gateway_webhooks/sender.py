@@ -64,11 +64,11 @@ class DeliverySender:
     """Sends due deliveries under a lease in Postgres; after a crash the same id is sent again."""
 
     def __init__(
-        self, runtime: Runtime, *, endpoints: EndpointService, hand_over: Callable[[], Awaitable[object]]
+        self, runtime: Runtime, *, endpoints: EndpointService, enqueue_due: Callable[[], Awaitable[object]]
     ) -> None:
-        """``hand_over`` enqueues due deliveries."""
+        """``enqueue_due`` enqueues due deliveries."""
         self._runtime = runtime
-        self._hand_over = hand_over
+        self._enqueue_due = enqueue_due
         self._catching_up: asyncio.Task[None] | None = None
         self._db = runtime.db
         self._settings = runtime.settings(WebhooksSettings)
@@ -78,7 +78,7 @@ class DeliverySender:
         )
         self._tracer = runtime.tracer
         self._claims: Batcher[_RequestedDelivery, list[asyncio.Task[None]]] = Batcher(
-            self._claim, most=_JOBS, told=partial(postgres_span, self._tracer, "claim deliveries")
+            self._claim, most=_JOBS, span=partial(postgres_span, self._tracer, "claim deliveries")
         )
         metrics = runtime.metrics.get(WebhookMetrics)
         self._attempt_seconds = metrics.attempt_seconds
@@ -138,9 +138,9 @@ class DeliverySender:
     async def _catch_up(self) -> None:
         await self._limits.wait_for_room()
         try:
-            await self._hand_over()
+            await self._enqueue_due()
         except Exception as problem:  # noqa: BLE001 - the sweep enqueues them later
-            log.warning("undelivered_events_not_assigned", exception=trace(problem))
+            log.warning("due_deliveries_not_enqueued", exception=trace(problem))
 
     # -- claiming -------------------------------------------------------------------------------------------------
 

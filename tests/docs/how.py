@@ -111,6 +111,47 @@ async def look() -> None:
 asyncio.run(look())
 """
 
+AS_MODULE = (
+    ITS_WEBHOOK
+    + """
+import os
+
+os.environ["SECRET"], __name__ = secret, "shop"
+"""
+)
+
+RECEIVES_ONCE = """
+import threading
+import urllib.error
+import urllib.request
+
+
+def answer(body, headers):
+    server = HTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.handle_request).start()
+    request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}", body, headers)
+    try:
+        with urllib.request.urlopen(request) as answered:
+            return answered.status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def signed(body):
+    sent_at = str(int(time.time()))
+    digest = hmac.new(secret.encode(), f"{sent_at}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"X-Payments-Timestamp": sent_at, "X-Payments-Signature": f"sha256={digest}"}
+
+
+sqlite3.connect("shop.sqlite3").executescript(TABLES)
+names = ("x-payments-timestamp", "x-payments-signature")
+assert answer(raw_body, {name: headers[name] for name in names}) == 200, "the gateway's own webhook"
+paid = {"payment_id": "pay_1", "receipt": "TKN4A1B2C3", "metadata": {"order": "1"}}
+body = json.dumps({"id": "evt_1", "type": "payment.completed", "data": paid}).encode()
+assert [answer(body, signed(body)), answer(body, signed(body)), answer(b" " + body, signed(body))] == [200, 200, 401]
+assert sqlite3.connect("shop.sqlite3").execute("SELECT * FROM paid_order").fetchall() == [("1", "pay_1", "TKN4A1B2C3")]
+"""
+
 INSTALLS = 1200.0
 
 URLLIB3 = r"(^|\n)\d+\.\d+\.\d{1,2}\n$"
@@ -192,6 +233,17 @@ PAGES = {
         (How("from fastapi", before=BESIDE_UP + ITS_SETTINGS, after=IS_SERVED, says="'migrations'"),)
     ),
     "docs/privacy.md": Page((How("mpesa-gateway privacy erase", typed="y\n"),)),
+    "docs/tutorial.md": Page(
+        (
+            How(
+                "import hashlib\nimport hmac",
+                before=AS_MODULE,
+                after=RECEIVES_ONCE,
+                says="order 1 is paid: TKN4A1B2C3",
+            ),
+        ),
+        program="localhost:3000",
+    ),
     "docs/webhooks.md": Page(
         (
             How("from standardwebhooks", before=ITS_WEBHOOK, after='assert event["type"] == "webhook.test"'),

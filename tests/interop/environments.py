@@ -61,7 +61,7 @@ def installed(name: str) -> str:
     return found
 
 
-async def run(*command: str, told: Any = None, cwd: Path | None = None, **variables: str) -> Any:
+async def run(*command: str, inputs: Any = None, cwd: Path | None = None, **variables: str) -> Any:
     """Run a program with JSON on its standard input; returns its last JSON output. Raises AssertionError."""
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -73,7 +73,7 @@ async def run(*command: str, told: Any = None, cwd: Path | None = None, **variab
     )
     try:
         async with asyncio.timeout(RUNNING):
-            out, problems = await process.communicate(json.dumps(told).encode())
+            out, problems = await process.communicate(json.dumps(inputs).encode())
     finally:
         if process.returncode is None:
             process.kill()

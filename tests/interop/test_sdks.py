@@ -32,14 +32,14 @@ class Sdk:
         """Return its program."""
         return HERE / f"sdk_{self.name.replace('-', '_')}{'.cjs' if self.is_node else '.py'}"
 
-    async def run(self, phase: str, base: str, told: dict[str, Any]) -> dict[str, Any]:
+    async def run(self, phase: str, base: str, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run one phase of its program."""
         if self.is_node:
             folder = environments.node(self.name)
             command = [environments.installed("node"), str(self.program), phase, base]
         else:
             folder, command = HERE, [environments.python(self.name), "-I", str(self.program), phase, base]
-        done: dict[str, Any] = await environments.run(*command, told=told, cwd=folder)
+        done: dict[str, Any] = await environments.run(*command, inputs=inputs, cwd=folder)
         return done
 
 
@@ -74,7 +74,7 @@ async def bodies(receiver: Receiver, path: str, count: int) -> list[dict[str, An
 async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
     certificate = issue(tmp_path / "sandbox.cer")
     now = datetime.now(EAT)
-    told: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "passkey": SANDBOX_PASSKEY,
         "credential": base64.b64encode(bytes(256)).decode(),
         "certificate": str(certificate.path),
@@ -82,31 +82,31 @@ async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, A
         "end": f"{now + timedelta(minutes=5):%Y-%m-%d %H:%M:%S}",
     }
     async with receiving() as receiver, daraja(values | {"simulator": {"callback_delay": 0.05}}, receiver) as client:
-        told["url"] = receiver.url
-        told |= await sdk.run("push", client.base, told)
-        assert str(told["push"]["ResponseCode"]) == "0"
-        (told["callback"],) = await bodies(receiver, "/callback", 1)
-        callback = told["callback"]["Body"]["stkCallback"]
-        assert (callback["ResultCode"], callback["CheckoutRequestID"]) == (0, told["push"]["CheckoutRequestID"])
-        ((told["receipt"], amount),) = await client.moved("254712345678")
+        inputs["url"] = receiver.url
+        inputs |= await sdk.run("push", client.base, inputs)
+        assert str(inputs["push"]["ResponseCode"]) == "0"
+        (inputs["callback"],) = await bodies(receiver, "/callback", 1)
+        callback = inputs["callback"]["Body"]["stkCallback"]
+        assert (callback["ResultCode"], callback["CheckoutRequestID"]) == (0, inputs["push"]["CheckoutRequestID"])
+        ((inputs["receipt"], amount),) = await client.moved("254712345678")
         assert amount == 250
 
-        after = await sdk.run("after", client.base, told)
+        after = await sdk.run("after", client.base, inputs)
         results = {body["Result"]["OriginatorConversationID"]: body for body in await results_of(after, receiver)}
         for name in ("status", "reversal"):
             if name in sdk.offers:
                 assert str(after[name]["ResponseCode"]) == "0"
                 result = results[after[name]["OriginatorConversationID"]]
                 assert result["Result"]["ResultCode"] == 0
-                told[f"{name} result"] = result
+                inputs[f"{name} result"] = result
         if "query" in sdk.offers:
             assert {str(after["query"][name]) for name in ("ResponseCode", "ResultCode")} == {"0"}
         if "reversal" in sdk.offers:
             await is_returned(client)
         if "pull" in sdk.offers:
             assert after["pull register"]["ResponseStatus"] == "1000"
-            assert [row["transactionId"] for row in after["pull"]["Response"][0]] == [told["receipt"]]
-        after |= await sdk.run("results", client.base, told)
+            assert [row["transactionId"] for row in after["pull"]["Response"][0]] == [inputs["receipt"]]
+        after |= await sdk.run("results", client.base, inputs)
         assert after.keys() == sdk.offers
 
 

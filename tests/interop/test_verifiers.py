@@ -20,12 +20,12 @@ async def delivered(harness: Harness, api: Api) -> dict[str, Any]:
 
 async def test_webhook_is_verified_by_python_libraries(harness: Harness) -> None:
     webhook = await delivered(harness, harness.api)
-    accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), told=webhook)
+    accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), inputs=webhook)
     assert accepted == ["standardwebhooks", "svix"]
 
 
 async def test_webhook_is_verified_by_javascript_libraries(harness: Harness) -> None:
     webhook = await delivered(harness, harness.api)
     command = [environments.installed("node"), str(HERE / "verify.cjs")]
-    accepted = await environments.run(*command, told=webhook, cwd=environments.node("verifiers"))
+    accepted = await environments.run(*command, inputs=webhook, cwd=environments.node("verifiers"))
     assert accepted == ["standardwebhooks", "svix"]

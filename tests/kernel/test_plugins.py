@@ -212,7 +212,7 @@ def test_id_prefix_belongs_to_one_plugin() -> None:
 def test_id_prefix_that_is_not_declared_is_refused() -> None:
     old = RetentionRule("old shops", "DELETE FROM shop WHERE shop_id < $1", days=lambda _: 1, prefix="shp")
     with pytest.raises(PluginError, match="plugin `shop` names the id prefix `shp`: list it in `id_prefixes`"):
-        gateway(Plugin(name="shop", summary="A shop.", forgets=(old,)))
+        gateway(Plugin(name="shop", summary="A shop.", retention=(old,)))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ async def test_retention_deletes_a_hundred_thousand_rows_in_batches_without_lock
 
 async def test_retention_batches_are_served_by_an_index_in_order(gateway: Gateway) -> None:
     plans: dict[str, str] = {}
-    for forgetting in (*KERNEL_RETENTION, *(one for plugin in gateway.plugins for one in plugin.forgets)):
+    for forgetting in (*KERNEL_RETENTION, *(one for plugin in gateway.plugins for one in plugin.retention)):
         oldest = Ids.least(forgetting.prefix, NOW) if forgetting.prefix else NOW
         async with gateway.db.transaction():
             # If there is an index, Postgres now uses it even for few rows.

@@ -24,6 +24,10 @@ def test_kes_of_every_payable_amount_is_the_same_after_its_wire_form(number: int
     assert amount.wire == f"{number}.00"
 
 
+def test_kes_in_a_text_is_its_digits() -> None:
+    assert (str(Kes(501)), f"KES {Kes(501)}", Kes.parse(Kes(501))) == ("501", "KES 501", 501)
+
+
 @given(st.decimals(allow_nan=True, allow_infinity=True) | st.text(max_size=20) | st.integers())
 def test_kes_of_other_values_is_refused_with_a_sentence(value: Decimal | str | int) -> None:
     try:

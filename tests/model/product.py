@@ -58,7 +58,7 @@ SWEEPS = (
     "refunds.sweep",
     "callbacks.sweep",
     "webhooks.sweep",
-    "webhooks.hand_over",
+    "webhooks.assign_undelivered",
     "kernel.sweep_events",
 )
 """The crons that enqueue due work."""

@@ -8,7 +8,7 @@ from daraja import Mpesa, MpesaConfig
 from daraja.models import MpesaResult, STKCallbackPayload
 
 phase, base = sys.argv[1:]
-told = json.load(sys.stdin)
+inputs = json.load(sys.stdin)
 daraja.environment.SANDBOX_BASE_URL = base
 
 client = Mpesa(
@@ -16,9 +16,9 @@ client = Mpesa(
         consumer_key="daraja-sdk-py",
         consumer_secret="secret",
         environment="sandbox",
-        passkey=told["passkey"],
+        passkey=inputs["passkey"],
         initiator_name="testapi",
-        security_credential=told["credential"],
+        security_credential=inputs["credential"],
     )
 )
 done = {}
@@ -31,20 +31,20 @@ if phase == "push":
             "PartyA": 254712345678,
             "PartyB": 174379,
             "PhoneNumber": 254712345678,
-            "CallBackURL": told["url"] + "/callback",
+            "CallBackURL": inputs["url"] + "/callback",
             "AccountReference": "Order-001",
             "TransactionDesc": "Payment",
         }
     ).model_dump()
 elif phase == "after":
-    addresses = {"ResultURL": told["url"] + "/result", "QueueTimeOutURL": told["url"] + "/timeout"}
+    addresses = {"ResultURL": inputs["url"] + "/result", "QueueTimeOutURL": inputs["url"] + "/timeout"}
     done["query"] = client.stk_query(
-        {"BusinessShortCode": "174379", "CheckoutRequestID": told["push"]["CheckoutRequestID"]}
+        {"BusinessShortCode": "174379", "CheckoutRequestID": inputs["push"]["CheckoutRequestID"]}
     ).model_dump()
     done["status"] = client.transaction_status(
         {
             "CommandID": "TransactionStatusQuery",
-            "TransactionID": told["receipt"],
+            "TransactionID": inputs["receipt"],
             "PartyA": 174379,
             "Remarks": "OK",
             **addresses,
@@ -53,7 +53,7 @@ elif phase == "after":
     done["reversal"] = client.reversal(
         {
             "CommandID": "TransactionReversal",
-            "TransactionID": told["receipt"],
+            "TransactionID": inputs["receipt"],
             "Amount": 250,
             "ReceiverParty": 174379,
             "Remarks": "Payment reversal",
@@ -61,12 +61,12 @@ elif phase == "after":
         }
     ).model_dump()
     done["pull register"] = client.pull_transactions_register(
-        {"ShortCode": "174379", "NominatedNumber": "0722000000", "CallBackURL": told["url"] + "/pull"}
+        {"ShortCode": "174379", "NominatedNumber": "0722000000", "CallBackURL": inputs["url"] + "/pull"}
     ).model_dump()
     done["pull"] = client.pull_transactions_query(
-        {"ShortCode": "174379", "StartDate": told["start"], "EndDate": told["end"], "OffSetValue": "0"}
+        {"ShortCode": "174379", "StartDate": inputs["start"], "EndDate": inputs["end"], "OffSetValue": "0"}
     ).model_dump()
-    done["callback"] = STKCallbackPayload(**told["callback"]).model_dump()
+    done["callback"] = STKCallbackPayload(**inputs["callback"]).model_dump()
 else:
-    done["reversal result"] = MpesaResult(**told["reversal result"]).model_dump()
+    done["reversal result"] = MpesaResult(**inputs["reversal result"]).model_dump()
 print(json.dumps(done))

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.core.management import call_command
 
 phase, base = sys.argv[1:]
-told = json.load(sys.stdin)
+inputs = json.load(sys.stdin)
 settings.configure(
     INSTALLED_APPS=["django_daraja"],
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
@@ -17,7 +17,7 @@ settings.configure(
     MPESA_CONSUMER_SECRET="secret",
     MPESA_EXPRESS_SHORTCODE="174379",
     MPESA_SHORTCODE="174379",
-    MPESA_PASSKEY=told["passkey"],
+    MPESA_PASSKEY=inputs["passkey"],
 )
 django.setup()
 call_command("migrate", verbosity=0)
@@ -34,7 +34,7 @@ if phase == "push":
     amount = 250
     account_reference = "reference"
     transaction_desc = "Description"
-    callback_url = told["url"] + "/callback"
+    callback_url = inputs["url"] + "/callback"
     response = cl.stk_push(phone_number, amount, account_reference, transaction_desc, callback_url)
     done["push"] = {
         "CheckoutRequestID": response.checkout_request_id,
@@ -42,5 +42,5 @@ if phase == "push":
         "ResponseCode": response.response_code,
     }
 elif phase == "after":
-    done["callback"] = cl.parse_stk_result(json.dumps(told["callback"]))
+    done["callback"] = cl.parse_stk_result(json.dumps(inputs["callback"]))
 print(json.dumps(done))

@@ -4,7 +4,7 @@ const { createRequire } = require('node:module')
 
 const from = createRequire(`${process.cwd()}/`)
 const [phase, base] = process.argv.slice(2)
-const told = JSON.parse(readFileSync(0, 'utf8'))
+const inputs = JSON.parse(readFileSync(0, 'utf8'))
 from('mpesa-api/lib/routes').routes.sandbox = base
 // It uses the host of its base URL and no port.
 require('node:http').globalAgent.defaultPort = new URL(base).port
@@ -14,11 +14,11 @@ const credentials = {
   clientKey: 'mpesa-api',
   clientSecret: 'secret',
   initiatorPassword: 'password',
-  securityCredential: told.credential,
+  securityCredential: inputs.credential,
   certificatePath: null,
 }
 const mpesa = new Mpesa(credentials, 'sandbox')
-const addresses = { ResultURL: `${told.url}/result`, QueueTimeOutURL: `${told.url}/timeout` }
+const addresses = { ResultURL: `${inputs.url}/result`, QueueTimeOutURL: `${inputs.url}/timeout` }
 
 async function main() {
   if (phase === 'push') {
@@ -30,9 +30,9 @@ async function main() {
         // The README says that it defaults to the shortcode; release 3.0.2 sends nothing, which Daraja rejects.
         PartyB: '174379',
         PhoneNumber: '254712345678',
-        CallBackURL: `${told.url}/callback`,
+        CallBackURL: `${inputs.url}/callback`,
         AccountReference: 'Account Reference',
-        passKey: told.passkey,
+        passKey: inputs.passkey,
       }),
     }
   }
@@ -40,19 +40,19 @@ async function main() {
   return {
     query: await mpesa.lipaNaMpesaQuery({
       BusinessShortCode: 174379,
-      CheckoutRequestID: told.push.CheckoutRequestID,
-      passKey: told.passkey,
+      CheckoutRequestID: inputs.push.CheckoutRequestID,
+      passKey: inputs.passkey,
     }),
     status: await mpesa.transactionStatus({
       Initiator: 'testapi',
-      TransactionID: told.receipt,
+      TransactionID: inputs.receipt,
       PartyA: '174379',
       IdentifierType: '4',
       ...addresses,
     }),
     reversal: await mpesa.reversal({
       Initiator: 'testapi',
-      TransactionID: told.receipt,
+      TransactionID: inputs.receipt,
       Amount: 250,
       ReceiverParty: '174379',
       ...addresses,

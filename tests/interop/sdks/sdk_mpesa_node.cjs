@@ -4,7 +4,7 @@ const { createRequire } = require('node:module')
 
 const from = createRequire(`${process.cwd()}/`)
 const [phase, base] = process.argv.slice(2)
-const told = JSON.parse(readFileSync(0, 'utf8'))
+const inputs = JSON.parse(readFileSync(0, 'utf8'))
 const Mpesa = from('mpesa-node')
 
 const mpesaApi = new Mpesa({
@@ -14,12 +14,12 @@ const mpesaApi = new Mpesa({
   shortCode: '174379',
   initiatorName: 'testapi',
   lipaNaMpesaShortCode: 174379,
-  lipaNaMpesaShortPass: told.passkey,
+  lipaNaMpesaShortPass: inputs.passkey,
   securityCredential: 'Safaricom999!*!',
-  certPath: told.certificate,
+  certPath: inputs.certificate,
 })
 mpesaApi.baseURL = base
-const URL = told.url
+const URL = inputs.url
 
 async function main() {
   if (phase === 'push') {
@@ -31,9 +31,9 @@ async function main() {
   if (phase !== 'after') return {}
   const { shortCode } = mpesaApi.configs
   return {
-    query: (await mpesaApi.lipaNaMpesaQuery(told.push.CheckoutRequestID)).data,
-    status: (await mpesaApi.transactionStatus(told.receipt, shortCode, 4, URL + '/timeout', URL + '/result')).data,
-    reversal: (await mpesaApi.reversal(told.receipt, 250, URL + '/timeout', URL + '/result')).data,
+    query: (await mpesaApi.lipaNaMpesaQuery(inputs.push.CheckoutRequestID)).data,
+    status: (await mpesaApi.transactionStatus(inputs.receipt, shortCode, 4, URL + '/timeout', URL + '/result')).data,
+    reversal: (await mpesaApi.reversal(inputs.receipt, 250, URL + '/timeout', URL + '/result')).data,
   }
 }
 

@@ -8,7 +8,7 @@ from mpesakit.http_client import MpesaHttpClient
 from mpesakit.mpesa_express import TransactionType
 
 phase, base = sys.argv[1:]
-told = json.load(sys.stdin)
+inputs = json.load(sys.stdin)
 MpesaHttpClient._resolve_base_url = lambda *_: base
 
 client = MpesaClient(consumer_key="mpesakit", consumer_secret="secret", environment="sandbox")
@@ -16,13 +16,13 @@ done = {}
 if phase == "push":
     response = client.stk_push(
         business_short_code=174379,
-        passkey=told["passkey"],
+        passkey=inputs["passkey"],
         transaction_type=TransactionType.CUSTOMER_PAYBILL_ONLINE,
         amount=250,
         party_a="254712345678",
         party_b="174379",
         phone_number="254712345678",
-        callback_url=told["url"] + "/callback",
+        callback_url=inputs["url"] + "/callback",
         account_reference="Order-001",
         transaction_desc="Payment",
     )
@@ -31,14 +31,14 @@ if phase == "push":
 elif phase == "after":
     done["query"] = client.stk_query(
         business_short_code=174379,
-        passkey=told["passkey"],
-        checkout_request_id=told["push"]["CheckoutRequestID"],
+        passkey=inputs["passkey"],
+        checkout_request_id=inputs["push"]["CheckoutRequestID"],
     ).model_dump()
-    addresses = {"result_url": told["url"] + "/result", "queue_timeout_url": told["url"] + "/timeout"}
+    addresses = {"result_url": inputs["url"] + "/result", "queue_timeout_url": inputs["url"] + "/timeout"}
     done["status"] = client.transactions.query_status(
         initiator="testapi",
-        security_credential=told["credential"],
-        transaction_id=told["receipt"],
+        security_credential=inputs["credential"],
+        transaction_id=inputs["receipt"],
         party_a=174379,
         identifier_type=4,
         remarks="OK",
@@ -46,14 +46,14 @@ elif phase == "after":
     ).model_dump()
     done["reversal"] = client.reversal.reverse(
         initiator="testapi",
-        security_credential=told["credential"],
-        transaction_id=told["receipt"],
+        security_credential=inputs["credential"],
+        transaction_id=inputs["receipt"],
         amount=250,
         receiver_party=174379,
         remarks="Payment reversal",
         **addresses,
     ).model_dump()
-    callback = client.process_stk_callback(told["callback"])
+    callback = client.process_stk_callback(inputs["callback"])
     assert callback.is_successful, callback
     done["callback"] = callback.model_dump()
 print(json.dumps(done, default=str))

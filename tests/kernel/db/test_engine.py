@@ -12,7 +12,7 @@ from piccolo.columns import Text
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite, Told
+from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite, OnWritten
 from mpesa_gateway.db.engine import Database, DatabaseNotNamed, TransactionRolledBack
 from mpesa_gateway.db.migrator import Migration, migrate
 from mpesa_gateway.secret import Secret
@@ -37,9 +37,11 @@ _KERNEL = (files("mpesa_gateway.db.migrations") / "0001_kernel.sql").read_text(e
 WRITTEN_AS_EXPECTED = _KERNEL[_KERNEL.index("CREATE FUNCTION written_as_expected") :].partition("$$;")[0] + "$$"
 
 
-def note(*words: str, told: Told | None = None) -> DeferredWrite:
+def note(*words: str, on_written: OnWritten | None = None) -> DeferredWrite:
     """Return a write of these words."""
-    return DeferredWrite("INSERT INTO note SELECT unnest($1::text[]) RETURNING word", (list(words),), on_written=told)
+    return DeferredWrite(
+        "INSERT INTO note SELECT unnest($1::text[]) RETURNING word", (list(words),), on_written=on_written
+    )
 
 
 class Oops(Exception):
@@ -173,7 +175,7 @@ async def test_deferred_writes_alone_are_one_statement_without_a_transaction(
 ) -> None:
     heard: list[object] = []
 
-    async def told(words: Sequence[str]) -> None:
+    async def keep(words: Sequence[str]) -> None:
         heard.append((list(words), await seen(outsider)))
         await notes.after_commit(committed)
 
@@ -181,7 +183,7 @@ async def test_deferred_writes_alone_are_one_statement_without_a_transaction(
         heard.append("committed")
 
     async with notes.transaction():
-        await notes.defer(note("one", "two", told=told))
+        await notes.defer(note("one", "two", on_written=keep))
         await notes.defer(DeferredWrite("UPDATE sum SET words = words + 2 RETURNING words::text", (), expects=1))
         assert heard == []
         assert await seen(outsider) == []
@@ -221,16 +223,16 @@ async def test_deferred_write_with_an_unexpected_row_count_writes_nothing(
 ) -> None:
     called: list[str] = []
 
-    async def told(words: Sequence[str]) -> None:
+    async def keep(words: Sequence[str]) -> None:
         called.extend(words)
 
     async def work() -> None:
         async with notes.transaction():
             if has_begun:
                 await write(notes, "zero")
-            await notes.defer(note("one", told=told))
+            await notes.defer(note("one", on_written=keep))
             await notes.defer(DeferredWrite("UPDATE sum SET words = 9 WHERE words = 1 RETURNING 'x'", (), expects=1))
-            await notes.defer(note("two", told=told))
+            await notes.defer(note("two", on_written=keep))
 
     with pytest.raises(ConcurrentUpdate, match="wrote 0 rows instead of 1"):
         await work()
@@ -475,12 +477,12 @@ async def test_deferred_writes_of_any_number_are_all_written(notes: Database, ou
 
 
 async def test_deferred_write_callback_may_not_defer_another(notes: Database) -> None:
-    async def told(_: Sequence[str]) -> None:
+    async def keep(_: Sequence[str]) -> None:
         await notes.defer(note("second"))
 
     async def work() -> None:
         async with notes.transaction():
-            await notes.defer(note("first", told=told))
+            await notes.defer(note("first", on_written=keep))
 
     with pytest.raises(RuntimeError, match="cannot defer another"):
         await work()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,10 +34,10 @@ from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks import tables as callbacks
-from mpesa_gateway_metrics.exposition import Exposition
+from mpesa_gateway_metrics.exposition import COLLECT_WITHIN, Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
-from mpesa_gateway_metrics.worker_server import serve_beside_worker
+from mpesa_gateway_metrics.worker_server import serve_in_worker
 from mpesa_gateway_payments import stats_sql, status_query_sql
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments.stats import PaymentStatsReader
@@ -49,6 +50,7 @@ from tests.certificates import issue
 from tests.house.tree import ROOT
 from tests.identifiers import identifier, literal
 from tests.journeys.site import running_site, until_up
+from tests.stalling import stalling
 
 TOKEN = "a-token-for-prometheus"
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
@@ -477,12 +479,53 @@ async def test_exposition_without_valkey_shows_the_rest(metered: Metered, monkey
     assert not any(name == "mpesa_workers" for name, _, _ in samples)
 
 
+async def test_exposition_while_postgres_hangs_shows_the_rest_within_the_deadline(
+    metered_values: dict[str, Any],
+) -> None:
+    async with stalling(metered_values["database"]["url"]) as postgres:
+        values = metered_values | {
+            "database": metered_values["database"] | {"url": postgres.url},
+            "metrics": {"token": TOKEN, "keep": 3},
+            "worker": {"in_process": False},
+        }
+        async with running_gateway(values) as (_, base):
+            assert value(read(await scrape(base)), "mpesa_collectors_failed") == 0
+            postgres.stall()
+            await asyncio.sleep(3)
+            began = time.monotonic()
+            samples, at_once = map(read, await asyncio.gather(scrape(base), scrape(base)))
+            assert time.monotonic() - began < COLLECT_WITHIN + 2
+            assert value(at_once, "mpesa_postgres_up") == 0
+            assert value(samples, "mpesa_postgres_up") == 0
+            assert value(samples, "mpesa_migrations_pending") == -1
+            assert value(samples, "mpesa_valkey_up") == 1
+            assert value(samples, "mpesa_queue_jobs", state="waiting") == 0
+            assert value(samples, "mpesa_certificate_expires_seconds", env="sandbox") > 0
+            assert value(samples, "mpesa_collectors_failed") == FROM_POSTGRES
+            # Kept from the end of the collection on, or each scrape would wait for the deadline.
+            began = time.monotonic()
+            await scrape(base)
+            assert time.monotonic() - began < 1
+            postgres.resume()
+            await asyncio.sleep(3)
+
+            async def is_whole() -> bool:
+                recovered = read(await scrape(base))
+                return value(recovered, "mpesa_collectors_failed") == 0 and value(recovered, "mpesa_postgres_up") == 1
+
+            await eventually(is_whole, 30)
+
+
+FROM_POSTGRES = sum(collector.reads_postgres for plugin in plugins() for collector in plugin.collectors) - 1
+"""Collectors without values while Postgres hangs; `mpesa_postgres_up` has one."""
+
+
 async def test_worker_server_serves_its_own_metrics_only(
     metered_values: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
     values = metered_values | {"metrics": {"token": TOKEN, "worker_port": port}, "worker": {"in_process": False}}
-    async with Gateway(GatewayConfig.from_values(values)).running() as gateway, serve_beside_worker(gateway):
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway, serve_in_worker(gateway):
         base = f"http://127.0.0.1:{port}"
         assert value(read(await scrape(base)), "mpesa_postgres_up") == 1
         assert (await scrape(base, {})).status_code == 401

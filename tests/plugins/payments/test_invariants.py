@@ -50,7 +50,7 @@ VIOLATIONS = {
     "payments.refunds_fit": """
         UPDATE payment SET refunded = amount, refund_reserved = 1 WHERE idempotency_key = 'paid-7' RETURNING payment_id
     """,
-    "payments.mismatch_was_told": """
+    "payments.mismatch_was_published": """
         UPDATE payment SET mismatch = 'phone' WHERE idempotency_key = 'paid-8' RETURNING payment_id
     """,
     "payments.success_counts": """

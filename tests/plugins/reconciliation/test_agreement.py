@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.testing.serving import INITIATED, running_gateway, shop
 from mpesa_gateway_reconciliation.agreement import MISSING_ON_STATEMENT, Agreement, read_agreements
 from tests.conftest import Harness
 from tests.daraja import Daraja
-from tests.identifiers import expression
+from tests.identifiers import expression, identifier, identifiers
 from tests.plugins.payments.test_lists_at_size import FILL, steps
 from tests.plugins.reconciliation.test_reconciliation import call_back, create_payment, row, run
 
@@ -49,9 +50,8 @@ async def harness(harness: Harness) -> Harness:
 async def compared(harness: Harness) -> Agreement:
     """Today's only comparison."""
     (merchant_id,) = await harness.gateway.db.fetch("SELECT merchant_id FROM merchant")
-    (found,) = await read_agreements(
-        harness.gateway.db, merchant_id["merchant_id"], "sandbox", harness.gateway.clock.now()
-    )
+    now = harness.gateway.clock.now()
+    ((found,),) = (await read_agreements(harness.gateway.db, [merchant_id["merchant_id"]], "sandbox", now)).values()
     return found
 
 
@@ -130,6 +130,52 @@ async def test_line_of_an_unknown_type_with_the_receipt_of_a_payment_agrees(harn
     assert (await compared(harness)).state == "agrees"
 
 
+async def test_agreements_of_many_merchants_are_read_with_the_statements_of_one(
+    harness: Harness, daraja: Daraja, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, now = harness.gateway.db, harness.gateway.clock.now()
+    await call_back(harness, await create_payment(harness), receipt=RECEIPT)
+    await run(harness, daraja, row(RECEIPT), row(OTHER, 300))
+    (first,) = [row["merchant_id"] for row in await db.fetch("SELECT merchant_id FROM merchant")]
+    others = identifiers("mer", range(5))
+    for number, merchant_id in enumerate(others):
+        await db.execute(
+            "INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ($1, 'Other', $2, $2)",
+            merchant_id,
+            now,
+        )
+        # The same window of another merchant, whose statement has no lines.
+        await db.execute(COPIED_RUN, merchant_id, identifier("run", number, at=now))
+    sent: list[str] = []
+    for name in ("fetch", "fetch_planned", "run"):
+        read = getattr(Database, name)
+
+        async def record(own: Database, query: Any, *args: Any, read: Any = read) -> Any:
+            sent.append(str(query))
+            return await read(own, query, *args)
+
+        monkeypatch.setattr(Database, name, record)
+    found = await read_agreements(db, [first, *others], "sandbox", now)
+    assert len(sent) == 3
+    ((own,), *rest) = found.values()
+    assert (own.state, own.statement, own.gateway, own.unmatched) == ("differs", 800, 500, 1)
+    assert [(each.merchant_id, each.statement, each.gateway, each.missing) for (each,) in rest] == [
+        (merchant_id, 0, 0, 0) for merchant_id in others
+    ]
+    assert await read_agreements(db, [], "sandbox", now) == {}
+    assert await read_agreements(db, [others[0], first], "live", now) == {others[0]: [], first: []}
+
+
+COPIED_RUN = """
+INSERT INTO reconciliation_run (run_id, merchant_id, env, receiver_id, shortcode, cause, window_start, window_end,
+    status, pages, lines, malformed, already_known, recovered, not_found, mismatched, ambiguous, started_at,
+    finished_at)
+SELECT $2, $1, env, receiver_id, shortcode, cause, window_start, window_end, status, pages, lines,
+    malformed, already_known, recovered, not_found, mismatched, ambiguous, started_at, finished_at
+FROM reconciliation_run WHERE merchant_id <> $1 ORDER BY run_id LIMIT 1
+"""
+
+
 @pytest.mark.as_owner
 async def test_payments_missing_on_a_statement_are_read_with_the_index_of_subjects(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
@@ -143,7 +189,8 @@ async def test_payments_missing_on_a_statement_are_read_with_the_index_of_subjec
         until = await db.fetchval("SELECT max(completed_at) FROM payment")
         since = until - timedelta(minutes=15)
         oldest = Ids.least("pay", since)
-        asked = (merchant_id, "sandbox", oldest, given["receiver_id"], since, until, oldest)
+        receiver = given["receiver_id"]
+        asked: Any = ([merchant_id], "sandbox", [receiver], [since], [until], oldest, oldest)
         (plan,) = await db.fetch_planned("EXPLAIN (FORMAT JSON) " + MISSING_ON_STATEMENT, *asked)
         read = [step for step in steps(json.loads(plan[0])[0]["Plan"]) if step.get("Relation Name") == "transaction"]
         assert [step.get("Index Name") for step in read] == ["transaction_subject"]

@@ -22,12 +22,12 @@ VIOLATIONS = {
         UPDATE refund SET receipt = 'TKN4A1B2C3' WHERE idempotency_key = 'refund back-4' RETURNING refund_id;
         UPDATE refund SET env = 'live' WHERE idempotency_key = 'refund back-5' RETURNING refund_id
     """,
-    "refunds.completed_was_told": """
+    "refunds.completed_was_published": """
         UPDATE event SET body = replace(body, '"rfd_', '"rfx_') FROM refund
         WHERE subject_id = payment_id AND kind = 'payment.reversed' AND idempotency_key = 'refund back-6'
         RETURNING refund_id
     """,
-    "refunds.failed_was_told": """
+    "refunds.failed_was_published": """
         DELETE FROM event USING refund WHERE subject_id = refund_id AND idempotency_key = 'refund never-1'
         RETURNING refund_id
     """,

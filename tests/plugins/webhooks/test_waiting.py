@@ -200,7 +200,7 @@ async def test_waiting_events_are_shown_to_operators(merchant: WebhookMerchant) 
     assert await desk.waiting("live") == (0, None)
 
 
-async def test_hand_over_in_batches_gives_each_merchant_its_own_events(
+async def test_assign_undelivered_in_batches_gives_each_merchant_its_own_events(
     merchant: WebhookMerchant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpesa_gateway_webhooks.deliveries.SWEEP", 3)
