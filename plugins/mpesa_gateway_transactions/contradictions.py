@@ -15,8 +15,9 @@ _SHORTEST_NOTE = 3
 _LONGEST_NOTE = 500
 
 # raw SQL: join
-_UNREVIEWED = """FROM transaction_witness AS witness JOIN transaction USING (transaction_id)
-WHERE env = $1 AND detail IS NOT NULL AND reviewed_at IS NULL"""
+_OPEN = "transaction.env = $1 AND detail IS NOT NULL AND reviewed_at IS NULL"
+
+_UNREVIEWED = f"FROM transaction_witness AS witness JOIN transaction USING (transaction_id) WHERE {_OPEN}"
 
 COUNT = f"SELECT count(*) FROM (SELECT 1 {_UNREVIEWED} LIMIT 1000) AS contradicting"  # noqa: S608 - the clause above
 
@@ -27,9 +28,10 @@ SELECT count(*) FROM (SELECT 1 {_UNREVIEWED} AND transaction.merchant_id = $2 LI
 _NEWEST = f"""
 SELECT transaction_id, witness.source, witness.seen_at, detail, transaction.merchant_id, direction, receipt,
     amount_cents, first_source, subject_kind, subject_id, number
-{_UNREVIEWED.replace("WHERE", "JOIN receiver USING (receiver_id, env) WHERE")}
+FROM transaction_witness AS witness JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
+WHERE {_OPEN}
 ORDER BY transaction_id DESC, witness.source LIMIT $2
-"""
+"""  # noqa: S608 - the same reason
 
 # raw SQL: lock - later reports lock the transaction before its witness.
 LOCK = """
