@@ -49,6 +49,8 @@ CREATE TABLE shortcode (
 );
 CREATE UNIQUE INDEX shortcode_default ON shortcode (merchant_id, env) WHERE is_default AND retired_at IS NULL;
 CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
+-- M-Pesa names a till by its store's number, which several tills may share.
+CREATE INDEX shortcode_store ON shortcode (store_number, env) WHERE store_number IS NOT NULL;
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
 
 -- Processes cache a merchant's shortcodes by the merchant, and one shortcode by its id.
