@@ -241,6 +241,10 @@ class FieldChecks:
     def __init__(self) -> None:
         self._problems: list[Problem] = []
 
+    @property
+    def problems(self) -> list[Problem]:
+        return [*self._problems]
+
     def fail(self, field: str, message: str) -> None:
         self._problems.append(Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message))
 

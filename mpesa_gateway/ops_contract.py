@@ -10,11 +10,12 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from mpesa_gateway.clock import EAT, rfc3339
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import ApiError, Code, Problem
-from mpesa_gateway.http.validation import read_query
+from mpesa_gateway.errors import ApiError, Code, FieldChecks, InvalidFields, Problem, check_fields
+from mpesa_gateway.http.validation import is_moment, read_query
+from mpesa_gateway.local_time import parse_local
 from mpesa_gateway.permissions import MerchantRole, Permission, Role
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -40,6 +41,8 @@ __all__ = [
     "Redirect",
     "Rendered",
     "Role",
+    "SetupState",
+    "SetupStep",
     "Show",
     "StepUpNeeded",
     "TimelineEntry",
@@ -125,10 +128,24 @@ class PageRequest:
             raise StepUpNeeded("enter a code of your authenticator app to confirm")
 
     def read_query(self, kind: type[Q]) -> Q:
-        """Raise InvalidFields; and TypeError for a member's list whose filters have no ``merchant``."""
+        """Decode the query; times without zone are East Africa Time.
+
+        Raises InvalidFields, and TypeError for a member's list whose filters have no ``merchant``.
+        """
         if self.merchant_id is not None and not self.values and "merchant" not in kind.__struct_fields__:
             raise TypeError(f"{kind.__name__} has no filter `merchant`: this page cannot be limited to a merchant")
-        return read_query(self.query, kind)
+        query, checks = dict(self.query), FieldChecks()
+        for each in msgspec.structs.fields(kind):
+            texts = query.get(each.encode_name, ())
+            if is_moment(each.type) and len(texts) == 1 and texts[0]:
+                moment = checks.take(each.encode_name, parse_local, texts[0])
+                query[each.encode_name] = [rfc3339(moment)] if moment else []
+        try:
+            found = read_query({name: texts for name, texts in query.items() if texts}, kind)
+        except InvalidFields as refused:
+            raise InvalidFields([*checks.problems, *refused.problems]) from None
+        checks.settle()
+        return found
 
     def kept_query(self, *without: str) -> str:
         return urlencode(
@@ -160,14 +177,11 @@ class PageRequest:
     def text(self, name: str) -> str:
         return next(iter(self.form.get(name, ())), "").strip()
 
-    def moment(self, name: str) -> str:
-        """Return RFC 3339, in East Africa Time by default. Malformed text is unchanged."""
-        text = self.text(name)
-        try:
-            moment = datetime.fromisoformat(text)
-            return text if moment.tzinfo else rfc3339(moment.replace(tzinfo=EAT))
-        except (ValueError, OverflowError):
-            return text
+    def moments(self, *names: str) -> dict[str, datetime]:
+        """Return the filled times of the form, typed in East Africa Time. Raises InvalidFields."""
+        with check_fields() as checks:
+            found = {name: checks.take(name, parse_local, self.text(name)) for name in names if self.text(name)}
+        return {name: moment for name, moment in found.items() if moment is not None}
 
     def caller(self, merchant: Merchant, env: Env) -> Caller:
         """``env`` defaults to the selected one."""
@@ -287,6 +301,34 @@ class AttentionItem:
     state: str = "attention"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetupState:
+    """``text`` is the fact, or the effect of the missing step. ``action`` labels the button to ``to``.
+
+    ``is_post``: ``to`` is an action instead of a page. Its form sends ``from=setup``.
+    """
+
+    is_done: bool
+    text: str
+    action: str = ""
+    to: str = ""
+    is_post: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupStep:
+    """A step from a new merchant to its first payment in one env.
+
+    ``read`` uses Postgres only. ``proves`` names steps that cannot be missing once this one is done.
+    """
+
+    name: str
+    title: str
+    order: int
+    read: Callable[[Runtime, str, Env], Awaitable[SetupState]]
+    proves: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Pages:
     """Pages of one plugin. ``templates`` is a package.
@@ -304,6 +346,7 @@ class Pages:
     concerns: tuple[Callable[[Runtime, Env], Awaitable[Sequence[AttentionItem]]], ...] = ()
     finder: Callable[[PageRequest, str], Awaitable[str | None]] | None = None
     owners: Mapping[str, Owner] = field(default_factory=dict[str, "Owner"])
+    setup: tuple[SetupStep, ...] = ()
 
 
 NO_PAGES = Pages()

@@ -15,6 +15,7 @@ class Permission(StrEnum):
     VIEW = "view"
     NUMBERS = "numbers"
     QUERY = "query"
+    COLLECT = "collect"
     ALLOCATE = "allocate"
     RESOLVE = "resolve"
     DELIVER = "deliver"
@@ -88,6 +89,7 @@ GRANTS: Mapping[Permission, Grant] = {
         Role.OPERATOR,
         frozenset({_OWNER, _MANAGER, _ACCOUNTANT, _CASHIER}),
     ),
+    Permission.COLLECT: Grant("Ask a payer for a payment", Role.ADMIN, frozenset({_OWNER, _MANAGER, _CASHIER})),
     Permission.ALLOCATE: Grant(
         "Claim money that names no payment",
         Role.OPERATOR,

@@ -134,6 +134,14 @@ _IN_HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])([0-9]{5})([0-9]{3})
 """A CheckoutRequestID may end in the payer's nine digits, after the time."""
 
 
+def normal_phone(shown: str) -> str:
+    """Return a whole number that M-Pesa shows as ``2547…``; other texts unchanged."""
+    try:
+        return str(Msisdn.parse(_AS_DECIMAL.sub("", shown)))
+    except InvalidPhone:
+        return shown
+
+
 def mask_phones(text: str) -> str:
     """Also in a CheckoutRequestID."""
     masked = _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -95,12 +95,13 @@ class OperatorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class KeysetList:
     """A table, newest first by ``key``: an id with ``prefix``, or a number.
 
-    ``source`` and ``columns`` replace the table. ``of_env`` conditions each have an index; with ``of_merchants`` it
-    begins with the merchant.
+    With ``time``, a column of ``columns``, rows are in its order, then by ``key``. ``source`` and ``columns`` replace
+    the table. ``of_env`` conditions each have an index; with ``of_merchants`` it begins with the merchant.
     """
 
     table: str
     key: str
+    time: str = ""
     prefix: str = ""
     source: str = ""
     columns: str = "*"
@@ -167,7 +168,7 @@ class KeysetList:
             yield [view(row) for row in rows]
             if len(rows) < EXPORT_BATCH:
                 return
-            after = rows[-1][self.key]
+            after = self._position(rows[-1])
 
     def select(self, found: Conditions, limit: int, after: Any = None) -> Bound:
         chosen = self._bounded(found, after)
@@ -184,6 +185,9 @@ class KeysetList:
         chosen = found.copy()
         if found.since is not None:
             chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
+        if self.time and after is not None:
+            chosen.add(f"({self.time}, {self.key}) {'>' if self.oldest_first else '<'} ({{}}, {{}})", *after)
+            after = None
         # With two bounds, Postgres starts at the later one and skips rows.
         until = None if found.until is None else Ids.least(self.prefix, found.until)
         if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
@@ -214,15 +218,29 @@ class KeysetList:
 
     @property
     def _order(self) -> str:
-        return f"ORDER BY {self.key} {'ASC' if self.oldest_first else 'DESC'}"
+        way = "ASC" if self.oldest_first else "DESC"
+        return f"ORDER BY {f'{self.time} {way}, ' if self.time else ''}{self.key} {way}"
+
+    def _position(self, row: Row) -> Any:
+        return (row[self.time], row[self.key]) if self.time else row[self.key]
 
     def _cursor(self, row: Row, env: Env | None) -> str:
-        return encode_cursor(str(row[self.key]), env)
+        key = str(row[self.key])
+        return encode_cursor(f"{row[self.time].isoformat()} {key}" if self.time else key, env)
 
     def _after(self, cursor: str | None, env: Env | None) -> Any:
         if cursor is None:
             return None
         key = decode_cursor(cursor, env)
+        if self.time:
+            time, _, key = key.partition(" ")
+            try:
+                at = datetime.fromisoformat(time).astimezone(UTC)
+            except (ValueError, OverflowError):
+                raise invalid_cursor() from None
+            if not Ids.has_form(key, self.prefix):
+                raise invalid_cursor()
+            return at, key
         if not self.prefix:
             if _NUMBER.fullmatch(key) is None:
                 raise invalid_cursor()

@@ -15,9 +15,10 @@ from litestar.connection import ASGIConnection
 from litestar.params import FromPath
 from markupsafe import Markup, escape
 
-from mpesa_gateway.clock import EAT, rfc3339
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http import charts
+from mpesa_gateway.local_time import format_local, parse_local
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -101,22 +102,16 @@ def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup
     """
     if moment is None:
         return escape(absent)
-    local = moment.astimezone(EAT)
-    is_near = abs((now - moment).days) < 180
-    shown = f"{local.day} {local:%b %H:%M:%S}" if is_near else f"{local.day} {local:%b %Y %H:%M}"
+    shown = format_local(moment, "near" if abs((now - moment).days) < 180 else "far")
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         rfc3339(moment), f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", shown
     )
 
 
 def local(text: str) -> str:
-    """Return an RFC 3339 time for a form field, in East Africa Time without zone."""
+    """Return the value of a ``datetime-local`` field; text that is no time is unchanged."""
     try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None and len(text) > len("2026-11-23"):
-            return text
-        # A date starts in UTC, as in the API.
-        return f"{(moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(EAT):%Y-%m-%dT%H:%M:%S}"
+        return format_local(parse_local(text), "field") if text else ""
     except (ValueError, OverflowError):
         return text
 

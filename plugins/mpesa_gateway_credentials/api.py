@@ -44,6 +44,8 @@ class MpesaCredentials:
     is_default: bool = True
     updated_at: datetime
     retired_at: datetime | None = field(default=None)
+    verified_at: datetime | None = None
+    """Time of the last token that M-Pesa returned for these keys; None after a refusal."""
 
     @property
     def kind(self) -> Literal["paybill", "till"]:
@@ -150,6 +152,14 @@ class Credentials(Protocol):
 
         Returns False if another merchant owns it. Needs the open transaction that writes the call's outcome. Postgres
         decides between concurrent calls.
+        """
+        ...
+
+    async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
+        """Return the numbers of all receivers that M-Pesa may name by ``number``.
+
+        They are the receiver with this number and the tills of this store, also of retired shortcodes: payers can
+        still pay those.
         """
         ...
 

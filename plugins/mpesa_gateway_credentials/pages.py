@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
+from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -22,6 +23,7 @@ from mpesa_gateway.ops_contract import (
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_credentials import forms
 from mpesa_gateway_credentials.reader import CredentialReader
 
 _A_PAGE = 50
@@ -108,11 +110,17 @@ async def of_merchant(visit: PageRequest) -> Rendered:
 
 async def verify(visit: PageRequest) -> Redirect:
     merchant_id = visit.values["merchant_id"]
-    env: Env = "live" if visit.text("env") == "live" else "sandbox"
+    known: dict[str, Env] = {each: each for each in _ENVS}
+    env = known.get(visit.text("env"), visit.env)
     result = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
     text = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in result.checks)
+    back = f"merchants/{merchant_id}" if visit.text("from") == "setup" else f"credentials/{merchant_id}"
+    if result.ok:
+        text += " They are this app's; the first payment shows if passkey and shortcode are right."
     return Redirect(
-        f"credentials/{merchant_id}", f"{'Credentials valid' if result.ok else 'Credentials rejected'}: {text}"
+        back,
+        f"{'Credentials valid' if result.ok else 'Credentials rejected'}: {text}",
+        is_warning=not result.ok,
     )
 
 
@@ -129,7 +137,7 @@ async def endangered(gateway: Runtime, _: Env) -> Sequence[AttentionItem]:
     return [
         AttentionItem(
             text=f"Safaricom's {each.env} certificate is {each.state}"
-            + (f", until {each.until:%Y-%m-%d}" if each.until else ""),
+            + (f", until {format_local(each.until, 'date')}" if each.until else ""),
             to="credentials",
             state="attention" if each.state == "expiring" else "failed",
         )
@@ -148,12 +156,15 @@ PAGES = Pages(
             menu=Menu("Credentials", 53, "Merchants", "d"),
         ),
         Page("credentials/{merchant_id}", "Credentials", of_merchant, Permission.VIEW, place="credentials"),
+        *forms.PAGES,
     ),
     acts=(
         Action(
             "credentials/{merchant_id}/verify", "verify", verify, Permission.QUERY, back="credentials/{merchant_id}"
         ),
+        *forms.ACTS,
     ),
     panels=(Panel("merchant", summary, Permission.VIEW, 20),),
     concerns=(endangered,),
+    setup=forms.STEPS,
 )

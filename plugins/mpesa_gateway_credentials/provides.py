@@ -22,6 +22,7 @@ def _reader(gateway: Runtime) -> CredentialReader:
         merchants=gateway.merchants,
         sealer=gateway.sealer,
         daraja=gateway.daraja,
+        clock=gateway.clock,
     )
 
 

@@ -1,8 +1,10 @@
 """Reads the stored credentials of shortcodes."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
@@ -17,7 +19,7 @@ from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials, StatementSource
 from mpesa_gateway_credentials.schemas import Check, KeyView, MerchantView, MpesaSummary, ProviderView, Verification
-from mpesa_gateway_credentials.tables import ReceiverRow
+from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
 """Fields that are stored sealed and shown masked."""
@@ -50,8 +52,11 @@ class CredentialReader:
         merchants: Merchants,
         sealer: Sealer,
         daraja: DarajaClient,
+        clock: Clock,
     ) -> None:
         self._db = db
+        self._changes = changes
+        self._clock = clock
         self._audit = audit
         self._merchants = merchants
         self._sealer = sealer
@@ -108,6 +113,10 @@ class CredentialReader:
         )
         return True
 
+    async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
+        rows = await self._db.fetch(tables.NAMED, env, number)
+        return frozenset(row["number"] for row in rows)
+
     async def statement_sources(self) -> list[StatementSource]:
         rows = await self._db.fetch(tables.WITH_STATEMENTS)
         return [
@@ -146,6 +155,7 @@ class CredentialReader:
         try:
             await self._daraja.verify(credentials.daraja)
         except Rejected as fault:
+            await self._note_verified(credentials, None)
             failed = Check(
                 name="credentials", ok=False, message=fault.meaning, mitigation=fault.mitigation, code=fault.code
             )
@@ -154,8 +164,19 @@ class CredentialReader:
             raise ProviderUnavailable(
                 "M-Pesa could not be reached: try again", retry_after=fault.retry_after or 5, provider=fault.provider
             ) from None
+        await self._note_verified(credentials, self._clock.now())
         check = Check(name="credentials", ok=True, message="M-Pesa returned an access token for these keys")
         return Verification(ok=True, checks=[check])
+
+    async def _note_verified(self, credentials: MpesaCredentials, at: datetime | None) -> None:
+        # Not for keys that were replaced meanwhile.
+        await self._db.run(
+            ShortcodeRow.update({ShortcodeRow.verified_at: at}).where(
+                ShortcodeRow.shortcode_id == credentials.shortcode_id,
+                ShortcodeRow.updated_at == credentials.updated_at,
+            )
+        )
+        self._changes.notify("credentials", credentials.merchant_id)
 
     async def me(self, caller: Caller) -> MerchantView:
         merchant = await self._merchants.require(caller.merchant_id)

@@ -43,6 +43,7 @@ class ShortcodeRow(Table, tablename="shortcode"):
     updated_at = Timestamptz()
     retired_at = Timestamptz(null=True, default=None)
     wiped_at = Timestamptz(null=True, default=None)
+    verified_at = Timestamptz(null=True, default=None)
 
 
 # raw SQL: lock - serialises changes of a merchant's shortcodes, or of a receiver.
@@ -70,7 +71,8 @@ ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.sto
     initiator = excluded.initiator, security_credential = excluded.security_credential,
     result_url = excluded.result_url, timeout_url = excluded.timeout_url,
     nominated_number = excluded.nominated_number, account_reference = excluded.account_reference, is_default = true,
-    updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL
+    updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL,
+    verified_at = NULL
 RETURNING shortcode_id
 """)
 """Stores credentials as the default shortcode, and revives a retired one."""
@@ -95,6 +97,11 @@ OF_ENV = f"""
 PASSKEYS = """
 SELECT shortcode.*, receiver.number FROM shortcode JOIN receiver USING (receiver_id, env)
 WHERE merchant_id = $1 AND env = $2 AND passkey IS NOT NULL ORDER BY retired_at IS NOT NULL, shortcode_id
+"""
+
+NAMED = """
+SELECT number FROM receiver WHERE env = $1 AND number = $2
+UNION SELECT number FROM shortcode JOIN receiver USING (receiver_id, env) WHERE env = $1 AND store_number = $2
 """
 
 WITH_STATEMENTS = """

@@ -1,15 +1,19 @@
 """The page of the audit log and the verification of its chain."""
 
+import re
 from datetime import datetime
 from typing import cast
 
 import msgspec
 
+from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway_ops.people import names_of
 
 _A_PAGE = 50
+_UTC = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|\+00:00)", re.ASCII)
+"""A time in a detail."""
 
 
 class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +55,8 @@ def _detail(detail: dict[str, object], *, shows_addresses: bool) -> str:
 def _text(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(_text, cast("list[object]", value)))
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return _UTC.sub(lambda found: format_local(datetime.fromisoformat(found[0])), text)
 
 
 async def verify(visit: PageRequest) -> Redirect:

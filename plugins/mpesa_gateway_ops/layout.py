@@ -14,7 +14,7 @@ from mpesa_gateway.http import templating
 from mpesa_gateway.http.templating import Connection
 from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, TimelineEntry
 from mpesa_gateway.permissions import Permission
-from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.phone import Msisdn, mask_phones, normal_phone
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import CODE_FIELD, env_of
@@ -118,7 +118,7 @@ class Layout:
         menu = [(entry, other) for entry, other in self._desk.menu if visitor.may(other.needs)]
 
         def url(path: str = "") -> str:
-            return f"{root}ops/{quote(path, safe='/?&=:~%')}" if path else f"{root}ops"
+            return f"{root}ops/{quote(path, safe='/?&=:~%#')}" if path else f"{root}ops"
 
         def may(permission: str) -> bool:
             return visitor.may(Permission(permission))
@@ -149,7 +149,8 @@ class Layout:
         def phone(number: str | None) -> str:
             if number is None:
                 return templating.ABSENT
-            return number if visitor.may(Permission.NUMBERS) or not number.isdigit() else Msisdn(number).masked
+            shown = normal_phone(number)
+            return shown if visitor.may(Permission.NUMBERS) or not shown.isdigit() else Msisdn(shown).masked
 
         return {
             "root": root,

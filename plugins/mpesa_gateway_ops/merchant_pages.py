@@ -1,29 +1,32 @@
 """Pages of merchants and their API keys."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import msgspec
 
 from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
+from mpesa_gateway.local_time import parse_local
 from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway_ops.people import names_of
+from mpesa_gateway_ops.setup import read_checklist
 
 _A_PAGE = 50
 
 
 class _Query(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
+    new: str | None = None
 
 
 async def merchants(visit: PageRequest) -> Rendered:
     query = visit.read_query(_Query)
     page = await visit.gateway.merchants.page(_A_PAGE, query.cursor)
-    shown = {"rows": page.rows, "name": visit.text("name")}
+    shown = {"rows": page.rows, "name": visit.text("name"), "is_new_open": query.new is not None}
     return Rendered("merchants.html", shown | visit.pager("merchants", page.next_cursor))
 
 
@@ -31,9 +34,7 @@ async def create(visit: PageRequest) -> Redirect:
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
     merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
-    return Redirect(
-        f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created. Next step: create an API key."
-    )
+    return Redirect(f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created.")
 
 
 async def owner_of(_: Runtime, merchant_id: str) -> str | None:
@@ -47,11 +48,13 @@ async def merchant(visit: PageRequest) -> Rendered:
         "merchant.html",
         {
             "merchant": found,
+            "setup": await read_checklist(visit, found.merchant_id) if found.is_active else None,
+            "is_new_key_open": bool(visit.problems or visit.query.get("new")),
             "keys": keys,
             "makers": await names_of(visit.gateway.db, {key.created_by for key in keys}),
             "scopes": [scope.name for scope in _grantable(visit)],
             "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
-            "fields": {name: visit.text(name) for name in ("name", "env", "expires_at")},
+            "fields": {name: visit.text(name) for name in ("name", "expires_at")},
         },
         title=found.name,
     )
@@ -68,8 +71,10 @@ async def create_key(visit: PageRequest) -> Redirect:
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
         scopes = checks.take("scopes", partial(_named_scopes, visit), visit.form.get("scopes", ()))
-        expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
+        expires_at = checks.take("expires_at", _expiry, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
+        if env == "live" and visit.text("confirm") != found.merchant_id:
+            checks.fail("confirm", "tick the box: a live key moves real money")
     _, secret = await visit.gateway.api_keys.create(
         found.merchant_id,
         name=name or "",
@@ -94,14 +99,8 @@ def _env(text: str) -> str:
     return text
 
 
-def _moment(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError("must be a date such as 2027-01-31, or a time such as 2027-01-31T10:00Z") from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _expiry(text: str) -> datetime | None:
+    return parse_local(text) if text else None
 
 
 async def revoke_key(visit: PageRequest) -> Redirect:

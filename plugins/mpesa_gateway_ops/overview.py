@@ -9,6 +9,7 @@ from mpesa_gateway.http.health import check_parts
 from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.page_registry import PageRegistry
+from mpesa_gateway_ops.setup import read_checklist
 
 
 async def overview(visit: PageRequest) -> Rendered:
@@ -16,10 +17,14 @@ async def overview(visit: PageRequest) -> Rendered:
     if not visit.visitor.may(Permission.GATEWAY):
         return Rendered("overview.html", {"concerns": ()})
     parts = await check_parts(gateway)
+    merchants = [each for each in (await gateway.merchants.page(2)).rows if each.is_active]
     return Rendered(
         "overview.html",
         {
             "parts": parts,
+            "has_merchant": bool(merchants),
+            # With several merchants, each merchant's page has its own.
+            "setup": await read_checklist(visit, merchants[0].merchant_id) if len(merchants) == 1 else None,
             "queue": await _queue_counts(gateway),
             "concerns": await gateway.port(PageRegistry).attention_items(visit.env),
         },

@@ -52,6 +52,7 @@ class PageRegistry:
             ((name, panel) for name, pages in brought for panel in pages.panels), key=lambda entry: entry[1].order
         )
         self.traces = [trace for _, pages in brought for trace in pages.traces]
+        self.setup = sorted((step for _, pages in brought for step in pages.setup), key=lambda step: step.order)
         self._concerns = [reader for _, pages in brought for reader in pages.concerns]
         self._finders = [pages.finder for _, pages in brought if pages.finder is not None]
         self._owners = {name: owner for _, pages in brought for name, owner in pages.owners.items()}
@@ -77,6 +78,12 @@ class PageRegistry:
 
     def act_at(self, path: str) -> RegisteredPage[Action] | None:
         return self._acts.find(path)
+
+    def may_use(self, visit: PageRequest, to: str, *, is_post: bool) -> bool:
+        """Return True if the visitor may open this page, or run this action."""
+        path = to.partition("#")[0].partition("?")[0]
+        found = self.act_at(path) if is_post else self.page_at(path)
+        return found is not None and visit.visitor.may(found.it.needs)
 
     def page_of(self, act: RegisteredPage[Action]) -> RegisteredPage[Page] | None:
         """Return the page with the action's address, which holds its form."""

@@ -20,6 +20,7 @@ from mpesa_gateway_ops import (
     people_pages,
     queue_pages,
     search,
+    setup,
     system_pages,
     tables,
 )
@@ -93,6 +94,7 @@ plugin = Plugin(
         panels=people_pages.PANELS,
         owners={"merchant_id": merchant_pages.owner_of},
         concerns=(overview.failing_parts, event_pages.stuck),
+        setup=setup.STEPS,
     ),
     checks=CHECKS,
     contributes=(KnownCallerCheck(("/ops",), _vouches), FirstOperator(_create_first)),

@@ -1,17 +1,20 @@
 """Operators' pages of payments."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 from litestar import Response
 
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields, Problem
 from mpesa_gateway.http.csv import stream_csv
+from mpesa_gateway.local_time import parse_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -29,6 +32,9 @@ from mpesa_gateway.ops_contract import (
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments import first_payment
+from mpesa_gateway_payments.answer_pages import ANSWERS, answers, undecided
+from mpesa_gateway_payments.next_step import next_step
 from mpesa_gateway_payments.operator_service import (
     OPERATORS_EXPORTED,
     OperatorPaymentFilters,
@@ -137,8 +143,10 @@ async def newer(visit: PageRequest) -> Rendered:
 async def search(visit: PageRequest) -> Redirect:
     """Redirect to the filtered list; phone numbers are sealed."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # The form has East Africa Time; the query has UTC.
-    query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
+    for name in {"since", "until"} & query.keys():
+        # The list names a text that is no time.
+        with suppress(ValueError):
+            query[name] = rfc3339(parse_local(query[name]))
     service = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
     for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
@@ -210,6 +218,7 @@ async def payment(visit: PageRequest) -> Rendered:
             "can_query": row["status"] == Status.PENDING.value and row["checkout_request_id"] is not None,
             "can_check": row["receipt"] is not None or row["merchant_request_id"] is not None,
             "is_held": needs_review(row),
+            "next_step": next_step(row, visit.gateway.clock.now()),
         },
         title=f"{row['status'].replace('_', ' ')}: KES {row['amount']:,}",
     )
@@ -361,8 +370,10 @@ PAGES = Pages(
         Page("payments/newer", "New payments", newer, Permission.VIEW, is_part=True),
         Page("payments/total", "Total", total, Permission.VIEW, is_part=True),
         Page("payments/export", "Payments as CSV", export, Permission.NUMBERS),
+        Page(ANSWERS, "Ambiguous status answers", answers, Permission.GATEWAY),
         Page("payments/{payment_id}", "Payment", payment, Permission.VIEW, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, Permission.VIEW, is_part=True),
+        *first_payment.PAGES,
     ),
     acts=(
         Action("payments/look", "search", search, Permission.VIEW, back="payments"),
@@ -373,10 +384,12 @@ PAGES = Pages(
         Action(
             "payments/{payment_id}/look-after", "look_after", resolve, Permission.RESOLVE, back="payments/{payment_id}"
         ),
+        *first_payment.ACTS,
     ),
     panels=(Panel("overview", figures, Permission.GATEWAY, 10),),
     traces=(TimelineSource("payment", past),),
-    concerns=(held,),
+    concerns=(held, undecided),
     finder=find,
     owners={"payment_id": owner_of},
+    setup=first_payment.STEPS,
 )

@@ -15,7 +15,7 @@ from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow
 
-LINES = KeysetList(table="noted_line", key="line_id", prefix="txn")
+LINES = KeysetList(table="noted_line", key="line_id", time="paid_at", prefix="txn")
 
 _MOST_CANDIDATES = 10
 _SHORTEST_REASON = 3

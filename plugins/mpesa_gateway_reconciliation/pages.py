@@ -5,13 +5,14 @@ from datetime import datetime
 
 import msgspec
 
-from mpesa_gateway.clock import EAT
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.keyset import OperatorQuery
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields, NotFound
 from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.http.validation import read_body
+from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -71,16 +72,15 @@ async def runs(visit: PageRequest) -> Rendered:
 
 
 def _column(row: Row) -> Column:
-    at = row["started_at"].astimezone(EAT)
     open_ = row["not_found"] + row["mismatched"] + row["ambiguous"]
-    return Column("", f"{at.day} {at:%b %H:%M}", (row["already_known"] + row["recovered"], open_))
+    return Column("", format_local(row["started_at"]), (row["already_known"] + row["recovered"], open_))
 
 
 async def run_now(visit: PageRequest) -> Redirect:
     merchant = await visit.gateway.merchants.get(visit.text("merchant"))
     if merchant is None:
         raise InvalidFields.field_error("merchant", "choose a merchant")
-    wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
+    wanted = {name: rfc3339(moment) for name, moment in visit.moments("start", "end").items()}
     window = read_body(msgspec.json.encode(wanted), Window)
     run = await visit.gateway.port(ReconciliationService).run_now(visit.caller(merchant, visit.env), window)
     message = "Run in progress." if run.status == "running" else f"Run {run.status}."
@@ -252,7 +252,7 @@ async def agreement(visit: PageRequest, _: str) -> Rendered | None:
 
 
 def _clock(moment: datetime) -> str:
-    return f"{moment.astimezone(EAT):%H:%M}"
+    return format_local(moment, "clock")
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:

@@ -1,9 +1,12 @@
 """The operators' pages of refunds."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.local_time import format_near
 from mpesa_gateway.money import Kes
 from mpesa_gateway.ops_contract import (
     Action,
@@ -63,9 +66,18 @@ async def refund(visit: PageRequest) -> Rendered:
             "row": row,
             "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
             "fields": {name: visit.text(name) for name in ("outcome", "note")},
+            "next_step": _next_step(row, visit.gateway.clock.now()),
         },
         title=f"Refund of KES {row['amount']:,}",
     )
+
+
+def _next_step(row: Found, now: datetime) -> str | None:
+    if row["status"] != "pending" or row["due_at"] is None:
+        return None
+    is_due = row["due_at"] <= now
+    asks = "is being asked now" if is_due else f"is asked again at {format_near(row['due_at'], now)}"
+    return f"M-Pesa {asks} what became of the reversal. Do not return this money in another way yet."
 
 
 async def query(visit: PageRequest) -> Redirect:

@@ -1,6 +1,6 @@
 """Table and queries of endpoints."""
 
-from piccolo.columns import Boolean, Integer, Text, Timestamptz
+from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.columns.combination import Where
 from piccolo.table import Table
 
@@ -26,6 +26,7 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
     last_failure_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     updated_at = Timestamptz()
+    event_types = Array(base_column=Text(), null=True, default=None)
 
 
 def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
@@ -59,11 +60,11 @@ WHERE address_id = $1
 """
 
 SET_ENDPOINT = """
-INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at)
-VALUES ($1, $2, $7, $3, $4, $5, $5)
+INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at, event_types)
+VALUES ($1, $2, $7, $3, $4, $5, $5, $8)
 ON CONFLICT (merchant_id, env) WHERE is_active DO UPDATE SET url = excluded.url, secret = excluded.secret,
     previous_secret = webhook_endpoint.secret, previous_until = $6, failures = 0, closed_until = NULL,
-    updated_at = excluded.updated_at
+    updated_at = excluded.updated_at, event_types = excluded.event_types
 RETURNING endpoint_id
 """
 

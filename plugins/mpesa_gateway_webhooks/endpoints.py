@@ -1,5 +1,6 @@
 """Use cases of endpoints."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.db.outbox import public_body
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, check_fields
+from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, normal_url
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -24,6 +26,7 @@ ASSIGN_UNDELIVERED = "webhooks.assign_undelivered"
 
 SHOWN: tuple[Column, ...] = (
     EndpointRow.endpoint_id,
+    EndpointRow.address_id,
     EndpointRow.env,
     EndpointRow.url,
     EndpointRow.secret,
@@ -34,6 +37,7 @@ SHOWN: tuple[Column, ...] = (
     EndpointRow.last_success_at,
     EndpointRow.last_failure_at,
     EndpointRow.created_at,
+    EndpointRow.event_types,
 )
 
 
@@ -41,6 +45,8 @@ def aad(merchant_id: str) -> tuple[str, ...]:
     """Return the associated data of the sealed secret."""
     return (merchant_id, "webhooks", "secret")
 
+
+_TEST = WebhookTest.kind
 
 _TESTS, _TESTS_EACH = 32, 2
 """Concurrent tests of one process, in all and per merchant."""
@@ -55,16 +61,17 @@ class EndpointService:
         self._settings = runtime.settings(WebhooksSettings)
         self._tests = Bulkhead(_TESTS, _TESTS_EACH)
 
-    async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
+    async def set_url(self, caller: Caller, url: str, event_types: Sequence[str] | None = None) -> WebhookWithSecret:
         """Set the endpoint with a new secret; the old one also signs for ``overlap_hours``.
 
-        Pending and waiting deliveries go to the new address. Raises InvalidFields.
+        Pending and waiting deliveries go to the new address. ``event_types``: None for all. Raises InvalidFields.
         """
         allow_loopback = await self.allows_loopback(caller.env)
         with check_fields() as checks:
             accepted: str | None = checks.take(
                 "webhook_url", lambda text: normal_url(text, allow_loopback=allow_loopback), url
             )
+            wanted = checks.take("event_types", self._known_types, event_types)
         url = accepted or url
         secret = signing.new_secret(self._runtime.ids.token(32))
         now = self._runtime.clock.now()
@@ -78,10 +85,41 @@ class EndpointService:
                 now,
                 now + timedelta(hours=self._settings.overlap_hours),
                 caller.env,
+                wanted,
             )
             await self._audit("webhook.set", caller, endpoint_id)
             await self._db.after_commit(self._assign_undelivered)
         return WebhookWithSecret(url, secret.reveal(), caller.env)
+
+    async def set_event_types(self, caller: Caller, event_types: Sequence[str] | None) -> WebhookView:
+        """Choose the event types of the endpoint, None for all. Raises InvalidFields and NotFound.
+
+        New events count; deliveries that exist are sent.
+        """
+        with check_fields() as checks:
+            wanted = checks.take("event_types", self._known_types, event_types)
+        async with self._db.transaction():
+            values = {EndpointRow.event_types: wanted, EndpointRow.updated_at: self._runtime.clock.now()}
+            row = await self._change(caller, values)
+            await self._audit("webhook.event_types_set", caller, row["endpoint_id"])
+        return await self.view(caller.merchant_id, caller.env)
+
+    @property
+    def event_types(self) -> list[str]:
+        """The types of all public events, without tests, which every endpoint takes."""
+        kinds = self._runtime.event_kinds
+        return [kind for kind in kinds if issubclass(self._runtime.event_type(kind), PublicEvent) and kind != _TEST]
+
+    def _known_types(self, event_types: Sequence[str] | None) -> list[str] | None:
+        if event_types is None:
+            return None
+        known = self.event_types
+        unknown = [kind for kind in event_types if kind not in {*known, _TEST}]
+        if unknown:
+            raise ValueError(f"`{unknown[0][:40]}` is not an event type: known are {', '.join(known)}")
+        if not event_types:
+            raise ValueError(f"choose at least one of {', '.join(known)}, or leave it out for all")
+        return sorted({*event_types, _TEST})
 
     async def rotate(self, caller: Caller) -> WebhookWithSecret:
         """Create a new secret; the old one also signs for ``overlap_hours``. Raises NotFound."""
@@ -127,6 +165,7 @@ class EndpointService:
             paused_until=closed if closed is not None and closed > now else None,
             last_success_at=row["last_success_at"],
             last_failure_at=row["last_failure_at"],
+            event_types=row["event_types"],
             created_at=row["created_at"],
         )
 
@@ -177,9 +216,13 @@ class EndpointService:
                 error=str(failure),
                 answer="",
             )
+        is_delivered = 200 <= answer.status < 300
+        if is_delivered:
+            # The address works: a paused endpoint resumes.
+            await self._db.execute(endpoint_tables.RECORD_SUCCESSES, [row["address_id"]], self._runtime.clock.now())
         return TestAnswer(
             env=caller.env,
-            delivered=200 <= answer.status < 300,
+            delivered=is_delivered,
             event_id=event.event_id,
             status=answer.status,
             ms=answer.ms,

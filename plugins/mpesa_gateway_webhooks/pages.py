@@ -5,12 +5,13 @@ from datetime import timedelta
 
 import msgspec
 
-from mpesa_gateway.clock import EAT
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.validation import read_body
+from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -28,6 +29,7 @@ from mpesa_gateway.ops_contract import (
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
+from mpesa_gateway_webhooks import forms
 from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.operator_service import DeliveriesQuery, WebhookOperatorService, health_of, host_of
@@ -86,9 +88,9 @@ async def test(visit: PageRequest) -> Redirect:
     egress = gateway.port(DeliveryService).egress
     answer = await gateway.port(EndpointService).test(visit.caller(merchant, env), egress)
     outcome = answer.error or f"HTTP {answer.status} in {answer.ms} ms"
-    return Redirect(
-        f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {outcome}."
-    )
+    back = f"merchants/{merchant.merchant_id}" if visit.text("from") == "setup" else f"webhooks/{endpoint_id}"
+    text = f"Test event {'delivered' if answer.delivered else 'not delivered'}: {outcome}."
+    return Redirect(back, text, is_warning=not answer.delivered)
 
 
 async def rotate(visit: PageRequest) -> Redirect:
@@ -105,7 +107,7 @@ async def resend_since(visit: PageRequest) -> Redirect:
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
-    wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
+    wanted |= {name: rfc3339(moment) for name, moment in visit.moments("since", "until").items()}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
     done = await gateway.port(DeliveryService).replay_many(visit.caller(merchant, env), which)
     more = "; more remain: resend from the end of this period" if done.has_more else ""
@@ -176,7 +178,8 @@ async def of_event(visit: PageRequest, event_id: str) -> Rendered | None:
 async def of_merchant(visit: PageRequest, merchant_id: str) -> Rendered | None:
     row = await visit.gateway.port(WebhookOperatorService).endpoint_of(merchant_id, visit.env)
     health = None if row is None else health_of(row, visit.gateway.clock.now())
-    return Rendered("endpoint_of.html", {"row": row, "health": health, "host": host_of})
+    shown = {"row": row, "health": health, "host": host_of, "merchant_id": merchant_id}
+    return Rendered("endpoint_of.html", shown)
 
 
 async def owed(visit: PageRequest, _: str) -> Rendered | None:
@@ -207,9 +210,9 @@ def _moment(attempts: Sequence[Row]) -> TimelineEntry:
     # The oldest attempt comes first.
     last = attempts[-1]
     is_delivered = last["status"] is not None and 200 <= last["status"] < 300
-    at = last["at"].astimezone(EAT)
+    at = format_local(last["at"], "second")
     outcome = last["error"] or f"HTTP {last['status']}"
-    count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at:%H:%M:%S})"
+    count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at})"
     return TimelineEntry(
         at=last["at"],
         source=f"webhook to {host_of(last['url'])}",
@@ -250,6 +253,7 @@ PAGES = Pages(
         Page("webhooks/deliveries", "Deliveries", deliveries, Permission.VIEW),
         Page("webhooks/{endpoint_id}", "Webhook", endpoint, Permission.VIEW, names="whe"),
         Page("webhooks/deliveries/{delivery_id}", "Delivery", delivery, Permission.VIEW, names="dlv"),
+        *forms.PAGES,
     ),
     acts=(
         Action("webhooks/{endpoint_id}/test", "test", test, Permission.DELIVER, back="webhooks/{endpoint_id}"),
@@ -264,6 +268,7 @@ PAGES = Pages(
             Permission.DELIVER,
             back="webhooks/deliveries/{delivery_id}",
         ),
+        *forms.ACTS,
     ),
     panels=(
         Panel("payment", of_payment, Permission.VIEW, 30),
@@ -274,4 +279,5 @@ PAGES = Pages(
     traces=(TimelineSource("payment", timeline_of_payment),),
     concerns=(failing_webhooks,),
     owners={"endpoint_id": owner_of_endpoint, "delivery_id": owner_of_delivery},
+    setup=forms.STEPS,
 )

@@ -20,6 +20,7 @@ from mpesa_gateway_webhooks.schemas import (
     EventQuery,
     Replayed,
     ReplayMany,
+    SetEventTypes,
     SetWebhook,
     TestAnswer,
     WebhookView,
@@ -35,7 +36,7 @@ async def set_webhook(
     data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]
 ) -> Success[WebhookWithSecret]:
     """Set the endpoint for events of the key's env. The secret is shown only in this response."""
-    return Success(data=await services.get(EndpointService).set_url(caller, data.webhook_url))
+    return Success(data=await services.get(EndpointService).set_url(caller, data.webhook_url, data.event_types))
 
 
 @get("/v1/merchant/webhook", tags=["Merchant"], refuses=(NotFound,))
@@ -49,6 +50,17 @@ async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Servic
     """Remove the endpoint of the key's env; events wait for the next one."""
     await services.get(EndpointService).remove(caller)
     return Success(data=Deleted())
+
+
+@put("/v1/merchant/webhook/event-types", status_code=200, tags=["Merchant"], refuses=(NotFound,))
+async def set_event_types(
+    data: JSONBody[SetEventTypes], caller: MerchantWrite, services: NamedDependency[Services]
+) -> Success[WebhookView]:
+    """Choose the events that the endpoint takes. The address and the secret stay.
+
+    Events of other types are listed by `GET /v1/events`; their deliveries are cancelled and can be replayed.
+    """
+    return Success(data=await services.get(EndpointService).set_event_types(caller, data.event_types))
 
 
 @post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"], refuses=(NotFound,))
@@ -119,6 +131,7 @@ async def get_event(
 
 routes = (
     set_webhook,
+    set_event_types,
     get_webhook,
     remove_webhook,
     rotate_secret,

@@ -34,8 +34,13 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
     data: msgspec.Raw
 
 
+_EVENT_TYPES = checked_by_service(
+    minItems=1, uniqueItems=True, description="Names as in `type` of GET /v1/events; null for all. Tests always arrive."
+)
+
+
 class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A merchant's new endpoint."""
+    """A merchant's new endpoint. ``event_types`` limits the events that it takes."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "webhook_url": checked_by_service(
@@ -43,11 +48,22 @@ class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             maxLength=LONGEST_URL,
             pattern="^[Hh][Tt][Tt][Pp][Ss]?://",
             description="A public https address (in the sandbox also http to this machine).",
-        )
+        ),
+        "event_types": _EVENT_TYPES,
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"webhook_url": "https://shop.example.co.ke/mpesa"}
 
     webhook_url: str
+    event_types: list[str] | None = None
+
+
+class SetEventTypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The events that the endpoint takes; null for all."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"event_types": _EVENT_TYPES}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"event_types": ["payment.completed", "payment.failed"]}
+
+    event_types: list[str] | None
 
 
 class WebhookWithSecret(msgspec.Struct, frozen=True):
@@ -72,6 +88,7 @@ class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
         "failures": 0,
         "paused_until": None,
         "last_failure_at": None,
+        "event_types": None,
     }
 
     env: Environment
@@ -82,6 +99,7 @@ class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
     paused_until: datetime | None
     last_success_at: datetime | None
     last_failure_at: datetime | None
+    event_types: list[str] | None
     created_at: datetime
 
 

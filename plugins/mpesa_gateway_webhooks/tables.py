@@ -55,9 +55,12 @@ class AttemptRow(Table, tablename="attempt"):
 # ``LIMIT cardinality($1)`` removes no row, and lets Postgres keep the plan: see ADR 35.
 FAN_OUT = """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, due_at,
-    created_at)
+    created_at, last_error)
 SELECT delivery_id, event_id, endpoint_id, made.merchant_id, made.env, event_type, payment_id,
-    CASE WHEN endpoint_id IS NULL THEN 'waiting' ELSE 'pending' END, CASE WHEN endpoint_id IS NOT NULL THEN at END, at
+    CASE WHEN endpoint_id IS NULL THEN 'waiting' WHEN event_type <> ALL(event_types) THEN 'cancelled'
+        ELSE 'pending' END,
+    CASE WHEN endpoint_id IS NOT NULL AND (event_type = ANY(event_types)) IS NOT FALSE THEN at END, at,
+    CASE WHEN event_type <> ALL(event_types) THEN 'not one of the endpoint''s event types' END
 FROM (
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::uuid[], $7::timestamptz[])
         AS t(delivery_id, event_id, merchant_id, env, event_type, payment_id, at)
@@ -216,24 +219,29 @@ WITH RECURSIVE owner AS (
         ORDER BY delivery.merchant_id, delivery.env LIMIT 1
     ) AS following
 ), adopted AS (
-    SELECT waiting.delivery_id, webhook_endpoint.endpoint_id
+    SELECT waiting.delivery_id, webhook_endpoint.endpoint_id,
+        CASE WHEN waiting.event_type <> ALL(event_types) THEN 'cancelled' WHEN waiting.created_at < $2 THEN 'dead'
+            ELSE 'pending' END AS becomes
     FROM owner JOIN webhook_endpoint ON webhook_endpoint.merchant_id = owner.merchant_id
         AND webhook_endpoint.env = owner.env AND is_active
     CROSS JOIN LATERAL (
-        SELECT delivery_id FROM delivery
+        SELECT delivery_id, event_type, created_at FROM delivery
         WHERE delivery.merchant_id = owner.merchant_id AND delivery.env = owner.env AND status = 'waiting'
         ORDER BY delivery_id LIMIT $3 FOR UPDATE SKIP LOCKED
     ) AS waiting
     LIMIT $3
 )
-UPDATE delivery SET endpoint_id = adopted.endpoint_id, attempts = 0,
-    status = CASE WHEN created_at >= $2 THEN 'pending' ELSE 'dead' END,
-    due_at = CASE WHEN created_at >= $2 THEN $1::timestamptz END,
-    last_error = CASE WHEN created_at >= $2 THEN last_error ELSE 'no webhook was set in time' END
+UPDATE delivery SET endpoint_id = adopted.endpoint_id, attempts = 0, status = becomes,
+    due_at = CASE WHEN becomes = 'pending' THEN $1::timestamptz END,
+    last_error = CASE becomes WHEN 'pending' THEN last_error WHEN 'dead' THEN 'no webhook was set in time'
+        ELSE 'not one of the endpoint''s event types' END
 FROM adopted WHERE delivery.delivery_id = adopted.delivery_id AND status = 'waiting'
 RETURNING delivery.delivery_id, status
 """
-"""Assigns waiting deliveries to the active endpoint of their merchant and env; those from before $2 are dead."""
+"""Assigns waiting deliveries to the active endpoint of their merchant and env; those from before $2 are dead.
+
+Those of a type that the endpoint does not take are cancelled.
+"""
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL

@@ -162,8 +162,16 @@ async def _with_data(harness: Harness) -> list[str]:
     event = (await api.call("GET", "/v1/events")).data[0]["id"]
     delivery = await harness.gateway.db.fetchval("SELECT delivery_id FROM delivery LIMIT 1")
     endpoint = await harness.gateway.db.fetchval("SELECT endpoint_id FROM webhook_endpoint LIMIT 1")
+    pending = (await api.pay("254700000007", 60, key="pending")).data
+    fresh = (await harness.gateway.merchants.create("Duka la Amina na Watoto Limited", actor="test")).merchant_id
+    setup = [f"credentials/{fresh}/edit", *(f"merchants/{fresh}/{form}" for form in ("webhook", "payment"))]
     return [
-        *(f"payments/{payment['id']}" for payment in (paid, failed)),
+        *("merchants?new=merchant", f"merchants/{fresh}", f"merchants/{fresh}?new=key"),
+        *setup,
+        *(f"{path}?env=live" for path in (f"merchants/{fresh}", *setup)),
+        "merchants?env=sandbox",
+        *(f"credentials/{paid['merchant_id']}/edit", f"merchants/{paid['merchant_id']}/webhook"),
+        *(f"payments/{payment['id']}" for payment in (paid, failed, pending)),
         f"payments/{paid['id']}/refund",
         "payments?status=completed&since=2026-01-01&until=2036-01-01",
         f"refunds/{refund['id']}",
@@ -181,6 +189,66 @@ async def _look(page: Page, name: str, width: int) -> None:
     for scheme in ("light", "dark") if LOOK else ():
         await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
         await page.screenshot(path=Path(LOOK or "", f"{name[:40]}-{width}-{scheme}.png"), full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "dark"), [(False, False), (True, False), (True, True)], ids=["plain", "light", "dark"]
+)
+async def test_setup_forms_work_by_keyboard(
+    harness: Harness, amina: str, chromium: Browser, scripts: bool, dark: bool
+) -> None:
+    page, wrong = await opened(chromium, SLIM, scripts=scripts, dark=dark)
+    await signs_in(page, amina)
+    merchant_id = (await harness.gateway.merchants.create("Duka", actor="test")).merchant_id
+    found: dict[str, list[str]] = {}
+
+    async def press(*keys: str) -> None:
+        for key in keys:
+            await page.keyboard.press(key)
+
+    async def examine(name: str) -> None:
+        # axe is a script.
+        found[name] = await violations(page) if scripts else []
+
+    await page.goto(f"{amina}/merchants/{merchant_id}")
+    await examine("checklist")
+    await page.locator("a", has_text="Enter credentials").focus()
+    await press("Enter")
+    await expect(page.locator("h1")).to_have_text("M-Pesa credentials")
+    await page.locator("input[name=shortcode]").focus()
+    for text in ("17", "", "consumer-key-of-this-shop", "consumer-secret-of-this-shop", "passkey-of-this-shop"):
+        await page.keyboard.type(text)
+        await press("Tab")
+    await press("Enter")
+    await expect(page.locator("label", has_text="Shortcode").first).to_contain_text("must be 5 to 7 digits")
+    await expect(page.locator("input[name=shortcode]")).to_have_attribute("aria-invalid", "true")
+    await expect(page.locator("input[name=passkey]")).to_have_value("")
+    await examine("refused")
+    await page.locator("input[name=shortcode]").fill("174379")
+    await page.locator("input[name=shortcode]").focus()
+    await press("Tab", "Tab")
+    for text in ("consumer-key-of-this-shop", "consumer-secret-of-this-shop", "passkey-of-this-shop"):
+        await page.keyboard.type(text)
+        await press("Tab")
+    await press("Enter")
+    await expect(page.locator("[role=status]").first).to_contain_text("Sandbox credentials of shortcode 174379 stored")
+    await page.locator("button", has_text="Verify").focus()
+    await press("Enter")
+    await expect(page.locator("[role=status]").first).to_contain_text("Credentials valid")
+    await page.locator("a", has_text="Set webhook").focus()
+    await press("Enter")
+    await expect(page.locator("h1")).to_have_text("Webhook")
+    await examine("webhook")
+    await page.goto(f"{amina}/merchants/{merchant_id}/payment")
+    await examine("payment")
+    await page.locator("input[name=phone]").focus()
+    await page.keyboard.type("0711000001")
+    await press("Enter")
+    await expect(page.locator("h1")).to_contain_text("KES")
+    # A form that is shown again has the status 422.
+    assert [each for each in wrong if "422" not in each] == []
+    broken = {f"{name}: {what}" for name, each in found.items() for what in each}
+    assert not broken, "\n".join(sorted(broken))
 
 
 async def test_pages_fit_the_width_of_the_screen(harness: Harness, amina: str, chromium: Browser) -> None:

@@ -78,7 +78,8 @@ CREATE TABLE statement_note (
     CONSTRAINT statement_note_set_aside_says_why CHECK (
         num_nulls(set_aside_at, set_aside_by, set_aside_reason) IN (0, 3) AND set_aside_reason <> '')
 );
-CREATE INDEX statement_note_unresolved ON statement_note (merchant_id, env, transaction_id)
+-- Listed by the time of payment.
+CREATE INDEX statement_note_unresolved ON statement_note (merchant_id, env, (moments[1]), transaction_id)
     WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
 CREATE INDEX statement_note_payment ON statement_note (payment_id) WHERE payment_id IS NOT NULL;
 CREATE INDEX statement_note_payer ON statement_note (merchant_id, payer) WHERE payment_id IS NULL AND payer IS NOT NULL;
@@ -99,8 +100,8 @@ CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction
 
 -- Lines with a note, for runs, pages and the judge.
 CREATE VIEW noted_line AS
-SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments, amount,
-    amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
+SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments,
+    moments[1] AS paid_at, amount, amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
     payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, set_aside_at,
     set_aside_by, set_aside_reason
 FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id);
@@ -109,7 +110,7 @@ FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note U
 CREATE VIEW statement AS
 SELECT transaction_id AS line_id, COALESCE(note.merchant_id, transaction.merchant_id) AS merchant_id,
     COALESCE(note.env, transaction.env) AS env, receiver.number AS shortcode, receipt,
-    COALESCE(moments, ARRAY[occurred_at]) AS moments,
+    COALESCE(moments, ARRAY[occurred_at]) AS moments, COALESCE(moments[1], occurred_at) AS paid_at,
     CASE WHEN note.env IS NULL THEN (amount_cents / 100)::integer ELSE amount END AS amount,
     COALESCE(amount_text, (amount_cents / 100) || '.00') AS amount_text,
     COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind,

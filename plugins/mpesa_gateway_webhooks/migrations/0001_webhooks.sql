@@ -1,4 +1,5 @@
--- An endpoint belongs to one merchant and env; one is active. address_id identifies its url: a new url gets a new number.
+-- An endpoint belongs to one merchant and env; one is active. event_types: NULL for all; a delivery of another type is
+-- cancelled, and can be replayed. last_success_at is of the present url. address_id identifies its url: a new url gets a new number.
 CREATE SEQUENCE webhook_address_number AS integer;
 CREATE TABLE webhook_endpoint (
     endpoint_id uuid PRIMARY KEY CHECK (has_prefix(endpoint_id, 'whe')),
@@ -16,6 +17,9 @@ CREATE TABLE webhook_endpoint (
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    event_types text[],
+    CONSTRAINT webhook_endpoint_event_types_are_named
+        CHECK (cardinality(event_types) > 0 AND array_position(event_types, NULL) IS NULL),
     CONSTRAINT webhook_endpoint_check CHECK ((previous_secret IS NULL) = (previous_until IS NULL)),
     CONSTRAINT webhook_endpoint_secrets_are_sealed CHECK (secret LIKE 'v1.%'
         AND COALESCE(previous_secret LIKE 'v1.%', true)),
@@ -34,6 +38,7 @@ CREATE FUNCTION keep_webhook_address() RETURNS trigger LANGUAGE plpgsql SET sear
 BEGIN
     INSERT INTO webhook_former_address (address_id, endpoint_id, url) VALUES (OLD.address_id, OLD.endpoint_id, OLD.url);
     NEW.address_id := nextval('webhook_address_number');
+    NEW.last_success_at := NULL;
     RETURN NEW;
 END
 $$;

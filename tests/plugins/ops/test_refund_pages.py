@@ -79,6 +79,10 @@ async def test_refund_without_a_result_is_decided_by_an_admin(ops_site: OpsSite)
     assert (await ops_site.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
     payment = await completed_payment(ops_site)
     made = (await ops_site.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        pending = (await browser.open(f"/refunds/{made['id']}")).words
+        assert re.search(r"M-Pesa is (being asked now|asked again at \d\d:\d\d) what became of the reversal", pending)
+        assert "Do not return this money in another way yet." in pending
     await ops_site.gateway.db.execute(
         "UPDATE refund SET attention = 'look on its portal', due_at = NULL WHERE refund_id = $1", made["id"]
     )

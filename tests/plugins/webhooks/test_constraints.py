@@ -26,6 +26,10 @@ CASES = {
         "UPDATE webhook_endpoint SET secret = 'whsec_x'",
         "UPDATE webhook_endpoint SET previous_secret = 'whsec_x', previous_until = now()",
     ],
+    "webhook_endpoint_event_types_are_named": [
+        "UPDATE webhook_endpoint SET event_types = '{}'",
+        "UPDATE webhook_endpoint SET event_types = ARRAY['payment.failed', NULL]",
+    ],
     "webhook_endpoint_check": ["UPDATE webhook_endpoint SET previous_secret = 'v1.x'"],
     "webhook_endpoint_active": [ANOTHER],
     "webhook_endpoint_stays_in_its_env": [
