@@ -15,7 +15,9 @@ from mpesa_gateway_ops.setup import read_checklist
 async def overview(visit: PageRequest) -> Rendered:
     gateway = visit.gateway
     if not visit.visitor.may(Permission.GATEWAY):
-        return Rendered("overview.html", {"concerns": ()})
+        own = visit.merchant_id
+        setup = None if own is None else await read_checklist(visit, own)
+        return Rendered("overview.html", {"concerns": (), "has_merchant": True, "setup": setup})
     parts = await check_parts(gateway)
     merchants = [each for each in (await gateway.merchants.page(2)).rows if each.is_active]
     return Rendered(
