@@ -89,7 +89,7 @@ explore *arguments: ready
 # Let all paths lock the same rows against each other, and count deadlocks: 1,000 rounds, or as many as named
 deadlocks rounds="1000" *arguments: ready
     MPESA_GATEWAY_TEST_ROUNDS={{ rounds }} .venv/bin/python -m pytest tests/journeys/test_lock_order.py -n 2 --dist load \
-        -k against_each_other -o faulthandler_timeout=14400 {{ arguments }}
+        -k run_concurrently -o faulthandler_timeout=14400 {{ arguments }}
 
 # Record the locks of every transaction of the tests: one that locks rows out of order fails its test
 locks *arguments="tests/plugins tests/journeys": ready

@@ -16,12 +16,15 @@ _DROPPED = re.compile(r"\bDROP (?:INDEX|CONSTRAINT) ([a-z0-9_]+)")
 def added(package: str) -> set[str]:
     """Return the names of the constraints, triggers and unique indexes in an owner's migrations.
 
-    Constraints without a name in the first one are left out, and triggers that reject nothing: ``…_told`` and
+    Constraints without a name in the first one are left out, and triggers that reject nothing: ``…_notified`` and
     ``…_kept``.
     """
     migrations = [one.read_text(encoding="utf-8") for one in files(package).iterdir() if one.name.endswith(".sql")]
     names = {
-        name for migration in migrations for name in _ADDED.findall(migration) if not name.endswith(("_told", "_kept"))
+        name
+        for migration in migrations
+        for name in _ADDED.findall(migration)
+        if not name.endswith(("_notified", "_kept"))
     }
     return names - {name for migration in migrations for name in _DROPPED.findall(migration)}
 

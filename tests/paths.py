@@ -25,6 +25,7 @@ from mpesa_gateway_reconciliation.operator_service import ReconciliationOperator
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.conftest import Harness
 from tests.daraja import Daraja, fault, result, stk_callback
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
@@ -206,6 +207,50 @@ class Paths:
         await desk.dismiss(await self.harness.gateway.db.fetchval(sql), "seen to", actor="a person")
         assert await desk.dismiss_all(run["id"], "seen to", actor="a person") == 2
 
+    async def read_before_paid(self) -> tuple[dict[str, Any], str]:
+        """A statement shows a payment's receipt before its callback; return both, paid, with an unresolved line."""
+        made = await self.pay()
+        receipt = f"EARLY{self.number:05}"
+        await self.read_line(receipt)
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt))
+        return made, receipt
+
+    async def read_line(self, receipt: str) -> dict[str, Any]:
+        """Run a reconciliation of a statement with one line."""
+        self.daraja.add_answers("pullquery", page(line(receipt)))
+        run: dict[str, Any] = (await self.harness.api.call("POST", RUN, {})).data
+        return run
+
+    async def read_again(self) -> None:
+        """The next statement shows a line again whose payment has been paid, and a status query answers about it."""
+        made, receipt = await self.read_before_paid()
+        assert (await self.read_line(receipt))["already_known"] == 1
+        note = "SELECT payment_id FROM noted_line WHERE receipt = $1"
+        assert await self.harness.gateway.db.fetchval(note, receipt) == made["id"]
+        await self.answered(receipt)
+
+    async def answered(self, receipt: str) -> None:
+        """A status query by receipt is answered."""
+        check = (await self.harness.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
+        says = {
+            "ReceiptNo": receipt,
+            "TransactionStatus": "Completed",
+            "Amount": "500.00",
+            "CreditPartyName": "174379 - SHOP",
+        }
+        await self.call_back("status", check["check_id"], result(0, says=says))
+
+    async def contradicted(self) -> None:
+        """A statement shows another amount for a paid receipt, and an operator reviews it."""
+        made = await self.paid()
+        db = self.harness.gateway.db
+        receipt = await db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
+        self.daraja.add_answers("pullquery", page(line(receipt, 5)))
+        await self.harness.api.call("POST", RUN, {})
+        found = await db.fetchval("SELECT transaction_id FROM transaction WHERE receipt = $1", receipt)
+        review = self.harness.gateway.services.get(ContradictionReview)
+        await review.resolve("sandbox", found, "pull", "compared with the portal", actor="a person")
+
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
@@ -283,10 +328,12 @@ class Paths:
         yield self.refund_unsent()
         yield self.checked()
         yield self.reconciled()
+        yield self.read_again()
         yield self.reported_reversed()
         yield self.ended()
         yield self.batched()
         yield self.set_aside()
+        yield self.contradicted()
         yield self.resolved()
         yield self.delivered()
         yield self.set_up()

@@ -99,7 +99,8 @@ class Wire:
         is_answer: bool = False,
         is_doomed: bool = False,
     ) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
+        # RuntimeError: uvloop's word for a connection that the other side of the proxy has reset.
+        with suppress(OSError, RuntimeError, asyncio.IncompleteReadError):
             while chunk := await reader.read(_CHUNK):
                 if is_doomed:
                     break

@@ -351,6 +351,7 @@ _KNOWN_NAMES = {
         "CreditPartyName",
         "FinalisedTime",
         "OriginalTransactionID",
+        "OriginatorConversationID",
     )
 }
 

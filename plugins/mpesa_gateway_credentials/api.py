@@ -155,6 +155,14 @@ class Credentials(Protocol):
         """
         ...
 
+    async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
+        """Return the numbers of all receivers that M-Pesa may name by ``number``.
+
+        They are the receiver with this number and the tills of this store, also of retired shortcodes: payers can
+        still pay those.
+        """
+        ...
+
     async def statement_sources(self) -> list[StatementSource]:
         """Return the shortcodes to reconcile; retired ones while they have open work."""
         ...

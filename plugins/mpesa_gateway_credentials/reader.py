@@ -113,6 +113,10 @@ class CredentialReader:
         )
         return True
 
+    async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
+        rows = await self._db.fetch(tables.NAMED, env, number)
+        return frozenset(row["number"] for row in rows)
+
     async def statement_sources(self) -> list[StatementSource]:
         rows = await self._db.fetch(tables.WITH_STATEMENTS)
         return [

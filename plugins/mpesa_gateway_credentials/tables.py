@@ -99,6 +99,11 @@ SELECT shortcode.*, receiver.number FROM shortcode JOIN receiver USING (receiver
 WHERE merchant_id = $1 AND env = $2 AND passkey IS NOT NULL ORDER BY retired_at IS NOT NULL, shortcode_id
 """
 
+NAMED = """
+SELECT number FROM receiver WHERE env = $1 AND number = $2
+UNION SELECT number FROM shortcode JOIN receiver USING (receiver_id, env) WHERE env = $1 AND store_number = $2
+"""
+
 WITH_STATEMENTS = """
 SELECT shortcode_id, merchant_id, shortcode.env, retired_at
 FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)

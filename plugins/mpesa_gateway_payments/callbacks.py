@@ -92,6 +92,7 @@ def _read_status(result: ResultCallback) -> tuple[tuple[str, ...], dict[str, Any
         "receipt": receipt,
         "payers": tuple(result.parameters.get("DebitPartyName", ())),
         "payees": tuple(result.parameters.get("CreditPartyName", ())),
+        "money_conversation_id": result.first("OriginatorConversationID"),
         "finished_at": next(iter(read_moments(result.first("FinalisedTime"))), None),
     }
 

@@ -4,9 +4,13 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.json_codec import dumps
+from mpesa_gateway.erasure import ERASED
 from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.decisions import (
     Complete,
     Confirm,
@@ -70,6 +74,10 @@ class PaymentChange:
             case Ignore() | Refuse():
                 pass
 
+    def _unless_erased(self, phone: str | None) -> str | None:
+        """A late report does not restore the number of an erased payer."""
+        return ERASED if phone and self.row["erased_at"] is not None else phone
+
     def record_report(self, reported: ReportedMoney, cause: Cause, at: datetime) -> None:
         row = self.row
         if reported.receipt is None or not reported.is_proven:
@@ -91,25 +99,28 @@ class PaymentChange:
                 receipt=reported.receipt,
                 occurred_at=reported.at or at,
                 amount_cents=None if amount is None else int(amount) * 100,
-                payer=reported.phone,
+                payer=self._unless_erased(reported.phone),
                 subject=Subject("payment", row["payment_id"]) if is_its_own else None,
                 conflict_id=None if is_its_own else row["payment_id"],
             )
         )
+
+    def _text(self, text: str) -> str:
+        return text if self.row["erased_at"] is None else mask_phones(text)
 
     def _set(self, **values: Any) -> None:
         self.row |= values
         self.is_changed = True
 
     def _step(self, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
-        self.steps.append((self.row["payment_id"], at, kind, cause.value, code, detail))
+        self.steps.append((self.row["payment_id"], at, kind, cause.value, code, self._text(detail)))
 
     def _complete(self, reported: ReportedMoney, cause: Cause, other_phone: str | None, at: datetime) -> None:
         self._set(
             status=Status.COMPLETED.value,
             receipt=reported.receipt,
             result_code=reported.code,
-            result_desc=reported.text,
+            result_desc=self._text(reported.text),
             failure_reason=None,
             completed_at=at,
             completed_by=cause.value,
@@ -138,7 +149,7 @@ class PaymentChange:
         self._set(
             status=Status.FAILED.value,
             result_code=report.code,
-            result_desc=report.text,
+            result_desc=self._text(report.text),
             failure_reason=report.reason,
             outcome_is_final=report.is_final,
             due_at=report.due_at,
@@ -163,7 +174,7 @@ class PaymentChange:
                 mismatch=of,
                 received_amount=reported.amount_shown,
                 received_receipt=reported.receipt,
-                received_phone=reported.phone,
+                received_phone=self._unless_erased(reported.phone),
                 is_mismatch_of_paid=is_of_paid,
                 looked_after_at=None,
                 updated_at=at,
@@ -172,7 +183,7 @@ class PaymentChange:
             )
             if row["status"] == Status.PENDING.value:
                 # For an ended payment they state its end.
-                self._set(result_code=reported.code, result_desc=reported.text)
+                self._set(result_code=reported.code, result_desc=self._text(reported.text))
         elif detail in self._noted:
             return
         else:
@@ -188,7 +199,8 @@ class PaymentChange:
         row = self.row
         if reported is not None:
             expires_at = max(row["expires_at"], at + decision.within)
-            self._set(claim=dumps(reported), due_at=at, expires_at=expires_at, updated_at=at)
+            claim = msgspec.structs.replace(reported, phone=self._unless_erased(reported.phone))
+            self._set(claim=dumps(claim), due_at=at, expires_at=expires_at, updated_at=at)
             self._step(at, "confirming", Cause.CALLBACK, reported.code, reported.text)
         elif row["status"] == Status.PENDING.value and row["due_at"] is not None and row["due_at"] > at:
             self._set(due_at=at)

@@ -175,6 +175,7 @@ class StatusResulted(QueryResulted, frozen=True, kw_only=True):
     """The result of a status query: ``result_code`` is the query's, ``transaction_status`` the money's.
 
     ``payers`` are the debit parties in Daraja's form, ``2547… - JANE DOE``; ``payees`` the credit parties.
+    ``money_conversation_id`` is the OriginatorConversationID of the request that moved the money.
     """
 
     kind: ClassVar[str] = "callback.status_resulted"
@@ -183,4 +184,5 @@ class StatusResulted(QueryResulted, frozen=True, kw_only=True):
     receipt: str | None = None
     payers: tuple[str, ...] = ()
     payees: tuple[str, ...] = ()
+    money_conversation_id: str | None = None
     finished_at: datetime | None = None

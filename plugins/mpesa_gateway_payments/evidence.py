@@ -101,6 +101,8 @@ class Evidence:
     is_receipt_unread: bool = False
     names_receiver: bool = True
     """False for a status answer whose credit party is not ``receiver``'s own number: tills may share a store number."""
+    is_shared: bool = False
+    """True for a status answer that names several receivers of this gateway alike: it completes no payment."""
 
 
 def read_callback(result: StkResulted) -> Evidence:

@@ -65,8 +65,19 @@ def judge(
     """Judge a report.
 
     ``payments`` are of all merchants of the receiver, in any order. Callers judge without locks first, and again with
-    the payments locked.
+    the payments locked. A report that several receivers share settles nothing but a known receipt.
     """
+    verdict = _judge(evidence, payments, transactions, rules)
+    if not evidence.is_shared:
+        return verdict
+    if isinstance(verdict, PaidBy) or (isinstance(verdict, Mismatch) and verdict.by == "reference"):
+        return Ambiguous((verdict.payment_id,))
+    return verdict
+
+
+def _judge(
+    evidence: Evidence, payments: Sequence[Payment], transactions: Sequence[Transaction], rules: Rules
+) -> Verdict:
     is_own_outgoing = evidence.receipt is not None and any(
         one.direction is Direction.OUT and one.receipt == evidence.receipt for one in transactions
     )
@@ -114,6 +125,7 @@ def _judge_answer(  # noqa: PLR0911 - one return for each rule
         return AlreadyKnown(payment.payment_id)
     is_whole = (
         evidence.direction is Direction.IN
+        and not evidence.is_shared
         and evidence.receipt is not None
         and evidence.amount == payment.amount
         and bool(evidence.time)

@@ -33,6 +33,7 @@ from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import first_payment
+from mpesa_gateway_payments.answer_pages import ANSWERS, answers, undecided
 from mpesa_gateway_payments.next_step import next_step
 from mpesa_gateway_payments.operator_service import (
     OPERATORS_EXPORTED,
@@ -364,6 +365,7 @@ PAGES = Pages(
         Page("payments/newer", "New payments", newer, is_part=True),
         Page("payments/total", "Total", total, is_part=True),
         Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
+        Page(ANSWERS, "Ambiguous status answers", answers),
         Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),
         *first_payment.PAGES,
@@ -377,7 +379,7 @@ PAGES = Pages(
     ),
     panels=(Panel("overview", figures, 10),),
     traces=(TimelineSource("payment", past),),
-    concerns=(held,),
+    concerns=(held, undecided),
     finder=find,
     setup=first_payment.STEPS,
 )

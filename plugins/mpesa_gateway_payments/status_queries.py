@@ -1,7 +1,6 @@
 """Transaction status queries and their results."""
 
 import re
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -9,9 +8,9 @@ import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
 from mpesa_gateway.daraja.refusals import api_error_of
-from mpesa_gateway.daraja.wire import read_payer, read_receipt
+from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.db.engine import Found, Row
-from mpesa_gateway.errors import InvalidFields, NotFound, ProviderNotConfigured
+from mpesa_gateway.errors import InvalidFields, NotFound
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import Callbacks, DifferentSubject
@@ -23,14 +22,6 @@ from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_payments.evidence import (
     Direction,
     Evidence,
-    Handle,
-    Proof,
-    Receiver,
-    Source,
-    names_only,
-    possible_times,
-    read_amount,
-    read_direction,
     unallocated_transaction,
 )
 from mpesa_gateway_payments.external_reversals import ExternalReversals
@@ -40,6 +31,7 @@ from mpesa_gateway_payments.result_codes import NOT_FOUND_RESULTS, TransactionSt
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.statement_matching import PaymentStatementMatching
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.status_evidence import StatusEvidence
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import payment_of
@@ -72,6 +64,7 @@ class StatusQueryService:
         self._external_reversals = external_reversals
         self._statement_matching = statement_matching
         self._transactions = transactions
+        self._evidence = StatusEvidence(runtime.db, credentials)
 
     async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
         """Send a status query about a receipt or payment id; return Daraja's acknowledgement.
@@ -266,7 +259,7 @@ class StatusQueryService:
         state, asked = transaction_state(result.transaction_status), check["receipt"]
         if (finding := _finding_without_statement(result, state, asked)) is not None:
             return finding
-        evidence = await self._evidence(check, result)
+        evidence = await self._evidence.read(check, result)
         matching = self._statement_matching
         if state == "completed":
             # `apply` requires a receipt that M-Pesa stated itself.
@@ -311,35 +304,6 @@ class StatusQueryService:
         await self._external_reversals.apply(payment, state, Cause.STATUS_QUERY, text)
         return "reversed" if payment["merchant_id"] == check["merchant_id"] else "not_ours"
 
-    async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
-        payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
-        time = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
-        return Evidence(
-            source=Source.STATUS_QUERY,
-            proof=Proof.ANSWER,
-            direction=read_direction(
-                result.payees, await self._numbers(check), debtors=result.payers, amount=result.amount_text
-            ),
-            receiver=Receiver(check["env"], check["shortcode"]),
-            receipt=result.receipt or check["receipt"],
-            handle=None if payment_id is None else Handle(payment_id),
-            reference=check["reference"],
-            amount=read_amount(result.amount, result.amount_text),
-            payer=read_payer(result.payers),
-            time=time,
-            is_impossible=result.finished_at is not None and not time,
-            names_receiver=names_only(result.payees, check["shortcode"]),
-        )
-
-    async def _numbers(self, check: Row) -> set[str]:
-        """M-Pesa names the receiver by its public number or its store number."""
-        numbers = {check["shortcode"]}
-        with suppress(ProviderNotConfigured):
-            port = self._credentials
-            known = await port.get(check["merchant_id"], check["env"], check["shortcode"])
-            numbers.add(known.store_number or known.shortcode)
-        return numbers
-
     async def _named(self, check: Row, evidence: Evidence) -> Row | None:
         payment_id = check["payment_id"]
         if evidence.direction is Direction.OUT:
@@ -359,8 +323,10 @@ class StatusQueryService:
             text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
             cause=Cause.STATUS_QUERY,
-            # An answer without direction or amount is no final failure.
-            is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
+            # An answer without a direction, an amount and a receiver is no final failure.
+            is_final=evidence.direction is Direction.IN
+            and not evidence.is_shared
+            and evidence.amount == asked_about.amount,
         )
         has_failed = result_of(await self._transitions.apply(payment, report)) == "failed"
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}

@@ -22,3 +22,18 @@ DELETE FROM status_check WHERE check_id IN (
     SELECT check_id FROM status_check WHERE check_id < $1 ORDER BY check_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 """
+
+_UNDECIDED = """FROM status_check AS asked
+WHERE env = $1 AND finding = 'ambiguous' AND check_id >= id_least('chk', $2)
+    AND NOT EXISTS (SELECT FROM payment WHERE payment.env = asked.env AND payment.receipt = asked.receipt)
+    AND NOT EXISTS (SELECT FROM payment
+        WHERE payment.payment_id = asked.payment_id AND payment.receipt IS NOT NULL)"""
+"""Answers whose money no payment has."""
+
+# raw SQL: aggregate
+COUNT_UNDECIDED = f"SELECT count(*) FROM (SELECT 1 {_UNDECIDED} LIMIT 1000) AS undecided"  # noqa: S608 - the clause above
+
+# raw SQL: join
+FIND_UNDECIDED = f"""
+SELECT * FROM status_check WHERE check_id IN (SELECT check_id {_UNDECIDED}) ORDER BY check_id DESC LIMIT 100
+"""  # noqa: S608 - the same reason

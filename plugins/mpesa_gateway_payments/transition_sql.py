@@ -34,6 +34,9 @@ _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
 _VALUES = {
     "claim": "given.claim::jsonb",
+    # A late report does not restore an erased number.
+    "received_phone": "CASE WHEN payment.erased_at IS NULL OR given.received_phone IS NOT DISTINCT FROM "
+    "payment.received_phone THEN given.received_phone ELSE 'erased' END",
     "result_desc": f"CASE WHEN given.result_code = '0' THEN NULLIF(given.result_desc, '{SUCCESS_TEXT}') "
     "ELSE given.result_desc END",
 }

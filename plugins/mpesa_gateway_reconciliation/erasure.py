@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpesa_gateway.erasure import ErasedNumber, ErasureCase
+from mpesa_gateway.erasure import ERASED, ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation import tables
@@ -46,7 +46,8 @@ async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
 async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
-        payer = None if case.number.is_in(row["payer"]) else row["payer"]
+        # A NULL would be filled by a late answer.
+        payer = ERASED if case.number.is_in(row["payer"]) else row["payer"]
         reason = row["set_aside_reason"] and case.number.without(row["set_aside_reason"])
         if (payer, reason) != (row["payer"], row["set_aside_reason"]):
             await gateway.db.run(

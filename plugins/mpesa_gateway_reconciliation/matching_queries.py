@@ -86,7 +86,11 @@ A transaction is recorded after its money; 48 hours cover readings in another zo
 
 # raw SQL: expression
 STORE_ANSWER = """
-UPDATE statement_note SET payer = COALESCE($2, payer), moments = COALESCE($3::timestamptz[], moments),
-    is_timed = is_timed OR $3 IS NOT NULL, answered_at = $4, is_to_us = $5
+UPDATE statement_note AS note SET
+    payer = CASE WHEN 'erased' IN (note.payer, (SELECT payer FROM transaction WHERE transaction_id = $1))
+        THEN note.payer ELSE COALESCE($2, note.payer) END,
+    moments = COALESCE($3::timestamptz[], moments), is_timed = is_timed OR $3 IS NOT NULL, answered_at = $4,
+    is_to_us = $5
 WHERE transaction_id = $1
 """
+"""An answer after an erasure does not restore the payer's number."""

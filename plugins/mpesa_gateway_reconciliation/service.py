@@ -363,8 +363,6 @@ def _line_columns(
         "amount_text": line.amount_text,
         "is_explained": is_explained,
         "finding": "already_known" if is_own else "not_found",
-        "payment_id": subject.subject_id if is_explained and subject is not None else None,
-        "owner": known.merchant_id,
     }
 
 

@@ -109,13 +109,13 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 # raw SQL: upsert
 STORE_LINES = Named("""
 WITH locked AS (
-    SELECT transaction_id FROM statement_note WHERE transaction_id = ANY($transaction_id::uuid[])
+    SELECT transaction_id, finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL AS is_open
+    FROM statement_note WHERE transaction_id = ANY($transaction_id::uuid[])
     ORDER BY transaction_id FOR UPDATE
 ), given AS (
     SELECT * FROM unnest($transaction_id::uuid[], $likely::timestamptz[], $other::timestamptz[], $amount::integer[],
-        $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $finding::text[], $payment_id::uuid[],
-        $owner::uuid[])
-        AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, finding, payment_id, owner)
+        $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $finding::text[])
+        AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, finding)
     -- After the notes are locked.
     WHERE (SELECT count(*) FROM locked) IS NOT NULL
 ), noted AS (
@@ -134,18 +134,15 @@ WITH locked AS (
                 AND (NOT known.is_timed OR cardinality(excluded.moments) < cardinality(known.moments)) AS learns
             ) AS merged)
     RETURNING transaction_id, finding, set_aside_at
-), explained AS (
-    -- Another report has completed its payment.
-    UPDATE statement_note AS note SET finding = 'already_known', payment_id = given.payment_id,
-        merchant_id = given.owner, settled_at = $created_at
-    FROM given WHERE note.transaction_id = given.transaction_id AND given.payment_id IS NOT NULL
-        AND note.finding IN ('new', 'not_found', 'ambiguous')
 )
 INSERT INTO reconciliation_line (run_id, transaction_id, finding)
-SELECT $run_id, given.transaction_id, CASE WHEN noted.finding IS NULL THEN given.finding
+SELECT $run_id, given.transaction_id, CASE
+    -- Another report has completed its payment: the note is written after the payment is locked.
+    WHEN noted.finding IS NULL THEN CASE WHEN locked.is_open THEN 'new' ELSE given.finding END
     WHEN noted.finding = 'recovered' THEN 'already_known'
     WHEN noted.finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE noted.finding END
 FROM given LEFT JOIN noted ON noted.transaction_id = given.transaction_id
+    LEFT JOIN locked ON locked.transaction_id = given.transaction_id
 ORDER BY given.transaction_id
 ON CONFLICT (run_id, transaction_id) DO NOTHING
 RETURNING transaction_id

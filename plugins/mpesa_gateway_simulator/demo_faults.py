@@ -104,7 +104,7 @@ async def _forge(players: DemoClients, began: datetime) -> list[str]:
         reasons = [entry["reason"] for entry in reversed(refused)]
         expect("the operator's list of refusals", ["token", "source", "signature", "subject"], reasons)
         audited = await players.api.data("GET", "/v1/audit/logs?action=callback.refused")
-        expect("what the shop's own audit log tells of them", 2, len(audited))
+        expect("the entries of the refusals in the merchant's audit log", 2, len(audited))
         for payment in (mine, other):
             now = await players.api.data("GET", f"/v1/payments/{payment['id']}")
             expect(

@@ -55,8 +55,9 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(_OF_CASE, case.named):
         cleaned: dict[Any, Any] = {name: row[name] and case.number.without(row[name]) for name in _TEXTS}
-        # A NULL would be filled by the next report of the receipt.
-        cleaned["payer"] = ERASED if case.number.is_in(row["payer"]) else row["payer"]
+        # A NULL would be filled by the next report of the receipt. Money of the case's payments is the payer's.
+        is_hidden = row["payer"] is None and row["direction"] == "in" and row["subject_id"] in case.ids
+        cleaned["payer"] = ERASED if is_hidden or case.number.is_in(row["payer"]) else row["payer"]
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(
                 TransactionRow.update(cleaned).where(TransactionRow.transaction_id == row["transaction_id"])

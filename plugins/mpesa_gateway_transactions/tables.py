@@ -35,6 +35,9 @@ class WitnessRow(Table, tablename="transaction_witness"):
     source = Text()
     seen_at = Timestamptz()
     detail = Text(null=True, default=None)
+    reviewed_at = Timestamptz(null=True, default=None)
+    reviewed_by = Text(null=True, default=None)
+    review_note = Text(null=True, default=None)
 
 
 # raw SQL: hot path - each callback that completes a payment; both statements bind the same values.
@@ -69,8 +72,11 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
         THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,
     fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
     payer = COALESCE(known.payer, excluded.payer),
-    payer_name = COALESCE(known.payer_name, excluded.payer_name),
-    account_number = COALESCE(known.account_number, excluded.account_number),
+    -- Of an erased payer nothing is learnt again.
+    payer_name = COALESCE(known.payer_name,
+        CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.payer_name END),
+    account_number = COALESCE(known.account_number,
+        CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.account_number END),
     subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
     subject_id = COALESCE(known.subject_id, excluded.subject_id),
     conflict_id = COALESCE(known.conflict_id, excluded.conflict_id)
@@ -80,21 +86,25 @@ WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
             OR known.conflict_id = excluded.subject_id))
 RETURNING known.transaction_id, known.env, known.direction, known.receipt, known.amount_cents, known.subject_kind,
-    known.subject_id, known.merchant_id, known.first_source
+    known.subject_id, known.merchant_id, known.first_source, known.receiver_id
 """  # noqa: S608 - the rows above
+
+_DIFFERENCE = """NULLIF(concat_ws(', ',
+        CASE WHEN (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE
+            THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents)
+        END,
+        (SELECT 'reports receiver ' || t.number || ', not ' || number FROM receiver
+            WHERE receiver_id = found.receiver_id AND number <> t.number)), '')"""
 
 _WITNESS = f"""
 INSERT INTO transaction_witness (transaction_id, source, seen_at, detail)
-SELECT found.it, t.source, $seen_at::timestamptz,
-    CASE WHEN (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE
-        THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents) END
+SELECT found.it, t.source, $seen_at::timestamptz, {_DIFFERENCE}
 FROM {{written}} AS found
     JOIN ({_SEEN}) AS t ON t.env = found.env AND t.direction = found.direction AND t.receipt = found.receipt
     -- The row before this statement.
     LEFT JOIN transaction AS before ON before.transaction_id = found.it
 WHERE found.it <> t.transaction_id
-    AND (t.source <> found.first_source
-        OR (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE)
+    AND (t.source <> found.first_source OR {_DIFFERENCE} IS NOT NULL)
 ORDER BY found.it
 ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
     WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL

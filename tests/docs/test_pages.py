@@ -88,6 +88,8 @@ def test_inline_commands_exist(page: str) -> None:
         ("yaml", "a: [", "expected the node content"),
         ("ini", "pool_mode = transaction", "no section headers"),
         ("html", "{% block main %}", "endblock"),
+        ("js", "export const isOurs = () => true", r"differs from examples/webhooks/verify\.mjs"),
+        ("php", "function is_ours() {}", r"differs from examples/webhooks/verify\.php"),
         ("text", 'curl -X PATCH "$BASE/v1/payments"', "no gateway answers PATCH /v1/payments"),
         ("text", "mpesa-gateway merchant create [OPTIONS] NAME", "No such command 'merchant'"),
         ("text", "mpesa-gateway doctor --live", "write sh behind the fence"),

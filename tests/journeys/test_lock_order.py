@@ -295,6 +295,19 @@ async def test_code_paths_run_concurrently_cause_no_deadlock(
     assert collisions.failed == []
 
 
+@pytest.mark.usefixtures("quick_to_see", "initiated")
+async def test_statement_read_again_and_status_answer_cause_no_deadlock(
+    harness: Harness, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = count_deadlocks(monkeypatch, dawdle=0.004)
+    paths = Paths(harness, daraja)
+    for _ in range(ROUNDS // 2):
+        _, receipt = await paths.read_before_paid()
+        await asyncio.gather(paths.read_line(receipt), paths.answered(receipt))
+    assert found == []
+    assert await deadlocks_of(database_url) == 0
+
+
 @pytest.mark.usefixtures("quick_to_see")
 async def test_deadlock_is_counted(
     harness: Harness, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch

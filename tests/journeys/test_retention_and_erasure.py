@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, cast
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_transactions.api import ReportedTransaction, Transactions
 from mpesa_gateway_webhooks import tables as webhook_tables
 from tests.conftest import Harness
-from tests.daraja import stk_callback
+from tests.daraja import result, stk_callback
 from tests.identifiers import identifier
 from tests.ledger import broken_invariants
 from tests.owner import as_owner
@@ -404,6 +405,84 @@ async def test_report_after_the_erasure_does_not_restore_the_number(harness: Har
     assert (await erase(harness)).cases == 0
 
 
+async def answer_about(harness: Harness, line_id: str, receipt: str) -> None:
+    """Post M-Pesa's answer to a status query about a statement line, which shows the payer's whole number."""
+    merchant_id = await harness.gateway.db.fetchval("SELECT merchant_id FROM webhook_endpoint")
+    url = harness.gateway.services.get(Callbacks).url_for(
+        "status", env="sandbox", merchant_id=merchant_id, subject_id=line_id
+    )
+    says = {
+        "ReceiptNo": receipt,
+        "TransactionStatus": "Completed",
+        "DebitPartyName": f"{PAYER} - JANE DOE",
+        "CreditPartyName": "174379 - SHOP",
+    }
+    answer = await harness.api.call("POST", url.removeprefix(harness.base), result(0, says=says))
+    assert answer.status == 200, answer.body
+
+
+NOTE = """
+INSERT INTO statement_note (transaction_id, receiver_id, merchant_id, env, moments, amount, amount_text, payer, finding,
+    is_timed, is_of_till, created_at, asked_at, set_aside_at, set_aside_by, set_aside_reason)
+SELECT transaction_id, receiver_id, merchant_id, env, ARRAY[occurred_at], 60, '60', $1, 'ambiguous', true, false,
+    occurred_at, occurred_at, occurred_at, 'a person', 'known' FROM transaction
+"""
+
+
+@pytest.mark.parametrize(
+    ("on_statement", "answered"),
+    [(PAYER, None), (PAYER, PAYER), (None, PAYER), (sha256(PAYER.encode()).hexdigest(), None)],
+    ids=["shown on the statement", "shown by both", "shown by an answer", "shown as a digest"],
+)
+async def test_answer_about_a_line_after_the_erasure_does_not_restore_the_number(
+    harness: Harness, on_statement: str | None, answered: str | None
+) -> None:
+    """The line was dismissed while a status query about it was open."""
+    merchant_id = await harness.gateway.db.fetchval("SELECT merchant_id FROM webhook_endpoint")
+    await record(harness, replace(loose_money(merchant_id, "TKN0000001"), payer=on_statement))
+    await harness.gateway.db.execute(NOTE, answered)
+    advance_clock(harness, timedelta(hours=60))
+    assert (await erase(harness)).cases == 1
+    line_id = await harness.gateway.db.fetchval("SELECT transaction_id FROM transaction")
+    await answer_about(harness, line_id, "TKN0000001")
+    assert {row.partition(":")[0] for row in await rows_with_number(harness)} == {"callback"}
+    row = await harness.gateway.db.fetchrow(
+        "SELECT note.payer AS noted, transaction.payer, answered_at FROM transaction JOIN statement_note AS note "
+        "USING (transaction_id)"
+    )
+    assert row is not None
+    assert "erased" in {row["noted"], row["payer"]}
+    assert row["answered_at"] is not None
+
+
+@pytest.mark.parametrize("shown", [PAYER, None], ids=["payer shown", "payer hidden"])
+async def test_status_answer_about_an_erased_payment_does_not_restore_the_number(
+    harness: Harness, shown: str | None
+) -> None:
+    payment = await completed_payment(harness.api, PAYER, "order")
+    await harness.gateway.db.execute("UPDATE transaction SET payer = $1", shown)
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    assert (await erase(harness)).cases == 1
+    late = replace(loose_money(payment["merchant_id"], payment["receipt"]), amount_cents=50_000)
+    await record(harness, replace(late, payer_name="JANE DOE", account_number=PAYER))
+    assert await rows_with_number(harness) == []
+
+
+async def test_late_mismatch_of_an_erased_payment_does_not_restore_the_number(harness: Harness) -> None:
+    payment = await completed_payment(harness.api, PAYER, "order")
+    await wait_for_deliveries(harness)
+    advance_clock(harness, timedelta(hours=60))
+    assert (await erase(harness)).cases == 1
+    body = stk_callback(payment["provider_ref"], amount=7, receipt="TKN0000009", phone=int(PAYER))
+    body["Body"]["stkCallback"]["ResultDesc"] = f"Paid by {PAYER}"
+    assert (await harness.api.call("POST", await address(harness, payment), body)).status == 200
+    row = await harness.gateway.db.fetchrow("SELECT mismatch, received_phone FROM payment")
+    assert row is not None
+    assert (row["mismatch"], row["received_phone"]) == ("amount", "erased")
+    assert {one.partition(":")[0] for one in await rows_with_number(harness)} == {"callback"}
+
+
 async def test_erasure_keeps_money_recorded_in_the_last_48_hours(harness: Harness) -> None:
     merchant_id = await harness.gateway.db.fetchval("SELECT merchant_id FROM webhook_endpoint")
     await record(harness, loose_money(merchant_id, "TKN0000001"))
@@ -522,7 +601,6 @@ async def test_late_money_for_an_erased_payment_counts(harness: Harness) -> None
         "callback",
         "event",
         "payment",
-        "transaction",
     }
     advance_clock(harness, timedelta(hours=60))
     assert ((await erase(harness)).cases, await rows_with_number(harness)) == (1, [])
@@ -599,6 +677,8 @@ async def test_late_callback_for_an_erased_payment_is_no_mismatch(harness: Harne
         ("2547****002 - JOHN DOE", "2547****002 - JOHN DOE"),
         ("paid by 0711000001, thanks", "paid by erased, thanks"),
         ("174379 - Shop", "174379 - Shop"),
+        (sha256(b"254711000001").hexdigest(), "erased"),
+        (sha256(b"254711000002").hexdigest(), sha256(b"254711000002").hexdigest()),
         ("1254711000001", "1254711000001"),
         ("7110000011", "7110000011"),
         ("000001", "000001"),

@@ -173,7 +173,7 @@ END
 $$;
 
 -- Notifies every process of a change to a cached row: `topic:key` on the schema's channel.
-CREATE FUNCTION tell_change() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION notify_change() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_notify(
         TG_TABLE_SCHEMA || '_changed', TG_ARGV[0] || ':' || id_text((to_jsonb(OLD) ->> TG_ARGV[1])::uuid)
@@ -365,14 +365,14 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER merchant_told AFTER DELETE OR UPDATE OF is_active, envs ON merchant
+CREATE TRIGGER merchant_notified AFTER DELETE OR UPDATE OF is_active, envs ON merchant
     FOR EACH ROW
-    EXECUTE FUNCTION tell_change('merchant', 'merchant_id');
+    EXECUTE FUNCTION notify_change('merchant', 'merchant_id');
 
-CREATE TRIGGER api_key_told AFTER DELETE
+CREATE TRIGGER api_key_notified AFTER DELETE
     OR UPDATE OF merchant_id, digest, env, scopes, expires_at, revoked_at ON api_key
     FOR EACH ROW
-    EXECUTE FUNCTION tell_change('api_key', 'key_id');
+    EXECUTE FUNCTION notify_change('api_key', 'key_id');
 
 CREATE TRIGGER idempotency_key_settled_for_good AFTER UPDATE OF state ON idempotency_key
     FOR EACH ROW WHEN (OLD.state = 'settled' AND NEW.state = 'released')

@@ -49,10 +49,12 @@ CREATE TABLE shortcode (
 );
 CREATE UNIQUE INDEX shortcode_default ON shortcode (merchant_id, env) WHERE is_default AND retired_at IS NULL;
 CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
+-- M-Pesa names a till by its store's number, which several tills may share.
+CREATE INDEX shortcode_store ON shortcode (store_number, env) WHERE store_number IS NOT NULL;
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
 
 -- Processes cache a merchant's shortcodes by the merchant, and one shortcode by its id.
-CREATE FUNCTION tell_shortcode() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION notify_shortcode() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', 'credentials:' || id_text(NEW.merchant_id));
     PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', 'shortcode:' || id_text(NEW.shortcode_id));
@@ -60,9 +62,9 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER receiver_told AFTER UPDATE ON receiver
+CREATE TRIGGER receiver_notified AFTER UPDATE ON receiver
     FOR EACH ROW
-    EXECUTE FUNCTION tell_change('receiver', 'receiver_id');
+    EXECUTE FUNCTION notify_change('receiver', 'receiver_id');
 
 CREATE TRIGGER shortcode_is_of_one_receiver AFTER UPDATE OF merchant_id, env, receiver_id ON shortcode
     FOR EACH ROW WHEN (OLD.merchant_id IS DISTINCT FROM NEW.merchant_id OR OLD.env IS DISTINCT FROM NEW.env
@@ -71,6 +73,6 @@ CREATE TRIGGER shortcode_is_of_one_receiver AFTER UPDATE OF merchant_id, env, re
 CREATE TRIGGER shortcode_not_deleted BEFORE DELETE ON shortcode
     FOR EACH ROW
     EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER shortcode_told AFTER INSERT OR UPDATE ON shortcode
+CREATE TRIGGER shortcode_notified AFTER INSERT OR UPDATE ON shortcode
     FOR EACH ROW
-    EXECUTE FUNCTION tell_shortcode();
+    EXECUTE FUNCTION notify_shortcode();

@@ -46,11 +46,18 @@ CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject
 CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 -- Later reports of a receipt, one row for each source. detail states a difference from the first report, which needs
--- review.
+-- review: reviewed_at is when a person has looked into it.
 CREATE TABLE transaction_witness (
     transaction_id uuid NOT NULL REFERENCES transaction,
     source text NOT NULL CHECK (source <> ''),
     seen_at timestamptz NOT NULL,
     detail text CHECK (detail <> ''),
-    PRIMARY KEY (transaction_id, source)
+    reviewed_at timestamptz,
+    reviewed_by text,
+    review_note text CHECK (review_note <> ''),
+    PRIMARY KEY (transaction_id, source),
+    CONSTRAINT transaction_witness_review_is_whole CHECK (num_nulls(reviewed_at, reviewed_by, review_note) IN (0, 3)),
+    CONSTRAINT transaction_witness_review_is_of_a_difference CHECK (reviewed_at IS NULL OR detail IS NOT NULL)
 );
+CREATE INDEX transaction_witness_unreviewed ON transaction_witness (transaction_id)
+    WHERE detail IS NOT NULL AND reviewed_at IS NULL;

@@ -38,11 +38,12 @@ from mpesa_gateway_metrics.exposition import COLLECT_WITHIN, Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
 from mpesa_gateway_metrics.worker_server import serve_in_worker
-from mpesa_gateway_payments import stats_sql
+from mpesa_gateway_payments import stats_sql, status_query_sql
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
+from mpesa_gateway_transactions import contradictions
 from mpesa_gateway_webhooks import tables as webhooks
 from tests.asgi import send_request
 from tests.certificates import issue
@@ -551,6 +552,8 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "payments by hour": (stats_sql.STATS_BY_ENV, (timedelta(hours=1),)),
     "reasons by hour": (stats_sql.FAILURE_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
+    "undecided answers": (status_query_sql.COUNT_UNDECIDED, ("'live'", timedelta(hours=48))),
+    "contradicted transactions": (contradictions.COUNT, ("'live'",)),
     "held payments": (payments.COUNT_NEEDING_REVIEW, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),
     "dead webhooks": (webhooks.DEAD_SINCE, (literal("dlv"), "ARRAY['live']")),

@@ -325,3 +325,19 @@ async def test_overview_shows_payment_figures(ops_site: OpsSite) -> None:
         assert "cancelled by user 1" in page.words
         assert "Payments, last 24 hours" in page.words
         assert "real money only" not in page.words
+
+
+async def test_overview_with_an_ambiguous_answer_shows_it_for_48_hours(ops_site: OpsSite) -> None:
+    gateway = ops_site.gateway
+    checks = (
+        "INSERT INTO status_check (check_id, merchant_id, env, shortcode, receipt, state, finding, created_at, "
+        "finished_at) VALUES ($1, $2, 'sandbox', '174379', 'UKA1B2C3D1', 'answered', 'ambiguous', now(), now())"
+    )
+    await gateway.db.execute(checks, gateway.ids.new("chk"), ops_site.merchant_id)
+    await gateway.db.execute(
+        checks, gateway.ids.new("chk", gateway.clock.now() - timedelta(hours=49)), ops_site.merchant_id
+    )
+    async with ops_site.browser(Role.VIEWER) as browser:
+        assert "1 ambiguous status answer of the last 48 hours" in (await browser.open("/")).words
+        page = await browser.open("/payments/answers")
+        assert (page.words.count("UKA1B2C3D1"), page.unbalanced_tags) == (1, [])

@@ -632,6 +632,17 @@ def test_judge_report_with_fewer_fields_completes_no_other_payment(
     assert completes(judge(less, books, money)) in {None, whole}
 
 
+@FAST
+@given(reports(), BOOKS, MONEY)
+def test_judge_report_that_several_receivers_share_completes_no_payment(
+    report: Evidence, books: list[Payment], money: list[Transaction]
+) -> None:
+    shared = judge(replace(report, is_shared=True), books, money)
+    assert completes(shared) is None
+    if completes(judge(report, books, money)) is None and report.handle is None:
+        assert isinstance(shared, Ambiguous) or shared == judge(report, books, money)
+
+
 @st.composite
 def true_stories(draw: st.DrawFn) -> tuple[Evidence, Payment]:
     """A paid payment without a callback, and a complete report of its money."""

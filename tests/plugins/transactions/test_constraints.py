@@ -20,6 +20,10 @@ INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, directio
 SELECT {literal("txn", 2)}, merchant_id, env, receiver_id, 'in', %s, now(), 'pull', %s FROM transaction
 """  # noqa: S608 - ids that the test chose
 CHANGE = "UPDATE transaction SET %s"
+WITNESS = f"""
+INSERT INTO transaction_witness (transaction_id, source, seen_at, detail, reviewed_at, reviewed_by, review_note)
+VALUES ({literal("txn", 1)}, 'pull', now(), %s)
+"""  # noqa: S608 - ids that the test chose
 
 CASES = {
     "transaction_receipt": [SECOND % ("receipt", "NULL, NULL")],
@@ -35,6 +39,8 @@ CASES = {
     "transaction_has_one_subject": [
         CHANGE % change for change in ("amount_cents = 1", "subject_kind = NULL, subject_id = NULL")
     ],
+    "transaction_witness_review_is_whole": [WITNESS % "'reports 1 cent', now(), 'a person', NULL"],
+    "transaction_witness_review_is_of_a_difference": [WITNESS % "NULL, now(), 'a person', 'compared'"],
     "transaction_not_deleted": ["DELETE FROM transaction"],
 }
 
