@@ -50,6 +50,7 @@ UNPLAYED = {
     "plugins/mpesa_gateway_credentials/ownership.py: allow_use": _LIVE,
     "plugins/mpesa_gateway_credentials/ownership.py: move_receiver": _LIVE,
     "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
+    "plugins/mpesa_gateway_credentials/reader.py: _note_verified": _ALONE,
     "plugins/mpesa_gateway_payments/due_sql.py: set_next_query": _TIMED,
     "plugins/mpesa_gateway_payments/due_sql.py: claim_due": _TIMED,
     "plugins/mpesa_gateway_reconciliation/service.py: _beat": _ALONE,
