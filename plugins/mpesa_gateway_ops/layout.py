@@ -10,6 +10,7 @@ from urllib.parse import quote
 from litestar import Response
 from markupsafe import Markup, escape
 
+from mpesa_gateway.daraja.provider_text import provider_text
 from mpesa_gateway.http import templating
 from mpesa_gateway.http.templating import Connection
 from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, TimelineEntry
@@ -152,6 +153,10 @@ class Layout:
             shown = normal_phone(number)
             return shown if visitor.may(Permission.NUMBERS) or not shown.isdigit() else Msisdn(shown).masked
 
+        def typed(text: str | None) -> str:
+            """A payer may type a number with spaces, which ``mask_phones`` leaves."""
+            return (text or "") if visitor.may(Permission.NUMBERS) else provider_text(text or "")
+
         return {
             "root": root,
             "asset": templating.asset,
@@ -160,6 +165,7 @@ class Layout:
             "brief": brief,
             "linked": linked,
             "phone": phone,
+            "typed": typed,
             "mask": mask_phones,
             "when": when,
             "now": now,
