@@ -7,7 +7,7 @@ from mpesa_gateway.db.idempotency import read_key
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields, ProviderNotConfigured, ProviderRejected
 from mpesa_gateway.http.validation import read_body
-from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role, SetupState, SetupStep
+from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered, SetupState, SetupStep
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.schemas import CreatePayment
@@ -67,8 +67,8 @@ async def _first(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
     )
 
 
-PAGES = (Page("merchants/{merchant_id}/payment", "Payment", form, role=Role.ADMIN),)
-ACTS = (Action("merchants/{merchant_id}/payment", "create", create, role=Role.ADMIN),)
+PAGES = (Page("merchants/{merchant_id}/payment", "Payment", form, Permission.COLLECT),)
+ACTS = (Action("merchants/{merchant_id}/payment", "create", create, Permission.COLLECT),)
 STEPS = (SetupStep(name="payment", title="First payment", order=70, read=_first, proves=("verified",)),)
 
 
