@@ -128,6 +128,7 @@ async def test_main_pages_have_no_axe_violations(
     shown = {amina: "ops", f"{amina}/payments": "ops-payments", f"{amina}/payments/{paid['id']}": "ops-payment"}
     for link in dict.fromkeys([*links, f"{amina}/payments/{paid['id']}", f"{amina}/payments/{failed['id']}"]):
         await page.goto(link)
+        await expect(page.locator("h1").first).to_be_visible()
         found[link.removeprefix(amina)] = await violations(page)
         if await overflows(page):
             found[link].append("wider than the screen")
