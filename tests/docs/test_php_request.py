@@ -1,0 +1,49 @@
+"""Protects examples/clients/request_payment.php: it sends the request of a payment, and reads the answer."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from mpesa_gateway_payments.schemas import CreatePayment
+from tests.house.tree import ROOT
+
+EXAMPLE = ROOT / "examples" / "clients" / "request_payment.php"
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """Answers one request and records it."""
+
+    seen: dict[str, str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        Gateway.seen = {**headers, "path": self.path, "body": body}
+        self.send_response(201)
+        self.end_headers()
+        self.wfile.write(json.dumps({"success": True, "data": {"status": "pending"}}).encode())
+
+
+PHP = shutil.which("php") or ""
+
+
+@pytest.mark.skipif(not PHP, reason="needs PHP, which is not installed")
+def test_request_in_php_is_a_payment_request() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.handle_request).start()
+    environ = {**os.environ, "GATEWAY": f"http://127.0.0.1:{server.server_port}", "KEY": "sk_test_key"}
+    ended = subprocess.run([PHP, EXAMPLE], env=environ, capture_output=True, text=True, check=True, timeout=60)
+    server.server_close()
+    assert ended.stdout == "201 pending\n"
+    assert (Gateway.seen["path"], Gateway.seen["x-api-key"]) == ("/v1/payments", "sk_test_key")
+    assert Gateway.seen["idempotency-key"] == "order-1041"
+    assert json.loads(Gateway.seen["body"]).keys() <= set(CreatePayment.__struct_fields__)
+
+
+def test_example_in_php_exists() -> None:
+    assert EXAMPLE.read_text(encoding="utf-8").startswith("<?php\n")
