@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
@@ -14,9 +13,10 @@ import msgspec
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import FieldChecks, InvalidFields, Problem, check_fields
+from mpesa_gateway.errors import ApiError, Code, FieldChecks, InvalidFields, Problem, check_fields
 from mpesa_gateway.http.validation import is_moment, read_query
 from mpesa_gateway.local_time import parse_local
+from mpesa_gateway.permissions import MerchantRole, Permission, Role
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.merchants import Merchant
@@ -25,29 +25,42 @@ from mpesa_gateway.security.scopes import Caller
 if TYPE_CHECKING:
     from litestar import Response
 
+__all__ = [
+    "NO_PAGES",
+    "Action",
+    "AttentionItem",
+    "FirstOperator",
+    "Menu",
+    "MerchantRole",
+    "Owner",
+    "Page",
+    "PageRequest",
+    "Pages",
+    "Panel",
+    "Permission",
+    "Redirect",
+    "Rendered",
+    "Role",
+    "SetupState",
+    "SetupStep",
+    "Show",
+    "StepUpNeeded",
+    "TimelineEntry",
+    "TimelineSource",
+    "Visitor",
+    "WrongEnvironment",
+]
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 _OFFERED = 200
 
 
-class Role(StrEnum):
-    """View; act on payments and webhooks; change merchants, keys and secrets."""
-
-    VIEWER = "viewer"
-    OPERATOR = "operator"
-    ADMIN = "admin"
-
-    def may(self, needed: Role) -> bool:
-        ranks = list(Role)
-        return ranks.index(self) >= ranks.index(needed)
-
-
 @dataclass(frozen=True)
 class FirstOperator:
-    """Contribution of the plugin that signs operators in.
+    """Contribution of the plugin that signs people in.
 
-    ``create`` takes a name and the actor; returns the password, or None if an operator exists.
+    ``create`` takes an e-mail address and the actor; returns the password, or None if a person exists.
     """
 
     create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
@@ -61,20 +74,38 @@ class WrongEnvironment(Exception):
         self.env: Env = env
 
 
+class StepUpNeeded(ApiError):
+    """The action needs a recent second factor. The form is shown again, with a field for the code."""
+
+    status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
+
+
 @dataclass(frozen=True, kw_only=True)
 class Visitor:
-    """``actor`` is the name in the audit log."""
+    """``actor`` is the name in the audit log; ``role`` is shown.
+
+    ``is_fresh``: the second factor is recent, or not required. ``person_id`` and ``session_key`` are empty for the
+    host's own login.
+    """
 
     name: str
-    role: Role
+    role: str
     actor: str
+    permissions: frozenset[Permission]
+    is_fresh: bool = True
+    person_id: str = ""
+    session_key: str = ""
+
+    def may(self, permission: Permission) -> bool:
+        return permission in self.permissions
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
     """A request for a page or an action.
 
-    ``values`` are from the path.
+    ``values`` are from the path. ``merchant_id`` limits a member's request to one merchant; the host has None. The path
+    values, ``query["merchant"]`` and ``form["merchant"]`` of a member are then of this merchant.
     """
 
     gateway: Runtime
@@ -84,14 +115,25 @@ class PageRequest:
     form: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     problems: tuple[Problem, ...] = ()
     env: Env = "sandbox"
+    merchant_id: str | None = None
 
     def require(self, env: Env) -> None:
         """Raise WrongEnvironment if the object is of another env."""
         if env != self.env:
             raise WrongEnvironment(env)
 
+    def require_fresh(self) -> None:
+        """Raise StepUpNeeded unless the second factor is recent."""
+        if not self.visitor.is_fresh:
+            raise StepUpNeeded("enter a code of your authenticator app to confirm")
+
     def read_query(self, kind: type[Q]) -> Q:
-        """Decode the query; times without zone are East Africa Time. Raises InvalidFields."""
+        """Decode the query; times without zone are East Africa Time.
+
+        Raises InvalidFields, and TypeError for a member's list whose filters have no ``merchant``.
+        """
+        if self.merchant_id is not None and not self.values and "merchant" not in kind.__struct_fields__:
+            raise TypeError(f"{kind.__name__} has no filter `merchant`: this page cannot be limited to a merchant")
         query, checks = dict(self.query), FieldChecks()
         for each in msgspec.structs.fields(kind):
             texts = query.get(each.encode_name, ())
@@ -121,6 +163,9 @@ class PageRequest:
 
     async def merchant_names(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
         merchants = self.gateway.merchants
+        if self.merchant_id is not None:
+            own = await merchants.require(self.merchant_id)
+            return {"merchants": [own], "names": {own.merchant_id: own.name}}
         chosen = self.query.get("merchant", ())
         return {
             "merchants": [
@@ -175,12 +220,14 @@ class Menu:
     key: str = ""
 
 
+Owner: TypeAlias = "Callable[[Runtime, str], Awaitable[str | None]]"
+
 Show: TypeAlias = "Callable[[PageRequest], Awaitable[Rendered | Response[Any]]]"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page for operators with at least ``role``.
+    """A page for people with the permission ``needs``.
 
     ``names`` is the id prefix (``pay``) that links here. Panels of the same ``place`` are shown on it. A ``part`` does
     not extend the session.
@@ -189,7 +236,7 @@ class Page:
     path: str
     title: str
     show: Show
-    role: Role = Role.VIEWER
+    needs: Permission
     menu: Menu | None = None
     names: str = ""
     place: str = ""
@@ -206,16 +253,17 @@ class Action:
     path: str
     name: str
     do: Callable[[PageRequest], Awaitable[Redirect]]
-    role: Role = Role.OPERATOR
+    needs: Permission
     back: str = ""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of other plugins' pages with this ``place``. ``show`` takes the page's id."""
+    """A part of other plugins' pages with this ``place``. ``show`` takes the page's id, empty on the overview."""
 
     place: str
     show: Callable[[PageRequest, str], Awaitable[Rendered | None]]
+    needs: Permission
     order: int = 100
 
 
@@ -285,7 +333,9 @@ class SetupStep:
 class Pages:
     """Pages of one plugin. ``templates`` is a package.
 
-    ``finder`` returns the page of a search text, such as a receipt. ``concerns`` include problems without env.
+    ``owners`` find the merchant of a path value, such as ``payment_id``; None if it has none, which only the host sees.
+    They raise NotFound. ``finder`` returns the page of a search text, such as a receipt. ``concerns`` include problems
+    without env.
     """
 
     templates: str = ""
@@ -295,6 +345,7 @@ class Pages:
     traces: tuple[TimelineSource, ...] = ()
     concerns: tuple[Callable[[Runtime, Env], Awaitable[Sequence[AttentionItem]]], ...] = ()
     finder: Callable[[PageRequest, str], Awaitable[str | None]] | None = None
+    owners: Mapping[str, Owner] = field(default_factory=dict[str, "Owner"])
     setup: tuple[SetupStep, ...] = ()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from urllib.parse import urljoin
 
 import niquests
+import pyotp
 
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.access import DEVICE_COOKIE
@@ -220,8 +221,22 @@ class Browser:
         return await self.send(form.action, fields)
 
     async def sign_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
-        """Send the login form."""
-        return await self.send("/login", {"name": name, "password": password.reveal()}, **options)
+        """Send the login form. A name without an @ is of the shop."""
+        email = name if "@" in name or not name else f"{name}@shop.example"
+        return await self.send("/login", {"email": email, "password": password.reveal()}, **options)
+
+
+async def set_up_factor(browser: Browser) -> list[str]:
+    """Set up a second factor for the signed-in person, and return its recovery codes."""
+    page = await browser.open("/account/second-factor")
+    page = await browser.submit(page, "/account/second-factor/offer", password=PASSWORD.reveal())
+    secret = re.search(r"<code data-copy>([A-Z2-7]{32})</code>", page.text)
+    assert secret is not None, page.words
+    code = pyotp.TOTP(secret[1]).now()
+    page = await browser.submit(page, "/account/second-factor/confirm", code=code)
+    codes = re.findall(r"\b[0-9a-z]{4}-[0-9a-z]{4}-[0-9a-z]{4}\b", page.words)
+    assert len(codes) == 10, page.words
+    return codes
 
 
 def _page(response: niquests.Response) -> Page:

@@ -19,7 +19,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import ServedGateway
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
-from mpesa_gateway_ops import operators
+from mpesa_gateway_ops import passwords
 from tests.daraja import Daraja, scripted_daraja
 from tests.owner import as_owner
 
@@ -138,9 +138,9 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def real_hasher() -> Iterator[PasswordHasher]:
     """Make operators' password hashes cheap: a page test hashes half a dozen. Returns the hasher of the product."""
-    real = operators._hasher  # pyright: ignore[reportPrivateUsage] - what the tests replace
+    real = passwords._hasher  # pyright: ignore[reportPrivateUsage] - what the tests replace
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        patch.setattr(passwords, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         yield real
 
 

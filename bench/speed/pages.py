@@ -13,7 +13,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_payments.stats import PaymentStatsReader
 
 _ROUNDS = 9
@@ -31,7 +31,7 @@ async def look(values: dict[str, Any], url: str, shop: Shop, base: str) -> list[
     """
     name, password = f"bench-{secrets.token_hex(4)}", Secret(secrets.token_hex(16))
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
-        await gateway.services.get(Operators).create(name, password, role=Role.ADMIN, actor="cli:bench")
+        await gateway.services.get(People).create(name, password, role=Role.ADMIN, actor="cli:bench")
         await gateway.services.get(PaymentStatsReader).count()
     connection = await connect(url, "mpesa")
     known = await connection.fetchrow(_SOME_PAYMENT, shop.merchant_id)

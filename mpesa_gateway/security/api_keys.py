@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -95,6 +95,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
         "name": "shop",
         "scopes": ["payments:read", "payments:write"],
+        "created_by": "person:per_01jdk3v8rc4x9m2q7ztbn5wgae",
         "expires_at": None,
         "revoked_at": None,
     }
@@ -105,6 +106,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     env: Environment
     scopes: tuple[str, ...]
     created_at: datetime
+    created_by: str
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
@@ -156,6 +158,7 @@ class ApiKeys:
             env=env,
             scopes=tuple(sorted(scope.name for scope in scopes)),
             created_at=self._clock.now(),
+            created_by=actor,
             expires_at=expires_at,
         )
         async with self._db.transaction():
@@ -169,6 +172,7 @@ class ApiKeys:
                 env=env,
                 scopes=list(key.scopes),
                 created_at=key.created_at,
+                created_by=actor,
                 expires_at=expires_at,
             ).save()
             await self._audit.record(
@@ -237,6 +241,15 @@ class ApiKeys:
         )
         return [_key(row) for row in rows]
 
+    async def of_maker(self, actor: str) -> Sequence[ApiKey]:
+        """Return the keys that this actor created and that are not revoked, of all merchants, newest first."""
+        rows = await self._db.run(
+            ApiKeyRow.select(*_SHOWN)
+            .where(ApiKeyRow.created_by == actor, ApiKeyRow.revoked_at.is_null())
+            .order_by(ApiKeyRow.created_at, ascending=False)
+        )
+        return [_key(row) for row in rows]
+
     async def has_live_key(self, merchant_id: str) -> bool:
         has_live: bool = await self._db.run(
             ApiKeyRow.exists().where(*_of(merchant_id, "live"), ApiKeyRow.revoked_at.is_null())
@@ -272,6 +285,7 @@ _SHOWN = (
     ApiKeyRow.env,
     ApiKeyRow.scopes,
     ApiKeyRow.created_at,
+    ApiKeyRow.created_by,
     ApiKeyRow.expires_at,
     ApiKeyRow.revoked_at,
     ApiKeyRow.last_used_at,

@@ -25,6 +25,7 @@ class ApiKeyRow(Table, tablename="api_key"):
     env = Text()
     scopes = Array(base_column=Varchar())
     created_at = Timestamptz()
+    created_by = Text()
     expires_at = Timestamptz(null=True, default=None)
     revoked_at = Timestamptz(null=True, default=None)
     last_used_at = Timestamptz(null=True, default=None)

@@ -16,7 +16,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIALS, PAYING_PHONE
 from mpesa_gateway.standalone.settings import OPS
 
-FIRST_OPERATOR = "admin"
+FIRST_OPERATOR = "admin@localhost"
 """Name of the operator that ``up`` creates if there is none."""
 
 

@@ -9,7 +9,17 @@ import msgspec
 from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
-from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Pages, Redirect, Rendered, Role
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Menu,
+    Page,
+    PageRequest,
+    Pages,
+    Permission,
+    Redirect,
+    Rendered,
+)
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, Replayed, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out, truncated
@@ -126,14 +136,14 @@ async def unused_callbacks(gateway: Runtime, env: Env) -> Sequence[AttentionItem
 PAGES = Pages(
     templates="mpesa_gateway_callbacks",
     pages=(
-        Page("callbacks", "Callbacks", callbacks, menu=Menu("Callbacks", 40, "Money", "c")),
-        Page("callbacks/refused", "Refused callbacks", refused),
-        Page("callbacks/{callback_id}", "Callback", callback, names="cbk", place="callback"),
-        Page("callbacks/refused/{refused_id}", "Refused callback", refused_callback, names="ref"),
+        Page("callbacks", "Callbacks", callbacks, Permission.GATEWAY, menu=Menu("Callbacks", 40, "Money", "c")),
+        Page("callbacks/refused", "Refused callbacks", refused, Permission.GATEWAY),
+        Page("callbacks/{callback_id}", "Callback", callback, Permission.GATEWAY, names="cbk", place="callback"),
+        Page("callbacks/refused/{refused_id}", "Refused callback", refused_callback, Permission.GATEWAY, names="ref"),
     ),
     acts=(
-        Action("callbacks/{callback_id}/offer", "offer", offer, back="callbacks/{callback_id}"),
-        Action("callbacks/refused/{refused_id}", "replay", replay, role=Role.ADMIN),
+        Action("callbacks/{callback_id}/offer", "offer", offer, Permission.OPERATE, back="callbacks/{callback_id}"),
+        Action("callbacks/refused/{refused_id}", "replay", replay, Permission.ADMINISTER),
     ),
     concerns=(unused_callbacks,),
 )

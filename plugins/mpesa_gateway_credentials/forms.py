@@ -8,7 +8,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields, ProviderNotConfigured
 from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.local_time import format_near
-from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role, SetupState, SetupStep
+from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered, SetupState, SetupStep
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_credentials.api import MpesaCredentials
@@ -141,10 +141,12 @@ async def _verified(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
     )
 
 
-PAGES = (Page("credentials/{merchant_id}/edit", "M-Pesa credentials", edit, role=Role.ADMIN),)
+PAGES = (Page("credentials/{merchant_id}/edit", "M-Pesa credentials", edit, Permission.CREDENTIALS),)
 ACTS = (
-    Action("credentials/{merchant_id}/edit", "store", save, role=Role.ADMIN),
-    Action("credentials/{merchant_id}/retire", "retire", retire, role=Role.ADMIN, back="credentials/{merchant_id}"),
+    Action("credentials/{merchant_id}/edit", "store", save, Permission.CREDENTIALS),
+    Action(
+        "credentials/{merchant_id}/retire", "retire", retire, Permission.CREDENTIALS, back="credentials/{merchant_id}"
+    ),
 )
 STEPS = (
     SetupStep(name="credentials", title="M-Pesa credentials", order=20, read=_credentials),

@@ -8,7 +8,18 @@ import msgspec
 
 from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
 from mpesa_gateway.local_time import format_local
-from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Pages, Panel, Redirect, Rendered
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Menu,
+    Page,
+    PageRequest,
+    Pages,
+    Panel,
+    Permission,
+    Redirect,
+    Rendered,
+)
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
@@ -137,15 +148,23 @@ async def endangered(gateway: Runtime, _: Env) -> Sequence[AttentionItem]:
 PAGES = Pages(
     templates="mpesa_gateway_credentials",
     pages=(
-        Page("credentials", "Credentials", credentials, menu=Menu("Credentials", 53, "Merchants", "d")),
-        Page("credentials/{merchant_id}", "Credentials", of_merchant, place="credentials"),
+        Page(
+            "credentials",
+            "Credentials",
+            credentials,
+            Permission.GATEWAY,
+            menu=Menu("Credentials", 53, "Merchants", "d"),
+        ),
+        Page("credentials/{merchant_id}", "Credentials", of_merchant, Permission.VIEW, place="credentials"),
         *forms.PAGES,
     ),
     acts=(
-        Action("credentials/{merchant_id}/verify", "verify", verify, back="credentials/{merchant_id}"),
+        Action(
+            "credentials/{merchant_id}/verify", "verify", verify, Permission.QUERY, back="credentials/{merchant_id}"
+        ),
         *forms.ACTS,
     ),
-    panels=(Panel("merchant", summary, 20),),
+    panels=(Panel("merchant", summary, Permission.VIEW, 20),),
     concerns=(endangered,),
     setup=forms.STEPS,
 )

@@ -1,4 +1,4 @@
-"""Access to the operators' pages: session cookie or host login, form tokens and roles."""
+"""Access to the operators' pages: session cookie or host login, form tokens and permissions."""
 
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -8,14 +8,16 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.errors import InvalidFields, UnsupportedMediaType
+from mpesa_gateway.errors import InvalidFields, NotFound, UnsupportedMediaType
 from mpesa_gateway.http.csrf import is_same_site
 from mpesa_gateway.http.templating import root
-from mpesa_gateway.ops_contract import Role
+from mpesa_gateway.ops_contract import Visitor
+from mpesa_gateway.permissions import GRANTS, Permission, Role, host_permissions, is_of_merchant
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
-from mpesa_gateway_ops.errors import CrossSiteRequest, NotAllowed, NotSignedIn
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.errors import CrossSiteRequest, NotAllowed, NotSignedIn, SecondFactorMissing, SecondFactorPending
+from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.sessions import Session, Sessions
 
 COOKIE = "mpesa_gateway_ops"
@@ -23,6 +25,9 @@ DEVICE_COOKIE = "mpesa_gateway_ops_device"
 """Marks a browser that has signed in before."""
 
 ENV_COOKIE = "mpesa_gateway_ops_env"
+
+CODE_FIELD = "second_factor_code"
+"""The field of a form that confirms an action."""
 
 POLLED = "ops_polled"
 """``ops_polled=True`` in a route's decorator: requests by a script do not extend the session."""
@@ -71,17 +76,23 @@ async def require_same_origin(connection: Connection, _: BaseRouteHandler) -> No
         raise CrossSiteRequest("this was not asked for on one of our own pages: open /ops and try again there")
 
 
-async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Admit a session; a change needs the role ``operator`` and the form token.
+def visitor_of(connection: Connection) -> Visitor:
+    """The visitor as the last check of a permission admitted it."""
+    visitor: Visitor = connection.state.ops_visitor
+    return visitor
 
-    Raises NotSignedIn, NotAllowed and CrossSiteRequest.
+
+async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Admit one of the host's people; a change needs the permission ``operate`` and the form token.
+
+    Raises NotSignedIn, NotAllowed, SecondFactorMissing and CrossSiteRequest.
     """
     await require_same_origin(connection, handler)
     session = await admit(connection, is_used=not handler.opt.get(POLLED))
-    if connection.scope.get("method") not in _SAFE:
-        require_role(session, Role.OPERATOR)
-        if not session.has_form_token(connection.headers.get("X-Form-Token", "")):
-            raise CrossSiteRequest("this page belongs to another session: open it again")
+    is_change = connection.scope.get("method") not in _SAFE
+    require_permission(connection, session, Permission.OPERATE if is_change else Permission.GATEWAY, None)
+    if is_change and not session.has_form_token(connection.headers.get("X-Form-Token", "")):
+        raise CrossSiteRequest("this page belongs to another session: open it again")
 
 
 async def admit(connection: Connection, *, is_used: bool) -> Session:
@@ -89,16 +100,48 @@ async def admit(connection: Connection, *, is_used: bool) -> Session:
     gateway: Runtime = connection.app.state.gateway
     sessions = gateway.port(Sessions)
     session: Session | None = None
-    host_login = gateway.port(Operators).host_login
+    host_login = gateway.port(People).host_login
     if host_login is None:
         session = await sessions.find(cookie_of(connection), is_used=is_used)
+        if session is None and await sessions.find_unverified(cookie_of(connection)) is not None:
+            raise SecondFactorPending("enter a code of your authenticator app at /ops/login/code")
     elif (operator := await host_login(connection.scope)) is not None:
         session = sessions.of_host(operator)
     if session is None:
         raise NotSignedIn("sign in at /ops/login")
     connection.state.ops_env = await _chosen_env(connection, gateway)
     connection.state.ops_session = session
+    connection.state.ops_visitor = session.visitor(session.chosen)
     return session
+
+
+async def admit_to(connection: Connection, session: Session, found: RegisteredPage[Any]) -> str | None:
+    """Return the merchant that limits a member's request; None for the host's people.
+
+    Raises NotAllowed, SecondFactorMissing, and NotFound for an object of another merchant.
+    """
+    gateway: Runtime = connection.app.state.gateway
+    needs, merchant_id = found.it.needs, session.chosen
+    if is_of_merchant(needs) and found.values and session.memberships:
+        merchant_id = await gateway.port(PageRegistry).owner_of(found)
+        if session.host_role is None and merchant_id not in session.memberships:
+            raise NotFound("there is no such page")
+    require_permission(connection, session, needs, merchant_id)
+    return None if session.host_role is not None else merchant_id
+
+
+def require_permission(connection: Connection, session: Session, needs: Permission, merchant_id: str | None) -> None:
+    """Raise NotAllowed, and SecondFactorMissing if only the second factor is missing."""
+    visitor = session.visitor(merchant_id)
+    connection.state.ops_visitor = visitor
+    if visitor.may(needs):
+        return
+    if needs in session.granted(merchant_id):
+        raise SecondFactorMissing("set up a second factor under /ops/account first: your role requires one for this")
+    roles = [role for role in Role if needs in host_permissions(role)][:1] + sorted(GRANTS[needs].members)
+    # People of the host see the host's role first.
+    wanted = " or ".join(roles) or "another role"
+    raise NotAllowed(f"this takes the role {wanted}, and yours is {visitor.role}: ask an admin or an owner")
 
 
 async def _chosen_env(connection: Connection, gateway: Runtime) -> Env:
@@ -108,12 +151,6 @@ async def _chosen_env(connection: Connection, gateway: Runtime) -> Env:
             if text == env:
                 return env
     return "live" if await gateway.merchants.any_live() else "sandbox"
-
-
-def require_role(session: Session, role: Role) -> None:
-    """Raise NotAllowed unless the operator has at least this role."""
-    if not session.visitor.role.may(role):
-        raise NotAllowed(f"this takes the role {role.value}, and yours is {session.visitor.role.value}: ask an admin")
 
 
 Form = dict[str, list[str]]

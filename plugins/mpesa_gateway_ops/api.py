@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mpesa_gateway.ops_contract import Role
+from mpesa_gateway.permissions import Role
 
 
 @dataclass(frozen=True, kw_only=True)

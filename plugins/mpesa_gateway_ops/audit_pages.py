@@ -7,9 +7,9 @@ from typing import cast
 import msgspec
 
 from mpesa_gateway.local_time import format_local
-from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.security.audit import BrokenChain
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import names_of
 
 _A_PAGE = 50
 _UTC = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|\+00:00)", re.ASCII)
@@ -30,22 +30,26 @@ async def audit(visit: PageRequest) -> Rendered:
     page = await gateway.audit.page(
         _A_PAGE, query.merchant, query.action, query.cursor, subject_id=query.subject, env=visit.env
     )
-    rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in page.rows]
-    operators = {f"operator:{each.operator_id}": each.name for each in await gateway.port(Operators).list()}
+    rows = [
+        (entry, datetime.fromisoformat(entry.at), _detail(entry.detail, shows_addresses=visit.merchant_id is None))
+        for entry in page.rows
+    ]
     return Rendered(
         "audit.html",
         {
             "rows": rows,
             "query": query,
-            "operators": operators,
+            "people": await names_of(gateway.db, {entry.actor for entry in page.rows}),
         }
         | await visit.merchant_names()
         | visit.pager("audit", page.next_cursor),
     )
 
 
-def _detail(detail: dict[str, object]) -> str:
-    return ", ".join(f"{name}: {_text(value)}" for name, value in detail.items())
+def _detail(detail: dict[str, object], *, shows_addresses: bool) -> str:
+    """The addresses of the host's people are not shown to members."""
+    shown = (item for item in detail.items() if shows_addresses or item[0] != "from")
+    return ", ".join(f"{name}: {_text(value)}" for name, value in shown)
 
 
 def _text(value: object) -> str:
@@ -64,5 +68,5 @@ async def verify(visit: PageRequest) -> Redirect:
     return Redirect("audit", f"Chain verified: {count:,} entries, none changed.")
 
 
-PAGE = Page("audit", "Audit", audit, menu=Menu("Audit", 82, "Gateway", "a"))
-VERIFY = Action("audit/verify", "verify_audit", verify, back="audit")
+PAGE = Page("audit", "Audit", audit, Permission.AUDIT, menu=Menu("Audit", 82, "Gateway", "a"))
+VERIFY = Action("audit/verify", "verify_audit", verify, Permission.OPERATE, back="audit")

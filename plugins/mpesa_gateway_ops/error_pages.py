@@ -16,9 +16,9 @@ from mpesa_gateway.http.templating import headers, redirect
 from mpesa_gateway.logs import trace
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import home, known_session
-from mpesa_gateway_ops.errors import NotSignedIn
+from mpesa_gateway_ops.errors import NotSignedIn, SecondFactorMissing, SecondFactorPending
 from mpesa_gateway_ops.layout import Layout
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.settings import OpsSettings
 
 log = structlog.get_logger(__name__)
@@ -29,9 +29,13 @@ def _answer_refused(request: Request[Any, Any, Any], refused: ApiError) -> Respo
     if "text/html" not in request.headers.get("accept", ""):
         return failure(refused.problems, refused.status, headers() | wait)
     gateway: Runtime = request.app.state.gateway
+    if isinstance(refused, SecondFactorPending):
+        return redirect(f"{home(request)}/login/code")
+    if isinstance(refused, SecondFactorMissing) and request.method == "GET":
+        return redirect(f"{home(request)}/account/second-factor")
     if isinstance(refused, NotSignedIn):
         login_url = gateway.settings(OpsSettings).login_url
-        by_host = gateway.port(Operators).host_login is not None
+        by_host = gateway.port(People).host_login is not None
         return redirect(login_url if by_host and login_url else f"{home(request)}/login")
     return gateway.port(Layout).refusal(request, known_session(request), str(refused), refused.status)
 

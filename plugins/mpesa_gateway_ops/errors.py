@@ -9,8 +9,18 @@ class NotSignedIn(ApiError):
     status, code = 401, Code.AUTH_INVALID_KEY
 
 
+class SecondFactorPending(NotSignedIn):
+    """The password was right; the session waits for a code."""
+
+
+class SecondFactorMissing(ApiError):
+    """The role allows this with a second factor, and the person has set up none."""
+
+    status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
+
+
 class WrongPassword(ApiError):
-    """The name or the password is wrong; the message does not say which."""
+    """The address, the password or the code is wrong; the message does not say which."""
 
     status, code = 401, Code.AUTH_INVALID_KEY
 
@@ -22,6 +32,12 @@ class CrossSiteRequest(ApiError):
 
 
 class NotAllowed(ApiError):
-    """The operator's role does not allow this."""
+    """The person's role does not allow this."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
+
+
+class InvalidInvitation(ApiError):
+    """The link is unknown, used or expired; the message does not say which."""
+
+    status, code = 404, Code.NOT_FOUND

@@ -9,7 +9,7 @@ from mpesa_gateway.db.outbox_admin import EventsQuery, OutboxAdmin
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Redirect, Rendered
+from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 
@@ -72,7 +72,7 @@ async def stuck(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 
 
 PAGES = (
-    Page("events", "Events", events, menu=Menu("Events", 51, "Merchants", "e")),
-    Page("events/{event_id}", "Event", event, names="evt", place="event"),
+    Page("events", "Events", events, Permission.GATEWAY, menu=Menu("Events", 51, "Merchants", "e")),
+    Page("events/{event_id}", "Event", event, Permission.GATEWAY, names="evt", place="event"),
 )
-ACTS = (Action("events/{event_id}/wake", "wake_subscriber", wake, back="events/{event_id}"),)
+ACTS = (Action("events/{event_id}/wake", "wake_subscriber", wake, Permission.OPERATE, back="events/{event_id}"),)

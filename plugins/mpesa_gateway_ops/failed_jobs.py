@@ -8,7 +8,7 @@ import msgspec
 from saq import Job
 from saq.job import Status
 
-from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.queues import GatewayQueue
 
 _A_PAGE = 25
@@ -100,8 +100,8 @@ def last_line(error: str | None) -> str:
     return lines[-1][:500] if lines else ""
 
 
-PAGE = Page("failed", "Failed jobs", _show, menu=Menu("Failed jobs", 81, "Gateway", "f"))
+PAGE = Page("failed", "Failed jobs", _show, Permission.GATEWAY, menu=Menu("Failed jobs", 81, "Gateway", "f"))
 ACTS = (
-    Action("failed/retry", "retry_job", _retry, back="failed"),
-    Action("failed/discard", "discard_job", _discard, back="failed"),
+    Action("failed/retry", "retry_job", _retry, Permission.OPERATE, back="failed"),
+    Action("failed/discard", "discard_job", _discard, Permission.OPERATE, back="failed"),
 )

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -10,13 +10,15 @@ from urllib.parse import quote
 from litestar import Response
 from markupsafe import Markup, escape
 
+from mpesa_gateway.daraja.provider_text import provider_text
 from mpesa_gateway.http import templating
 from mpesa_gateway.http.templating import Connection
-from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, Role, TimelineEntry
+from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, TimelineEntry
+from mpesa_gateway.permissions import Permission
 from mpesa_gateway.phone import Msisdn, mask_phones, normal_phone
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops.access import env_of
+from mpesa_gateway_ops.access import CODE_FIELD, env_of
 from mpesa_gateway_ops.flash import FlashMessage
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage, group_menu, run_safely
 from mpesa_gateway_ops.sessions import Session
@@ -25,6 +27,9 @@ _OWN = "mpesa_gateway_ops"
 
 _REFUSED = {403: "Not allowed", 404: "Not found"}
 """Titles of refusals by status."""
+
+_OF_EVERY_FORM = frozenset({"form_token", "form_env", CODE_FIELD})
+"""Fields that a kept form gets anew."""
 
 _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 
@@ -70,9 +75,23 @@ class Layout:
         texts = {"title": title, "message": message}
         if session is None:
             return self.alone(connection, "refusal_alone.html", texts, status=status)
-        visit = PageRequest(gateway=self._runtime, visitor=session.visitor, values={}, env=env_of(connection))
+        return self._framed(connection, session, "refusal.html", texts, status)
+
+    def step_up(
+        self, connection: Connection, session: Session, form: Mapping[str, Sequence[str]], problem: str, status: int
+    ) -> Response[str]:
+        """Ask for a code, and keep the fields of the form that needs it."""
+        kept = [(name, text) for name, texts in form.items() for text in texts if name not in _OF_EVERY_FORM]
+        values = {"title": "Confirm", "kept": kept, "problem": problem, "here": connection.url.path}
+        return self._framed(connection, session, "step_up.html", values, status)
+
+    def _framed(
+        self, connection: Connection, session: Session, template: str, own: Mapping[str, Any], status: int
+    ) -> Response[str]:
+        visitor, env = session.visitor(session.chosen), env_of(connection)
+        visit = PageRequest(gateway=self._runtime, visitor=visitor, values={}, env=env)
         values = self._values(connection, session, visit, None)
-        text = self._templates.get_template("refusal.html").render(values | texts)
+        text = self._templates.get_template(template).render(values | dict(own))
         return templating.answer(_as_seen(visit, text), status=status)
 
     def alone(
@@ -97,13 +116,13 @@ class Layout:
     ) -> dict[str, Any]:
         root, now = templating.root(connection), self._runtime.clock.now()
         visitor = visit.visitor
-        menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
+        menu = [(entry, other) for entry, other in self._desk.menu if visitor.may(other.needs)]
 
         def url(path: str = "") -> str:
             return f"{root}ops/{quote(path, safe='/?&=:~%#')}" if path else f"{root}ops"
 
-        def may(role: str) -> bool:
-            return visitor.role.may(Role(role))
+        def may(permission: str) -> bool:
+            return visitor.may(Permission(permission))
 
         def when(moment: datetime | None, absent: str = templating.ABSENT) -> Markup:
             return templating.when(moment, now, absent)
@@ -132,7 +151,11 @@ class Layout:
             if number is None:
                 return templating.ABSENT
             shown = normal_phone(number)
-            return Msisdn(shown).masked if visitor.role is Role.VIEWER and shown.isdigit() else shown
+            return shown if visitor.may(Permission.NUMBERS) or not shown.isdigit() else Msisdn(shown).masked
+
+        def typed(text: str | None) -> str:
+            """A payer may type a number with spaces, which ``mask_phones`` leaves."""
+            return (text or "") if visitor.may(Permission.NUMBERS) else provider_text(text or "")
 
         return {
             "root": root,
@@ -142,6 +165,7 @@ class Layout:
             "brief": brief,
             "linked": linked,
             "phone": phone,
+            "typed": typed,
             "mask": mask_phones,
             "when": when,
             "now": now,
@@ -152,6 +176,8 @@ class Layout:
                 '<input type="hidden" name="form_token" value="{}"><input type="hidden" name="form_env" value="{}">'
             ).format(session.form_token, visit.env),
             "is_ours": session.is_ours,
+            "own_merchants": {} if session.host_role else session.merchant_names,
+            "own_merchant": session.chosen if visit.merchant_id is None else visit.merchant_id,
             "menu": group_menu(menu),
             "is_live": visit.env == "live",
             "env": visit.env,
@@ -164,7 +190,11 @@ class Layout:
         }
 
     async def _panels(self, visit: PageRequest, place: str, about: str, values: Mapping[str, Any]) -> list[Markup]:
-        chosen = [(plugin, panel) for plugin, panel in self._desk.panels if panel.place == place]
+        chosen = [
+            (plugin, panel)
+            for plugin, panel in self._desk.panels
+            if panel.place == place and visit.visitor.may(panel.needs)
+        ]
         return [
             panel
             for panel in await asyncio.gather(
@@ -196,5 +226,5 @@ class Layout:
 
 
 def _as_seen(visit: PageRequest, text: str) -> str:
-    """Mask every payer's number on a viewer's page: handles, references and metadata contain numbers too."""
-    return mask_phones(text) if visit.visitor.role is Role.VIEWER else text
+    """Mask every payer's number without the permission ``numbers``: handles and metadata contain numbers too."""
+    return text if visit.visitor.may(Permission.NUMBERS) else mask_phones(text)

@@ -108,7 +108,7 @@ class LoginLimits:
             for what, counted in guess.counters:
                 await self._limits.check_failures(what, counted)
         except TooManyFailures:
-            await self._audit.observe("operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}")
+            await self._audit.observe("person.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}")
             raise
 
     async def record_failure(self, guess: LoginAttempt) -> None:

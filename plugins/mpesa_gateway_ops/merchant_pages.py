@@ -1,13 +1,18 @@
 """Pages of merchants and their API keys."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.local_time import parse_local
-from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered, Role
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Permission, Redirect, Rendered
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway_ops.people import names_of
 from mpesa_gateway_ops.setup import read_checklist
 
 _A_PAGE = 50
@@ -32,16 +37,22 @@ async def create(visit: PageRequest) -> Redirect:
     return Redirect(f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created.")
 
 
+async def owner_of(_: Runtime, merchant_id: str) -> str | None:
+    return merchant_id
+
+
 async def merchant(visit: PageRequest) -> Rendered:
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    keys = await visit.gateway.api_keys.list(found.merchant_id)
     return Rendered(
         "merchant.html",
         {
             "merchant": found,
             "setup": await read_checklist(visit, found.merchant_id) if found.is_active else None,
             "is_new_key_open": bool(visit.problems or visit.query.get("new")),
-            "keys": await visit.gateway.api_keys.list(found.merchant_id),
-            "scopes": [scope.name for scope in visit.gateway.scopes.all],
+            "keys": keys,
+            "makers": await names_of(visit.gateway.db, {key.created_by for key in keys}),
+            "scopes": [scope.name for scope in _grantable(visit)],
             "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
             "fields": {name: visit.text(name) for name in ("name", "expires_at")},
         },
@@ -49,12 +60,17 @@ async def merchant(visit: PageRequest) -> Rendered:
     )
 
 
+def _grantable(visit: PageRequest) -> Sequence[Scope]:
+    """A member cannot create a key for the whole gateway."""
+    return visit.gateway.scopes.all if visit.merchant_id is None else visit.gateway.scopes.of_merchants
+
+
 async def create_key(visit: PageRequest) -> Redirect:
     """Create an API key, which is shown once."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
-        scopes = checks.take("scopes", visit.gateway.scopes.named, visit.form.get("scopes", ()))
+        scopes = checks.take("scopes", partial(_named_scopes, visit), visit.form.get("scopes", ()))
         expires_at = checks.take("expires_at", _expiry, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
         if env == "live" and visit.text("confirm") != found.merchant_id:
@@ -68,6 +84,13 @@ async def create_key(visit: PageRequest) -> Redirect:
         expires_at=expires_at,
     )
     return Redirect(f"merchants/{found.merchant_id}", f"API key `{name}` created.", secret)
+
+
+def _named_scopes(visit: PageRequest, names: Sequence[str]) -> Sequence[Scope]:
+    scopes = visit.gateway.scopes.named(names)
+    if refused := [scope.name for scope in scopes if scope not in _grantable(visit)]:
+        raise ValueError(f"only the host creates keys with {', '.join(refused)}")
+    return scopes
 
 
 def _env(text: str) -> str:
@@ -101,20 +124,26 @@ def _confirmed(visit: PageRequest, subject_id: str) -> None:
 
 
 PAGES = (
-    Page("merchants", "Merchants", merchants, menu=Menu("Merchants and keys", 52, "Merchants", "m")),
-    Page("merchants/{merchant_id}", "Merchant", merchant, names="mer", place="merchant"),
+    Page(
+        "merchants", "Merchants", merchants, Permission.GATEWAY, menu=Menu("Merchants and keys", 52, "Merchants", "m")
+    ),
+    Page("merchants/{merchant_id}", "Merchant", merchant, Permission.VIEW, names="mer", place="merchant"),
 )
 ACTS = (
-    Action("merchants", "create_merchant", create, role=Role.ADMIN),
-    Action("merchants/{merchant_id}", "create_key", create_key, role=Role.ADMIN),
+    Action("merchants", "create_merchant", create, Permission.ADMINISTER),
+    Action("merchants/{merchant_id}", "create_key", create_key, Permission.KEYS),
     Action(
-        "merchants/{merchant_id}/deactivate", "deactivate", deactivate, role=Role.ADMIN, back="merchants/{merchant_id}"
+        "merchants/{merchant_id}/deactivate",
+        "deactivate",
+        deactivate,
+        Permission.ADMINISTER,
+        back="merchants/{merchant_id}",
     ),
     Action(
         "merchants/{merchant_id}/keys/{key_id}/revoke",
         "revoke_key",
         revoke_key,
-        role=Role.ADMIN,
+        Permission.KEYS,
         back="merchants/{merchant_id}",
     ),
 )

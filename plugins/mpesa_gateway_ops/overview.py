@@ -6,7 +6,7 @@ from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import check_parts
-from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Rendered
+from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.page_registry import PageRegistry
 from mpesa_gateway_ops.setup import read_checklist
@@ -14,6 +14,10 @@ from mpesa_gateway_ops.setup import read_checklist
 
 async def overview(visit: PageRequest) -> Rendered:
     gateway = visit.gateway
+    if not visit.visitor.may(Permission.GATEWAY):
+        own = visit.merchant_id
+        setup = None if own is None else await read_checklist(visit, own)
+        return Rendered("overview.html", {"concerns": (), "has_merchant": True, "setup": setup})
     parts = await check_parts(gateway)
     merchants = [each for each in (await gateway.merchants.page(2)).rows if each.is_active]
     return Rendered(
@@ -66,4 +70,4 @@ async def failing_parts(gateway: Runtime, _: Env) -> list[AttentionItem]:
     return found
 
 
-PAGE = Page("", "Overview", overview, menu=Menu("Overview", 0, key="o"), place="overview")
+PAGE = Page("", "Overview", overview, Permission.VIEW, menu=Menu("Overview", 0, key="o"), place="overview")

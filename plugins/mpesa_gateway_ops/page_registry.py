@@ -12,6 +12,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest
+from mpesa_gateway.permissions import is_of_merchant
 from mpesa_gateway.plugin import Plugin, PluginError
 from mpesa_gateway.runtime import Runtime
 
@@ -54,6 +55,23 @@ class PageRegistry:
         self.setup = sorted((step for _, pages in brought for step in pages.setup), key=lambda step: step.order)
         self._concerns = [reader for _, pages in brought for reader in pages.concerns]
         self._finders = [pages.finder for _, pages in brought if pages.finder is not None]
+        self._owners = {name: owner for _, pages in brought for name, owner in pages.owners.items()}
+        declared: list[Page | Action] = [*every, *(act for _, pages in brought for act in pages.acts)]
+        for each in declared:
+            if is_of_merchant(each.needs) and (value := _first_value(each.path)) and value not in self._owners:
+                raise PluginError(
+                    f"`/ops/{each.path}` is open to members of a merchant, and no plugin finds the merchant of "
+                    f"`{value}`: declare it in `Pages(owners=...)`, or need a permission of the host"
+                )
+
+    def every(self) -> tuple[list[Page], list[Action]]:
+        """Return all pages and actions."""
+        return self._pages.every, self._acts.every
+
+    async def owner_of(self, found: RegisteredPage[P]) -> str | None:
+        """Return the merchant of the object in a page's address. Raises NotFound."""
+        name, value = next(iter(found.values.items()))
+        return await self._owners[name](self._runtime, value)
 
     def page_at(self, path: str) -> RegisteredPage[Page] | None:
         return self._pages.find(path)
@@ -65,7 +83,7 @@ class PageRegistry:
         """Return True if the visitor may open this page, or run this action."""
         path = to.partition("#")[0].partition("?")[0]
         found = self.act_at(path) if is_post else self.page_at(path)
-        return found is not None and visit.visitor.role.may(found.it.role)
+        return found is not None and visit.visitor.may(found.it.needs)
 
     def page_of(self, act: RegisteredPage[Action]) -> RegisteredPage[Page] | None:
         """Return the page with the action's address, which holds its form."""
@@ -106,6 +124,7 @@ async def run_safely(work: Awaitable[T]) -> T | None:
 
 class _PathIndex(Generic[P]):
     def __init__(self, brought: Sequence[tuple[str, P]]) -> None:
+        self.every: list[P] = [it for _, it in brought]
         self._fixed: dict[str, tuple[str, P]] = {}
         self._open: list[tuple[re.Pattern[str], str, P]] = []
         self._shapes: dict[str, tuple[str, P]] = {}
@@ -134,6 +153,11 @@ class _PathIndex(Generic[P]):
     def like(self, path: str) -> tuple[str, P] | None:
         """Match a path by its shape, ignoring the names of values."""
         return self._shapes.get(_shape(path))
+
+
+def _first_value(path: str) -> str:
+    found = re.search(r"\{(\w+)\}", path)
+    return found[1] if found else ""
 
 
 def _shape(path: str) -> str:

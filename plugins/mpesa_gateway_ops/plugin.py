@@ -9,12 +9,15 @@ from mpesa_gateway.ops_contract import FirstOperator, Pages
 from mpesa_gateway.plugin import Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.master_key_rotation import SealedColumn
 from mpesa_gateway_ops import (
+    account_pages,
     audit_pages,
     event_pages,
     failed_jobs,
     merchant_pages,
     overview,
+    people_pages,
     queue_pages,
     search,
     setup,
@@ -22,14 +25,14 @@ from mpesa_gateway_ops import (
     tables,
 )
 from mpesa_gateway_ops.access import COOKIE
-from mpesa_gateway_ops.commands import operators
+from mpesa_gateway_ops.commands import people
 from mpesa_gateway_ops.doctor import CHECKS
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.provides import PROVIDES
 from mpesa_gateway_ops.routes import routes
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
-from mpesa_gateway_ops.tables import NoteRow, OperatorRow, SessionRow
+from mpesa_gateway_ops.tables import InvitationRow, MembershipRow, NoteRow, PersonRow, RecoveryCodeRow, SessionRow
 
 _SESSION = re.compile(rb"(?:\A|[; ])" + COOKIE.encode() + rb"=([0-9a-f]{64})(?:;|\Z)")
 
@@ -40,21 +43,31 @@ def _vouches(gateway: Runtime, scope: Message, _: str) -> bool:
     return found is not None and gateway.port(Sessions).was_open(Secret(found[1].decode()))
 
 
-async def _create_first(gateway: Runtime, name: str, actor: str) -> Secret | None:
-    return await gateway.port(Operators).create_first(name, actor=actor)
+async def _create_first(gateway: Runtime, email: str, actor: str) -> Secret | None:
+    return await gateway.port(People).create_first(email, actor=actor)
 
 
 plugin = Plugin(
     name="ops",
     summary="Pages for operators, behind a login: everything that the other plugins have to show, and to be done.",
     settings=OpsSettings,
-    id_prefixes=(IdPrefix("opr", "operator"),),
+    id_prefixes=(IdPrefix("per", "person"),),
     routes=routes,
     provides=PROVIDES,
-    tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
+    tables=Tables(
+        models=(PersonRow, MembershipRow, InvitationRow, RecoveryCodeRow, SessionRow, NoteRow),
+        migrations="mpesa_gateway_ops.migrations",
+        sealed=tuple(
+            SealedColumn(table="person", key="person_id", column=column, aad=("'ops'", "'totp'", "person_id"))
+            for column in ("totp_sealed", "totp_offered")
+        ),
+    ),
     # The audit log records sign-ins; ended sessions have no further use.
-    retention=(RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
-    commands=(operators,),
+    retention=(
+        RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),
+        RetentionRule("expired invitations", tables.FORGET_INVITATIONS, days=lambda _: 1),
+    ),
+    commands=(people,),
     pages=Pages(
         templates="mpesa_gateway_ops",
         pages=(
@@ -66,6 +79,8 @@ plugin = Plugin(
             audit_pages.PAGE,
             system_pages.PAGE,
             search.PAGE,
+            *account_pages.PAGES,
+            *people_pages.PAGES,
         ),
         acts=(
             *failed_jobs.ACTS,
@@ -73,7 +88,11 @@ plugin = Plugin(
             audit_pages.VERIFY,
             *event_pages.ACTS,
             *merchant_pages.ACTS,
+            *account_pages.ACTS,
+            *people_pages.ACTS,
         ),
+        panels=people_pages.PANELS,
+        owners={"merchant_id": merchant_pages.owner_of},
         concerns=(overview.failing_parts, event_pages.stuck),
         setup=setup.STEPS,
     ),

@@ -4,16 +4,19 @@ from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.api import OperatorLogin
 from mpesa_gateway_ops.flash import FlashMessages
+from mpesa_gateway_ops.invitations import Invitations
 from mpesa_gateway_ops.layout import Layout
 from mpesa_gateway_ops.login_limits import LoginLimits
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.page_registry import PageRegistry
+from mpesa_gateway_ops.people import People
+from mpesa_gateway_ops.second_factors import SecondFactors
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 
 
-def _operators(runtime: Runtime) -> Operators:
-    return Operators(
+def _people(runtime: Runtime) -> People:
+    return People(
         db=runtime.db,
         clock=runtime.clock,
         ids=runtime.ids,
@@ -33,14 +36,48 @@ def _sessions(runtime: Runtime) -> Sessions:
         ids=runtime.ids,
         vault=runtime.vault,
         audit=runtime.audit,
+        merchants=runtime.merchants,
         settings=runtime.settings(OpsSettings),
     )
 
 
+def _memberships(runtime: Runtime) -> Memberships:
+    return Memberships(db=runtime.db, clock=runtime.clock, audit=runtime.audit, sessions=runtime.port(Sessions))
+
+
+def _invitations(runtime: Runtime) -> Invitations:
+    return Invitations(
+        db=runtime.db,
+        clock=runtime.clock,
+        ids=runtime.ids,
+        audit=runtime.audit,
+        people=runtime.port(People),
+        memberships=runtime.port(Memberships),
+        sessions=runtime.port(Sessions),
+        settings=runtime.settings(OpsSettings),
+    )
+
+
+def _second_factors(runtime: Runtime) -> SecondFactors:
+    return SecondFactors(
+        db=runtime.db,
+        clock=runtime.clock,
+        ids=runtime.ids,
+        audit=runtime.audit,
+        sealer=runtime.sealer,
+        vault=runtime.vault,
+        limits=runtime.limits,
+        sessions=runtime.port(Sessions),
+    )
+
+
 PROVIDES: Provides = (
-    (Operators, _operators),
-    (OperatorLogin, lambda runtime: runtime.port(Operators)),
+    (People, _people),
+    (OperatorLogin, lambda runtime: runtime.port(People)),
     (Sessions, _sessions),
+    (Memberships, _memberships),
+    (Invitations, _invitations),
+    (SecondFactors, _second_factors),
     (PageRegistry, PageRegistry),
     (Layout, lambda runtime: Layout(runtime, runtime.port(PageRegistry))),
     (

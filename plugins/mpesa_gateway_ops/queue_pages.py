@@ -19,11 +19,11 @@ from saq.web.common import STATIC_PATH
 
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.templating import headers
-from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Rendered, Role
+from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.queues import GatewayQueue
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops.access import POLLED, session_of, signed_in
+from mpesa_gateway_ops.access import POLLED, session_of, signed_in, visitor_of
 from mpesa_gateway_ops.error_pages import ANSWERS
 
 _SCRIPTS = ("snabbdom.js", "queue.js", "app.js")
@@ -106,7 +106,7 @@ async def _audit(gateway: Runtime, request: Request[Any, Any, Any], action: str,
     await gateway.audit.record(
         action,
         merchant_id=None,
-        actor=session_of(request).visitor.actor,
+        actor=session_of(request).actor,
         subject_id=job.key,
         detail={"job": job.function},
     )
@@ -132,7 +132,7 @@ def _view(request: Request[Any, Any, Any], job: dict[str, Any], gateway: Runtime
     if job.get("status") == Status.QUEUED and due and datetime.fromtimestamp(due, UTC) > gateway.clock.now():
         job["status"] = "scheduled"
     job |= {name: repr(job[name]) for name in ("kwargs", "result") if job.get(name)}
-    if session_of(request).visitor.role is Role.VIEWER:
+    if not visitor_of(request).may(Permission.NUMBERS):
         job |= {name: mask_phones(job[name]) for name in ("kwargs", "result", "error") if job.get(name)}
     return job
 
@@ -152,8 +152,8 @@ def _script(name: str) -> bytes:
 
 
 PAGES = (
-    Page("queue", "Queue", _show, menu=Menu("Queue", 80, "Gateway", "q")),
-    Page("queue/queues/{queue}", "Queue", _show),
-    Page("queue/queues/{queue}/jobs/{job}", "Job", _show),
+    Page("queue", "Queue", _show, Permission.GATEWAY, menu=Menu("Queue", 80, "Gateway", "q")),
+    Page("queue/queues/{queue}", "Queue", _show, Permission.GATEWAY),
+    Page("queue/queues/{queue}/jobs/{job}", "Job", _show, Permission.GATEWAY),
 )
 routes = (queue_script, queue_list, queue_detail, queue_job, retry_job, abort_job)

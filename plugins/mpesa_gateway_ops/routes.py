@@ -1,130 +1,45 @@
-"""HTTP routes of the operators' pages: login, logout, and every registered page and action."""
+"""HTTP routes of the operators' pages: every registered page and action."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.errors import ApiError, NotFound, TooManyFailures
+from mpesa_gateway.errors import ApiError, NotFound
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.errors import NOTHING_HERE
 from mpesa_gateway.http.templating import WHOLE_SITE, redirect, requested_path
-from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, WrongEnvironment
+from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, StepUpNeeded, WrongEnvironment
+from mpesa_gateway.permissions import GRANTS
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.secret import Secret
-from mpesa_gateway_ops import queue_pages
+from mpesa_gateway_ops import queue_pages, sign_in_routes
 from mpesa_gateway_ops.access import (
-    COOKIE,
-    DEVICE_COOKIE,
+    CODE_FIELD,
     ENV_COOKIE,
     Form,
     admit,
-    cookie_of,
+    admit_to,
     env_of,
     first,
     home,
     read_checked_form,
-    read_form,
-    require_role,
-    require_same_origin,
     session_of,
+    visitor_of,
 )
-from mpesa_gateway_ops.error_pages import ANSWERS
-from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.flash import FlashMessages
 from mpesa_gateway_ops.layout import Layout
-from mpesa_gateway_ops.login_limits import DEVICE_LIFETIME
-from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
-from mpesa_gateway_ops.sessions import Sessions
-from mpesa_gateway_ops.settings import OpsSettings
+from mpesa_gateway_ops.second_factors import SecondFactors
+from mpesa_gateway_ops.sessions import Session, Sessions
+from mpesa_gateway_ops.sign_in_routes import OPEN, WRONG_CODE, cookie
 
 _ENV_KEPT = 365 * 24 * 3600
 """Seconds."""
-
-_LOGIN_BYTES = 8192
-"""The largest body of a login form; a password has at most 1024 characters."""
-
-_OPEN: dict[str, Any] = {
-    "public": True,
-    "include_in_schema": False,
-    "guards": [require_same_origin],
-    "exception_handlers": ANSWERS,
-}
-
-
-# -- login and logout --------------------------------------------------------------------------------------------------
-
-
-@get("/ops/login", **_OPEN)
-async def login_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    return await _login(request, gateway)
-
-
-@post("/ops/login", body_bytes=_LOGIN_BYTES, **_OPEN)
-async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    operators = gateway.port(Operators)
-    if operators.host_login is not None:
-        return await _login(request, gateway)
-    fields = await read_form(request)
-    name, password = first(fields, "name"), Secret(first(fields, "password"))
-    try:
-        device = Secret(request.cookies.get(DEVICE_COOKIE, ""))
-        found = await operators.sign_in(name, password, address_of(request), device)
-    except WrongPassword:
-        problem = "The name or the password is wrong."
-        return await _login(request, gateway, name=name, problem=problem, status=401)
-    except TooManyFailures as refused:
-        wait = refused.retry_after or 1
-        problem = f"Too many failed attempts. Try again in {-(-wait // 60)} min."
-        more = {"Retry-After": str(wait)}
-        return await _login(request, gateway, name=name, problem=problem, status=429, more=more)
-    lifetime = int(gateway.port(Sessions).lifetime.total_seconds())
-    answer = redirect(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
-    public_url: str = gateway.config.public_url
-    # No Path here either: the browser sends it to /ops/login under any mount point.
-    answer.set_cookie(
-        DEVICE_COOKIE,
-        found.device.reveal(),
-        max_age=int(DEVICE_LIFETIME.total_seconds()),
-        path="",
-        secure=urlsplit(public_url).scheme == "https",
-        httponly=True,
-        samesite="strict",
-    )
-    return answer
-
-
-async def _login(
-    request: Request[Any, Any, Any],
-    gateway: Runtime,
-    *,
-    name: str = "",
-    problem: str | None = None,
-    status: int = 200,
-    more: dict[str, str] | None = None,
-) -> Response[str]:
-    values = {
-        "title": "Sign in",
-        "name": name,
-        "problem": problem,
-        "host_login": gateway.port(Operators).host_login is not None,
-        "login_url": gateway.settings(OpsSettings).login_url,
-        "is_live": await gateway.merchants.any_live(),
-    }
-    return gateway.port(Layout).alone(request, "login.html", values, status=status, more=more)
-
-
-@post("/ops/logout", **_OPEN)
-async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    await admit(request, is_used=False)
-    await read_checked_form(request)
-    await gateway.port(Sessions).close(cookie_of(request))
-    return redirect(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
 
 
 def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
@@ -135,22 +50,15 @@ def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
     return env_of(request)
 
 
-def _cookie(gateway: Runtime, value: str, seconds: int, *, name: str = COOKIE) -> str:
-    """Without a Path the cookie belongs to the folder of /ops/login under any mount point."""
-    is_secure = urlsplit(gateway.config.public_url).scheme == "https"
-    secure = "; Secure" if is_secure else ""
-    return f"{name}={value}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
-
-
-@get(["/ops/sandbox", "/ops/live"], **_OPEN)
+@get(["/ops/sandbox", "/ops/live"], **OPEN)
 async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Switch to an env and redirect to the page ``to``, if it is one of ours."""
     await admit(request, is_used=True)
     env = request.url.path.rpartition("/")[2]
     to = request.query_params.get("to", "").strip("/")
     known = gateway.port(PageRegistry).page_at(to.partition("?")[0]) is not None
-    cookie = _cookie(gateway, env, _ENV_KEPT, name=ENV_COOKIE)
-    return redirect(_below(request, to if known else ""), more={"Set-Cookie": cookie})
+    env_cookie = cookie(gateway, env, _ENV_KEPT, name=ENV_COOKIE)
+    return redirect(_below(request, to if known else ""), more={"Set-Cookie": env_cookie})
 
 
 # -- pages and actions -------------------------------------------------------------------------------------------------
@@ -165,12 +73,12 @@ async def site_root(request: Request[Any, Any, Any]) -> Response[str]:
     return redirect("ops")
 
 
-@get("/ops", **_OPEN)
+@get("/ops", **OPEN)
 async def front_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
     return await _show(request, gateway, "")
 
 
-@get(["/ops/queue", "/ops/queue/queues/{queue:str}", "/ops/queue/queues/{queue:str}/jobs/{job:str}"], **_OPEN)
+@get(["/ops/queue", "/ops/queue/queues/{queue:str}", "/ops/queue/queues/{queue:str}/jobs/{job:str}"], **OPEN)
 async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
     """SAQ's script needs the slash at the end of the first page's address."""
     path = requested_path(request).removeprefix("/ops/")
@@ -178,14 +86,14 @@ async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
     return redirect(f"{home(request)}/queue/") if path == "queue" else page
 
 
-@get("/ops/{path:path}", **_OPEN)
+@get("/ops/{path:path}", **OPEN)
 async def any_page(
     request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
     return await _show(request, gateway, path)
 
 
-@post("/ops/{path:path}", status_code=200, **_OPEN)
+@post("/ops/{path:path}", status_code=200, **OPEN)
 async def any_action(
     request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
@@ -196,23 +104,43 @@ async def any_action(
     if found is None:
         raise NotFound("there is no such page")
     form = await read_checked_form(request)
-    require_role(session, found.it.role)
+    merchant_id = await admit_to(request, session, found)
+    visitor = visitor_of(request)
     request.scope["path_template"] = f"/ops/{found.it.path}"
     env = _form_env(request, form)
+    if (code := first(form, CODE_FIELD)) and session.has_factor:
+        if not await gateway.port(SecondFactors).verify(session.person_id, code, address_of(request)):
+            return _step_up(request, gateway, session, form, WRONG_CODE, 403)
+        await gateway.port(Sessions).verified(visitor.session_key)
+        visitor = replace(visitor, is_fresh=True)
+    if GRANTS[found.it.needs].is_stepped and not visitor.is_fresh:
+        return _step_up(request, gateway, session, form, "", 200)
+    if merchant_id is not None:
+        form["merchant"] = [merchant_id]
     await gateway.audit.record(
         "operator.acted",
-        merchant_id=None,
-        actor=session.visitor.actor,
+        merchant_id=merchant_id,
+        actor=session.actor,
         subject_id=next(iter(found.values.values()), None),
         env=env,
         detail={"act": f"{found.plugin}.{found.it.name}"},
     )
-    visit = PageRequest(gateway=gateway, visitor=session.visitor, values=found.values, form=form, env=env)
+    visit = PageRequest(
+        gateway=gateway, visitor=visitor, values=found.values, form=form, env=env, merchant_id=merchant_id
+    )
     try:
         done: Redirect = await found.it.do(visit)
+    except StepUpNeeded:
+        return _step_up(request, gateway, session, form, "", 200)
     except ApiError as refused:
         return await _show_again(request, gateway, visit, found, refused, form)
     return await _redirect(request, gateway, done, visit.env)
+
+
+def _step_up(
+    request: Request[Any, Any, Any], gateway: Runtime, session: Session, form: Form, problem: str, status: int
+) -> Response[str]:
+    return gateway.port(Layout).step_up(request, session, form, problem, status)
 
 
 async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) -> Response[Any]:
@@ -225,7 +153,7 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
         return redirect(_below(request, _filled(act.it.back, act.values)))
     if found is None:
         raise NotFound("there is no such page")
-    require_role(session, found.it.role)
+    merchant_id = await admit_to(request, session, found)
     request.scope["path_template"] = f"/ops/{found.it.path}".rstrip("/")
     query: dict[str, list[str]] = {}
     for name, text in request.query_params.multi_items():
@@ -237,7 +165,16 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
         # The cookie changes too, so that the page's links keep this env.
         return redirect(_look_at(request, env_of(request), path, query))
     note = await gateway.port(FlashMessages).take(session.owner, note_id) if note_id else None
-    visit = PageRequest(gateway=gateway, visitor=session.visitor, values=found.values, query=query, env=env_of(request))
+    if merchant_id is not None and not found.values:
+        query["merchant"] = [merchant_id]
+    visit = PageRequest(
+        gateway=gateway,
+        visitor=visitor_of(request),
+        values=found.values,
+        query=query,
+        env=env_of(request),
+        merchant_id=merchant_id,
+    )
     try:
         return await gateway.port(Layout).page(request, session, visit, found, note=note)
     except WrongEnvironment as other:
@@ -273,10 +210,8 @@ async def _show_again(
     session = session_of(request)
     page = gateway.port(PageRegistry).page_of(act)
     if page is not None:
-        problems = tuple(refused.problems)
-        again = PageRequest(
-            gateway=gateway, visitor=session.visitor, values=visit.values, form=form, problems=problems, env=visit.env
-        )
+        query = {} if visit.merchant_id is None or visit.values else {"merchant": [visit.merchant_id]}
+        again = replace(visit, query=query, form=form, problems=tuple(refused.problems))
         return await gateway.port(Layout).page(request, session, again, page, status=refused.status)
     text = str(refused)
     note_id = await gateway.port(FlashMessages).store(
@@ -298,9 +233,7 @@ def _filled(path: str, values: dict[str, str]) -> str:
 
 routes = (
     site_root,
-    login_page,
-    sign_in,
-    sign_out,
+    *sign_in_routes.routes,
     look_at,
     front_page,
     queue_page,

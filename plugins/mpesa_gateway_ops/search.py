@@ -1,7 +1,7 @@
 """The search on every page, which leads to the page of an id or text."""
 
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role
+from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway_ops.page_registry import PageRegistry
 
 _LONGEST = 200
@@ -20,5 +20,5 @@ async def find(visit: PageRequest) -> Redirect:
     return Redirect(path)
 
 
-PAGE = Page("find", "Find", nothing_found)
-FIND = Action("find", "find", find, role=Role.VIEWER)
+PAGE = Page("find", "Find", nothing_found, Permission.VIEW)
+FIND = Action("find", "find", find, Permission.VIEW)

@@ -1,6 +1,6 @@
 """Settings of the operators' pages."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -9,9 +9,14 @@ class OpsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """``[ops]``. ``session_hours`` limits a session, ``idle_minutes`` the time between two pages.
 
     ``login`` names the host's login function as ``package.module:name``; ``login_url`` is the host's sign-in page.
+    ``second_factor``: ``live`` requires one as soon as a merchant is live. A code counts as recent for
+    ``step_up_minutes``. ``invitation_hours`` is the lifetime of invitations and password resets.
     """
 
     session_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 12
     idle_minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 60
     login: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     login_url: str | None = None
+    second_factor: Literal["live", "always"] = "live"
+    step_up_minutes: Annotated[int, msgspec.Meta(ge=1, le=60)] = 10
+    invitation_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 72

@@ -7,7 +7,7 @@ from typing import Any
 from mpesa_gateway import toml
 from mpesa_gateway.config import masked_setting
 from mpesa_gateway.http.health import check_parts
-from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Rendered
+from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway_ops.page_registry import run_safely
 
@@ -47,4 +47,4 @@ def _valkey_version(info: Any) -> str:
     return str(info.get("valkey_version") or info.get("redis_version") or "unknown")
 
 
-PAGE = Page("system", "System", system, menu=Menu("System", 83, "Gateway", "s"), place="system")
+PAGE = Page("system", "System", system, Permission.GATEWAY, menu=Menu("System", 83, "Gateway", "s"), place="system")

@@ -133,14 +133,6 @@ class PaymentOperatorService:
             found.add(tables.NEEDS_REVIEW)
         return found
 
-    async def has_paid(self, merchant_id: str, env: Env) -> bool:
-        """Return True if a payment of the merchant was ever completed."""
-        is_paid = PaymentRow.status.is_in(
-            [Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value]
-        )
-        mine = (PaymentRow.merchant_id == merchant_id, PaymentRow.env == env)
-        return bool(await self._db.run(PaymentRow.exists().where(*mine, is_paid)))
-
     # -- one payment ----------------------------------------------------------------------------------------------
 
     async def get(self, payment_id: str) -> Row:

@@ -23,9 +23,9 @@ from mpesa_gateway.ops_contract import (
     PageRequest,
     Pages,
     Panel,
+    Permission,
     Redirect,
     Rendered,
-    Role,
     TimelineEntry,
     TimelineSource,
 )
@@ -47,8 +47,8 @@ from mpesa_gateway_payments.views import view
 
 _BY_FORM = "phone numbers are not allowed in a URL: use the search form"
 _NOT_BY_PHONE = (
-    "searching by phone number needs the operator role: search by receipt, reference or id, or find the last "
-    "three digits in the list"
+    "your role does not show phone numbers, so you cannot search by one: search by receipt, reference or id, or find "
+    "the last three digits in the list"
 )
 _A_PAGE = 50
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
@@ -99,7 +99,7 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
         raise InvalidFields.field_error("phone", _BY_FORM)
     text = filters.search or ""
     if _phone(text) is not None:
-        raise InvalidFields.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
+        raise InvalidFields.field_error("search", _BY_FORM if visit.visitor.may(Permission.NUMBERS) else _NOT_BY_PHONE)
     for name, value in (("search", text), ("reference", filters.reference or "")):
         if value:
             _refuse_number(visit, name, value)
@@ -107,13 +107,13 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
 
 
 def _sees_numbers(visit: PageRequest) -> bool:
-    return visit.visitor.role.may(Role.OPERATOR)
+    return visit.visitor.may(Permission.NUMBERS)
 
 
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
     """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
-    if is_hidden and not visit.visitor.role.may(Role.OPERATOR):
+    if is_hidden and not visit.visitor.may(Permission.NUMBERS):
         raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 
 
@@ -196,6 +196,11 @@ async def export(visit: PageRequest) -> Response[Any]:
     return await stream_csv(
         "payments.csv", OPERATORS_EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
     )
+
+
+async def owner_of(gateway: Runtime, payment_id: str) -> str | None:
+    owner: str = (await gateway.port(PaymentOperatorService).get(payment_id))["merchant_id"]
+    return owner
 
 
 async def payment(visit: PageRequest) -> Rendered:
@@ -361,25 +366,30 @@ async def held(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 PAGES = Pages(
     templates="mpesa_gateway_payments",
     pages=(
-        Page("payments", "Payments", payments, menu=Menu("Payments", 10, "Money", "p")),
-        Page("payments/newer", "New payments", newer, is_part=True),
-        Page("payments/total", "Total", total, is_part=True),
-        Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
-        Page(ANSWERS, "Ambiguous status answers", answers),
-        Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
-        Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),
+        Page("payments", "Payments", payments, Permission.VIEW, menu=Menu("Payments", 10, "Money", "p")),
+        Page("payments/newer", "New payments", newer, Permission.VIEW, is_part=True),
+        Page("payments/total", "Total", total, Permission.VIEW, is_part=True),
+        Page("payments/export", "Payments as CSV", export, Permission.NUMBERS),
+        Page(ANSWERS, "Ambiguous status answers", answers, Permission.GATEWAY),
+        Page("payments/{payment_id}", "Payment", payment, Permission.VIEW, names="pay", place="payment"),
+        Page("payments/{payment_id}/changed", "Payment", changed, Permission.VIEW, is_part=True),
         *first_payment.PAGES,
     ),
     acts=(
-        Action("payments/look", "search", search, role=Role.VIEWER, back="payments"),
-        Action("payments/{payment_id}/query", "query", query, back="payments/{payment_id}"),
-        Action("payments/{payment_id}/check", "check_status", check_status, back="payments/{payment_id}"),
-        Action("payments/{payment_id}/look-after", "look_after", resolve, back="payments/{payment_id}"),
+        Action("payments/look", "search", search, Permission.VIEW, back="payments"),
+        Action("payments/{payment_id}/query", "query", query, Permission.QUERY, back="payments/{payment_id}"),
+        Action(
+            "payments/{payment_id}/check", "check_status", check_status, Permission.QUERY, back="payments/{payment_id}"
+        ),
+        Action(
+            "payments/{payment_id}/look-after", "look_after", resolve, Permission.RESOLVE, back="payments/{payment_id}"
+        ),
         *first_payment.ACTS,
     ),
-    panels=(Panel("overview", figures, 10),),
+    panels=(Panel("overview", figures, Permission.GATEWAY, 10),),
     traces=(TimelineSource("payment", past),),
     concerns=(held, undecided),
     finder=find,
+    owners={"payment_id": owner_of},
     setup=first_payment.STEPS,
 )

@@ -21,9 +21,9 @@ from mpesa_gateway.ops_contract import (
     PageRequest,
     Pages,
     Panel,
+    Permission,
     Redirect,
     Rendered,
-    Role,
     TimelineEntry,
     TimelineSource,
 )
@@ -90,6 +90,16 @@ async def run_now(visit: PageRequest) -> Redirect:
 class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
     finding: Finding | None = None
     cursor: str | None = None
+
+
+async def owner_of_run(gateway: Runtime, run_id: str) -> str | None:
+    owner: str = (await gateway.port(ReconciliationOperatorService).run(run_id))["merchant_id"]
+    return owner
+
+
+async def owner_of_line(gateway: Runtime, line_id: str) -> str | None:
+    owner: str = (await gateway.port(ReconciliationOperatorService).line(line_id))["merchant_id"]
+    return owner
 
 
 async def run(visit: PageRequest) -> Rendered:
@@ -279,22 +289,27 @@ async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 PAGES = Pages(
     templates="mpesa_gateway_reconciliation",
     pages=(
-        Page("reconciliation", "Reconciliation", runs, menu=Menu("Reconciliation", 30, "Money", "l")),
-        Page("reconciliation/lines", "Statement lines", lines),
-        Page("reconciliation/{run_id}", "Run", run, names="run"),
-        Page("reconciliation/lines/{line_id}", "Statement line", line, names="txn"),
-        Page("reconciliation/lines/{line_id}/match", "Match", match, role=Role.OPERATOR),
+        Page("reconciliation", "Reconciliation", runs, Permission.VIEW, menu=Menu("Reconciliation", 30, "Money", "l")),
+        Page("reconciliation/lines", "Statement lines", lines, Permission.VIEW),
+        Page("reconciliation/{run_id}", "Run", run, Permission.VIEW, names="run"),
+        Page("reconciliation/lines/{line_id}", "Statement line", line, Permission.VIEW, names="txn"),
+        Page("reconciliation/lines/{line_id}/match", "Match", match, Permission.RESOLVE),
     ),
     acts=(
-        Action("reconciliation", "run", run_now),
-        Action("reconciliation/{run_id}", "set_aside_all", dismiss_all),
-        Action("reconciliation/lines/{line_id}", "dismiss", dismiss),
-        Action("reconciliation/lines/{line_id}/match", "resolve", resolve),
+        Action("reconciliation", "run", run_now, Permission.RESOLVE),
+        Action("reconciliation/{run_id}", "set_aside_all", dismiss_all, Permission.RESOLVE),
+        Action("reconciliation/lines/{line_id}", "dismiss", dismiss, Permission.RESOLVE),
+        Action("reconciliation/lines/{line_id}/match", "resolve", resolve, Permission.RESOLVE),
         Action(
-            "credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"
+            "credentials/{merchant_id}/pull",
+            "register",
+            register,
+            Permission.CREDENTIALS,
+            back="credentials/{merchant_id}",
         ),
     ),
-    panels=(Panel("credentials", registered), Panel("overview", agreement, 15)),
+    panels=(Panel("credentials", registered, Permission.VIEW), Panel("overview", agreement, Permission.GATEWAY, 15)),
     traces=(TimelineSource("payment", past_of_payment),),
     concerns=(unresolved,),
+    owners={"run_id": owner_of_run, "line_id": owner_of_line},
 )

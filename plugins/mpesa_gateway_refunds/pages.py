@@ -7,6 +7,7 @@ from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.local_time import format_near
+from mpesa_gateway.money import Kes
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -15,9 +16,9 @@ from mpesa_gateway.ops_contract import (
     PageRequest,
     Pages,
     Panel,
+    Permission,
     Redirect,
     Rendered,
-    Role,
     TimelineEntry,
     TimelineSource,
 )
@@ -26,6 +27,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.operator_service import RefundOperatorService, RefundsQuery, refundable_amount
 from mpesa_gateway_refunds.schemas import Resolution
+from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from mpesa_gateway_refunds.subjects import callback_subjects
 from mpesa_gateway_refunds.views import view
@@ -47,6 +49,11 @@ async def refunds(visit: PageRequest) -> Rendered:
         | await visit.merchant_names(page.rows)
         | visit.pager("refunds", page.next_cursor),
     )
+
+
+async def owner_of(gateway: Runtime, refund_id: str) -> str | None:
+    owner: str = (await gateway.port(RefundOperatorService).get(refund_id))["merchant_id"]
+    return owner
 
 
 async def refund(visit: PageRequest) -> Rendered:
@@ -113,8 +120,23 @@ async def refund_form(visit: PageRequest) -> Rendered:
 async def create(visit: PageRequest) -> Redirect:
     if visit.text("confirm") != visit.values["payment_id"]:
         raise InvalidFields.field_error("confirm", "confirm: a refund cannot be undone")
+    if await _amount(visit) > visit.gateway.settings(RefundsSettings).step_up_above:
+        visit.require_fresh()
     made = await visit.gateway.port(RefundOperatorService).request(visit, visit.values["payment_id"])
     return Redirect(f"refunds/{made.id}", "Refund requested.")
+
+
+async def _amount(visit: PageRequest) -> int:
+    """Return the KES of the payment that are refunded after this form; 0 for text that is refused next."""
+    operators, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
+    payment, text = await operators.payment(payment_id), visit.text("amount")
+    if not text:
+        return int(Kes.parse(payment.amount))
+    left = refundable_amount(payment, await operators.of_payment(payment_id))
+    try:
+        return int(Kes.parse(payment.amount)) - left + int(Kes.parse(text))
+    except ValueError:
+        return 0
 
 
 # -- panels and timelines of other plugins' pages ---------------------------------------------------------------------
@@ -166,16 +188,17 @@ async def waiting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 PAGES = Pages(
     templates="mpesa_gateway_refunds",
     pages=(
-        Page("refunds", "Refunds", refunds, menu=Menu("Refunds", 20, "Money", "r")),
-        Page("refunds/{refund_id}", "Refund", refund, names="rfd", place="refund"),
-        Page("payments/{payment_id}/refund", "Refund", refund_form, role=Role.OPERATOR),
+        Page("refunds", "Refunds", refunds, Permission.VIEW, menu=Menu("Refunds", 20, "Money", "r")),
+        Page("refunds/{refund_id}", "Refund", refund, Permission.VIEW, names="rfd", place="refund"),
+        Page("payments/{payment_id}/refund", "Refund", refund_form, Permission.REFUND),
     ),
     acts=(
-        Action("refunds/{refund_id}/query", "query", query, back="refunds/{refund_id}"),
-        Action("refunds/{refund_id}", "resolve", resolve, role=Role.ADMIN),
-        Action("payments/{payment_id}/refund", "request", create),
+        Action("refunds/{refund_id}/query", "query", query, Permission.QUERY, back="refunds/{refund_id}"),
+        Action("refunds/{refund_id}", "resolve", resolve, Permission.DECIDE),
+        Action("payments/{payment_id}/refund", "request", create, Permission.REFUND),
     ),
-    panels=(Panel("payment", of_payment, 20),),
+    panels=(Panel("payment", of_payment, Permission.VIEW, 20),),
     traces=(TimelineSource("payment", past_of_payment), TimelineSource("refund", past)),
     concerns=(waiting,),
+    owners={"refund_id": owner_of},
 )

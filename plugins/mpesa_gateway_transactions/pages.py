@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.env import Env
-from mpesa_gateway.ops_contract import Action, AttentionItem, Page, PageRequest, Pages, Redirect, Rendered
+from mpesa_gateway.ops_contract import Action, AttentionItem, Page, PageRequest, Pages, Permission, Redirect, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.contradictions import MOST_SHOWN, ContradictionReview
 
@@ -42,7 +42,7 @@ async def contradicting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 
 PAGES = Pages(
     templates="mpesa_gateway_transactions",
-    pages=(Page(_PATH, "Contradicting reports", contradictions),),
-    acts=(Action(_PATH, "resolve", resolve),),
+    pages=(Page(_PATH, "Contradicting reports", contradictions, Permission.GATEWAY),),
+    acts=(Action(_PATH, "resolve", resolve, Permission.OPERATE),),
     concerns=(contradicting,),
 )

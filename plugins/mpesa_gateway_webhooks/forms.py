@@ -3,7 +3,7 @@
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
-from mpesa_gateway.ops_contract import Action, Page, PageRequest, Redirect, Rendered, Role, SetupState, SetupStep
+from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered, SetupState, SetupStep
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_webhooks.endpoints import EndpointService
@@ -93,10 +93,16 @@ async def _test(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
     )
 
 
-PAGES = (Page("merchants/{merchant_id}/webhook", "Webhook", edit, role=Role.ADMIN),)
+PAGES = (Page("merchants/{merchant_id}/webhook", "Webhook", edit, Permission.CREDENTIALS),)
 ACTS = (
-    Action("merchants/{merchant_id}/webhook", "set", save, role=Role.ADMIN),
-    Action("merchants/{merchant_id}/webhook/remove", "remove", remove, role=Role.ADMIN, back="merchants/{merchant_id}"),
+    Action("merchants/{merchant_id}/webhook", "set", save, Permission.CREDENTIALS),
+    Action(
+        "merchants/{merchant_id}/webhook/remove",
+        "remove",
+        remove,
+        Permission.CREDENTIALS,
+        back="merchants/{merchant_id}",
+    ),
 )
 STEPS = (
     SetupStep(name="webhook", title="Webhook", order=40, read=_webhook),

@@ -48,9 +48,9 @@ class WebhookOperatorService:
         self._settings = settings
         self._endpoints = endpoints
 
-    async def endpoints(self, env: Env, cursor: str | None, limit: int) -> KeysetPage[Row]:
+    async def endpoints(self, env: Env, merchant: str | None, cursor: str | None, limit: int) -> KeysetPage[Row]:
         """Return active endpoints with their pending and dead deliveries, newest first. Raises InvalidFields."""
-        found = Conditions(env)
+        found = Conditions(env, merchant)
         found.add("is_active")
         page = await endpoint_tables.ENDPOINTS.page(self._db, found, cursor, limit)
         rows = await self._health([row["endpoint_id"] for row in page.rows])

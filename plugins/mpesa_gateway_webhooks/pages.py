@@ -20,9 +20,9 @@ from mpesa_gateway.ops_contract import (
     PageRequest,
     Pages,
     Panel,
+    Permission,
     Redirect,
     Rendered,
-    Role,
     TimelineEntry,
     TimelineSource,
 )
@@ -43,15 +43,26 @@ _STATUSES = ("waiting", "pending", "delivered", "dead", "cancelled")
 
 
 class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
+    merchant: str | None = None
     cursor: str | None = None
 
 
 async def endpoints(visit: PageRequest) -> Rendered:
     query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
-    page = await visit.gateway.port(WebhookOperatorService).endpoints(visit.env, query.cursor, _A_PAGE)
+    page = await visit.gateway.port(WebhookOperatorService).endpoints(visit.env, query.merchant, query.cursor, _A_PAGE)
     health = {row["endpoint_id"]: health_of(row, now) for row in page.rows}
     shown = {"rows": page.rows, "health": health}
     return Rendered("endpoints.html", shown | visit.pager("webhooks", page.next_cursor))
+
+
+async def owner_of_endpoint(gateway: Runtime, endpoint_id: str) -> str | None:
+    owner: str = (await gateway.port(WebhookOperatorService).endpoint(endpoint_id))["merchant_id"]
+    return owner
+
+
+async def owner_of_delivery(gateway: Runtime, delivery_id: str) -> str | None:
+    owner: str = (await gateway.port(WebhookOperatorService).delivery(delivery_id))["merchant_id"]
+    return owner
 
 
 async def endpoint(visit: PageRequest) -> Rendered:
@@ -238,26 +249,35 @@ async def failing_webhooks(gateway: Runtime, env: Env) -> Sequence[AttentionItem
 PAGES = Pages(
     templates="mpesa_gateway_webhooks",
     pages=(
-        Page("webhooks", "Webhooks", endpoints, menu=Menu("Webhooks", 50, "Merchants", "w")),
-        Page("webhooks/deliveries", "Deliveries", deliveries),
-        Page("webhooks/{endpoint_id}", "Webhook", endpoint, names="whe"),
-        Page("webhooks/deliveries/{delivery_id}", "Delivery", delivery, names="dlv"),
+        Page("webhooks", "Webhooks", endpoints, Permission.VIEW, menu=Menu("Webhooks", 50, "Merchants", "w")),
+        Page("webhooks/deliveries", "Deliveries", deliveries, Permission.VIEW),
+        Page("webhooks/{endpoint_id}", "Webhook", endpoint, Permission.VIEW, names="whe"),
+        Page("webhooks/deliveries/{delivery_id}", "Delivery", delivery, Permission.VIEW, names="dlv"),
         *forms.PAGES,
     ),
     acts=(
-        Action("webhooks/{endpoint_id}/test", "test", test, back="webhooks/{endpoint_id}"),
-        Action("webhooks/{endpoint_id}/rotate", "rotate", rotate, role=Role.ADMIN, back="webhooks/{endpoint_id}"),
-        Action("webhooks/{endpoint_id}", "resend_since", resend_since),
-        Action("webhooks/deliveries/{delivery_id}/resend", "resend", resend, back="webhooks/deliveries/{delivery_id}"),
+        Action("webhooks/{endpoint_id}/test", "test", test, Permission.DELIVER, back="webhooks/{endpoint_id}"),
+        Action(
+            "webhooks/{endpoint_id}/rotate", "rotate", rotate, Permission.CREDENTIALS, back="webhooks/{endpoint_id}"
+        ),
+        Action("webhooks/{endpoint_id}", "resend_since", resend_since, Permission.DELIVER),
+        Action(
+            "webhooks/deliveries/{delivery_id}/resend",
+            "resend",
+            resend,
+            Permission.DELIVER,
+            back="webhooks/deliveries/{delivery_id}",
+        ),
         *forms.ACTS,
     ),
     panels=(
-        Panel("payment", of_payment, 30),
-        Panel("event", of_event),
-        Panel("merchant", of_merchant, 30),
-        Panel("overview", owed, 50),
+        Panel("payment", of_payment, Permission.VIEW, 30),
+        Panel("event", of_event, Permission.VIEW),
+        Panel("merchant", of_merchant, Permission.VIEW, 30),
+        Panel("overview", owed, Permission.GATEWAY, 50),
     ),
     traces=(TimelineSource("payment", timeline_of_payment),),
     concerns=(failing_webhooks,),
+    owners={"endpoint_id": owner_of_endpoint, "delivery_id": owner_of_delivery},
     setup=forms.STEPS,
 )

@@ -9,7 +9,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright
 
 from mpesa_gateway.ops_contract import Role
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD
 from tests.conftest import Harness
 
@@ -85,14 +85,14 @@ async def clipped(page: Page) -> list[str]:
 @pytest.fixture
 async def amina(harness: Harness) -> str:
     """Create an operator with every right; returns the URL of the operator pages."""
-    await harness.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    await harness.gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
     return f"{harness.base}/ops"
 
 
 async def signs_in(page: Page, ops: str) -> None:
     """Sign in as amina."""
     await page.goto(f"{ops}/login")
-    await page.fill("input[name=name]", "amina")
+    await page.fill("input[name=email]", "amina@shop.example")
     await page.fill("input[type=password]", PASSWORD.reveal())
     await page.keyboard.press("Enter")
     await page.wait_for_url(lambda url: not url.endswith("/login"))

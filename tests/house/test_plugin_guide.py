@@ -17,7 +17,7 @@ from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.plugin import Plugin, PluginError, load
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_payments.scopes import PAYMENTS_WRITE
 from tests.browsing import PASSWORD, signed_in
 from tests.house.tree import ROOT
@@ -83,7 +83,7 @@ async def test_guide_plugin_shows_thanks_to_the_merchant_only(values: dict[str, 
 
 async def test_guide_plugin_page_lists_thanks_and_admin_deletes_one(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
-        await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.port(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
         made = await api.pay("254711000001", key="order")
         await api.settled(made.data["id"], "completed")
         assert await eventually(lambda: thanks(api))

@@ -20,7 +20,7 @@ from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, listening, serving, shop
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, Browser
@@ -108,7 +108,7 @@ async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: 
         ops = base + "/ops"
         gateway = Gateway(GatewayConfig.from_values(values | {"public_url": base}))
         async with serving(host(gateway, prefix, gateway.lifespan), at), Browser(ops) as browser:
-            await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+            await gateway.port(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
             # With and without a trailing slash the same login is shown.
             for path in ("", "/", "/payments", "/payments/", "/%70ayments", "/merchants?limit=5"):
                 turned = await browser.open(path)
@@ -118,7 +118,8 @@ async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: 
                 assert link.startswith(base + "/"), link
                 assert (await browser.open(link)).status == 200, link
             form = login.form("/login")
-            shown = await browser.send(form.action, form.fields | {"name": "amina", "password": PASSWORD.reveal()})
+            login_as = {"email": "amina@shop.example", "password": PASSWORD.reveal()}
+            shown = await browser.send(form.action, form.fields | login_as)
             assert (shown.status, shown.url) == (200, ops)
             assert [link for link in shown.links if not link.startswith(base + "/")] == []
             page = await browser.open(shown.link("/ops/merchants"))

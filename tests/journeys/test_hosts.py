@@ -22,7 +22,7 @@ from mpesa_gateway.litestar_host import GatewayPlugin
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import eventually, listening, serving
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD
 from tests.forking import Forked, forks
 from tests.house.tree import ROOT
@@ -135,8 +135,8 @@ async def test_host_login_protects_the_operator_pages_only(
             turned = await it.request("GET", prefix + path, headers=page)
             assert (turned.status_code, turned.headers["location"]) == (303, "/stage-door"), path
         # The gateway's passwords are not accepted here.
-        await it.theatre.gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-        login = {"name": "amina", "password": PASSWORD.reveal()}
+        await it.theatre.gateway.port(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
+        login = {"email": "amina@shop.example", "password": PASSWORD.reveal()}
         await it.request("POST", f"{prefix}/ops/login", data=login, headers=page)
         assert (await it.request("GET", f"{prefix}/ops", headers=page)).status_code == 303
         assert (await it.request("GET", f"{prefix}/health/live")).status_code == 200

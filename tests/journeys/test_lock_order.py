@@ -37,10 +37,14 @@ _ALONE = "alone in its transaction, and its order is read from its text"
 _LIVE = "live receivers only: locks one receiver, then one shortcode, then the audit log"
 _TIMED = "run by a timer, which is at times quicker than the test; its order is read from its text"
 
+_PEOPLE = "locks merchants by ascending id, then members and the audit log: tests/plugins/ops/test_people_races.py"
+
 UNPLAYED = {
     "mpesa_gateway.db.outbox.DUE_TASKS": _TIMED,
     "mpesa_gateway_callbacks.tables.COUNT_REPEATED": _ALONE,
     "mpesa_gateway_credentials.tables.LOCK_RECEIVER": _LIVE,
+    "mpesa_gateway_ops.tables.LOCK_MERCHANT": _PEOPLE,
+    "mpesa_gateway_ops.tables.LOCK_MERCHANTS_OF_PERSON": _PEOPLE,
     "mpesa_gateway_payments.due_sql.CLAIM_DUE_OF": _TIMED,
     "mpesa_gateway_webhooks.tables.CANCEL": _ALONE,
     "mpesa_gateway_webhooks.tables.CLAIM_OF_ENDPOINT": _ALONE,
@@ -50,6 +54,7 @@ UNPLAYED = {
     "plugins/mpesa_gateway_credentials/ownership.py: allow_use": _LIVE,
     "plugins/mpesa_gateway_credentials/ownership.py: move_receiver": _LIVE,
     "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
+    "plugins/mpesa_gateway_credentials/reader.py: _note_verified": _ALONE,
     "plugins/mpesa_gateway_payments/due_sql.py: set_next_query": _TIMED,
     "plugins/mpesa_gateway_payments/due_sql.py: claim_due": _TIMED,
     "plugins/mpesa_gateway_reconciliation/service.py: _beat": _ALONE,
@@ -64,7 +69,10 @@ PLAIN = {
     "gateway_secret": "written one row at a time",
     "migration": "written by one process at a time",
     "ops_note": "written one row at a time",
-    "ops_operator": "written one row at a time",
+    "membership": "inserted or deleted while its merchant is locked",
+    "person": "written one row at a time",
+    "person_invitation": "deleted, and inserted one row at a time",
+    "person_recovery_code": "written while its person is locked",
     "ops_session": "deleted, and written one row at a time",
     "pull_registration": "written one row at a time",
     "refused_callback": "inserted, and locked without waiting",

@@ -56,6 +56,7 @@ OWN = (
     "POST /v1/payments",
     "POST /v1/merchant/webhook/rotate",
     "PUT /v1/merchant/webhook",
+    "PUT /v1/merchant/webhook/event-types",
     "DELETE /v1/merchant/webhook",
     "PUT /v1/merchant/providers",
     "DELETE /v1/merchant/providers/mpesa",
@@ -78,6 +79,7 @@ HOSTS = {
 """Operations of the host: a merchant's key is rejected."""
 
 OPEN = {
+    "GET /": "the way to the operator pages",
     "GET /health/live": "the process answers",
     "GET /health/ready": "the state of the gateway's parts",
     "POST /v1/webhooks/mpesa": "callbacks: the sender's address is the proof",
@@ -283,6 +285,7 @@ OWN_BODIES: dict[str, Any] = {
     "POST /v1/payments/mpesa/reconcile": {},
     "POST /v1/webhooks/replay": {"since": "2020-01-01T00:00:00Z"},
     "PUT /v1/merchant/webhook": {"webhook_url": "https://shop.example.co.ke/hooks"},
+    "PUT /v1/merchant/webhook/event-types": {"event_types": ["payment.completed"]},
     "PUT /v1/merchant/providers": INITIATED,
 }
 
@@ -415,7 +418,10 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
             assert check_refusal(bare)
             for text in malformed:
                 answer = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
-                assert without_id(answer) == without_id(bare), (each, text)
+                assert (answer.status, answer.codes) == (401, ["AUTH_INVALID_KEY"]), (each, text)
+                (error,) = answer.json["errors"]
+                assert error["message"].startswith("this is not a key of this gateway"), (each, text)
+                assert not text.strip() or text == "sk_test_" or text not in error["message"], (each, text)
             answers = {
                 what: without_id(await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], "x"))
                 for what, text in shown.items()

@@ -15,7 +15,7 @@ from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.security.scopes import ADMIN, MERCHANT_READ
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD, signed_in
 from tests.journeys.tickets.plugin import TICKETS_WRITE
 from tests.kernel.scripted import ScriptedRequest, ScriptedServer, scripted, write_json
@@ -105,7 +105,7 @@ async def test_new_product_route_needs_its_scope(ticket_site: TicketSite) -> Non
 
 async def test_new_product_page_shows_its_table_and_resolves_its_ids(ticket_site: TicketSite) -> None:
     await ticket_site.sell("A7")
-    await ticket_site.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    await ticket_site.gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
     ticket_id = await ticket_site.gateway.db.fetchval("SELECT ticket_id FROM ticket")
     async with signed_in(f"{ticket_site.base}/ops") as browser:
         page = await browser.open("/tickets")

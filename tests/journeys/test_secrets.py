@@ -165,7 +165,8 @@ async def running_site(servers: Servers, folder: Path, story: Story) -> AsyncGen
         try:
             host.output_of("migrate")
             operator = story.keep("operator's password", random_secret())
-            assert host.run("operators", "create", "amina", "--password-stdin", reads=operator).returncode == 0
+            create = ("people", "create", "amina@shop.example", "--role", "admin", "--password-stdin")
+            assert host.run(*create, reads=operator).returncode == 0
             for form, port in zip(("json", "console"), ports, strict=True):
                 host.variables = ours | {"LOGS__FORMAT": form}
                 address_of(host.start("serve", "--port", str(port), log=f"serve.{form}.log"))
@@ -417,7 +418,7 @@ async def view_pages(site: Site, story: Story) -> None:
         origin = {"Origin": base, "Accept": "text/html"}
         right, wrong = story.secret["operator's password"], story.keep("a wrong password", random_secret())
         for password in (wrong, right):
-            fields = {"name": "amina", "password": password}
+            fields = {"email": "amina@shop.example", "password": password}
             answer = await session.post(f"{base}/ops/login", data=fields, headers=origin, allow_redirects=False)
             assert answer.status_code == (303 if password is right else 401)
         (cookie,) = [each.value for each in session.cookies if each.name == "mpesa_gateway_ops"]

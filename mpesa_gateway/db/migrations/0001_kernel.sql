@@ -68,9 +68,11 @@ CREATE TABLE api_key (
     created_at timestamptz NOT NULL,
     expires_at timestamptz,
     revoked_at timestamptz,
-    last_used_at timestamptz
+    last_used_at timestamptz,
+    created_by text COLLATE "C" NOT NULL
 );
 CREATE INDEX api_key_merchant ON api_key (merchant_id, env);
+CREATE INDEX api_key_maker ON api_key (created_by) WHERE revoked_at IS NULL;
 
 -- Payments and refunds of a merchant in an env share one namespace. fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE idempotency_key (

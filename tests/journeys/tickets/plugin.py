@@ -18,7 +18,7 @@ from mpesa_gateway.daraja.wire import InvalidCallback, read_json_leniently, read
 from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Pages, Rendered
+from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Pages, Permission, Rendered
 from mpesa_gateway.plugin import Plugin, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import INJECTED, Caller, Scope
@@ -166,8 +166,8 @@ plugin = Plugin(
     pages=Pages(
         templates="tests.journeys.tickets",
         pages=(
-            Page("tickets", "Tickets", show_tickets, menu=Menu("Tickets", 90)),
-            Page("tickets/{ticket_id}", "Ticket", show_tickets, names="tkt"),
+            Page("tickets", "Tickets", show_tickets, Permission.GATEWAY, menu=Menu("Tickets", 90)),
+            Page("tickets/{ticket_id}", "Ticket", show_tickets, Permission.GATEWAY, names="tkt"),
         ),
     ),
 )

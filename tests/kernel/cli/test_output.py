@@ -31,10 +31,12 @@ SHOWS_NOTHING = {
     "keys saved": "does one thing",
     "merchants deactivate": "does one thing",
     "apikeys revoke": "does one thing",
-    "operators create": "prints one id and nothing else",
-    "operators role": "does one thing",
-    "operators password": "does one thing",
-    "operators deactivate": "does one thing",
+    "people create": "prints one id and nothing else",
+    "people role": "does one thing",
+    "people password": "does one thing",
+    "people remove": "does one thing",
+    "people invite": "prints one link and nothing else",
+    "people reset": "prints one link and nothing else",
     "receivers allow": "does one thing",
     "receivers refuse": "does one thing",
     "receivers move": "does one thing",
@@ -82,7 +84,7 @@ def test_json_output_has_the_data_of_the_text_output(host: Host) -> None:
     assert key["key"].startswith("sk_test_")
     (seen,) = reads(host, "apikeys", "list", merchant["merchant_id"])
     assert (seen["key_id"], seen["last_used_at"], seen["scopes"]) == (key["key_id"], None, key["scopes"])
-    assert reads(host, "operators", "list") == []
+    assert reads(host, "people", "list") == []
     assert reads(host, "payments", "list") == []
     assert reads(host, "audit", "verify")["entries"] == 2
     assert reads(host, "migrate") == {"applied": []}
@@ -127,7 +129,7 @@ def test_completion_knows_plugin_commands_and_options(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return {line.partition(",")[2] for line in done.stdout.splitlines()}
 
-    assert {"up", "doctor", "webhooks", "payments", "operators"} <= completed("")
+    assert {"up", "doctor", "webhooks", "payments", "people"} <= completed("")
     assert completed("webhooks", "") == {"listen", "trigger", "replay"}
     assert "payment.completed" in completed("webhooks", "trigger", "pay")
     assert {"--forward-to", "--events"} <= completed("webhooks", "listen", "--")

@@ -12,7 +12,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD, Browser, signed_in
 
 NAMES = {Role.ADMIN: "amina", Role.OPERATOR: "otieno", Role.VIEWER: "viola"}
@@ -64,7 +64,7 @@ async def ops_site(values: dict[str, Any]) -> AsyncGenerator[OpsSite]:
     ):
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         for role, name in NAMES.items():
-            await gateway.services.get(Operators).create(name, PASSWORD, role=role, actor="test")
+            await gateway.services.get(People).create(f"{name}@shop.example", PASSWORD, role=role, actor="test")
         merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
         ops = f"{base}/ops"
 

@@ -4,6 +4,7 @@ import pytest
 
 from mpesa_gateway.env import ENVS
 from mpesa_gateway.testing.serving import Api
+from tests.browsing import set_up_factor
 from tests.plugins.ops.conftest import OpsSite
 from tests.worlds import mirror
 
@@ -25,6 +26,7 @@ async def payment_by_env(ops_site: OpsSite) -> dict[str, str]:
 
 async def test_page_shows_the_env_of_its_banner_only(ops_site: OpsSite, payment_by_env: dict[str, str]) -> None:
     async with ops_site.browser() as browser:
+        await set_up_factor(browser)
         # Live is the default if a merchant is live.
         assert "LIVE real money" in (await browser.open("")).words
         for env, other in zip(ENVS, reversed(ENVS), strict=True):
@@ -45,6 +47,7 @@ async def test_page_of_an_object_of_the_other_env_switches_to_it(
     ops_site: OpsSite, payment_by_env: dict[str, str]
 ) -> None:
     async with ops_site.browser() as browser:
+        await set_up_factor(browser)
         for env, other in zip(ENVS, reversed(ENVS), strict=True):
             await browser.open(f"/{other}")
             page = await browser.open(f"/payments/{payment_by_env[env]}")
@@ -58,6 +61,7 @@ async def test_page_of_an_object_of_the_other_env_switches_to_it(
 @pytest.mark.usefixtures("payment_by_env")
 async def test_form_posted_after_a_switch_acts_in_its_own_env(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
+        await set_up_factor(browser)
         await browser.open("/sandbox")
         page = await browser.open("/reconciliation")
         # Another tab switches to live.
@@ -91,5 +95,6 @@ async def test_overview_shows_what_needs_attention_in_its_env_only(
         "WHERE env = 'live'"
     )
     async with ops_site.browser() as browser:
+        await set_up_factor(browser)
         assert "no live webhook endpoint" in (await browser.open("/live")).words
         assert "webhook endpoint" not in (await browser.open("/sandbox")).words

@@ -13,7 +13,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.sample_credentials import make_certificate
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, signed_in
 from tests.identifiers import identifier
@@ -109,7 +109,7 @@ async def test_credentials_page_shows_the_expiry_of_the_certificate(values: dict
     path.write_bytes(make_certificate(SystemClock().now()))
     async with running_gateway(values) as (first, base):
         values["daraja"] = {"sandbox_url": f"{base}/simulator", "sandbox_certificate": str(path)}
-        await first.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await first.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
     async with running_gateway(values) as (_, base), signed_in(f"{base}/ops") as browser:
         assert re.search(r"valid sandbox, until \d+ \w+ 20", (await browser.open("/credentials")).words)
 
@@ -144,7 +144,7 @@ async def test_events_page_retries_a_failing_subscriber(values: dict[str, Any]) 
     is_broken = True
     coping = Plugin(name="coping", summary="Copes.", subscribers=(on_event(PaymentCompleted, fail_while_broken),))
     async with running_gateway(values, plugins=(coping,)) as (gateway, base):
-        await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.OPERATOR, actor="test")
+        await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.OPERATOR, actor="test")
         merchant = await gateway.merchants.create("Shop", actor="test")
         event = PaymentCompleted(
             merchant_id=merchant.merchant_id,
@@ -193,12 +193,12 @@ async def test_events_page_retries_a_failing_subscriber(values: dict[str, Any]) 
 async def test_audit_page_filters_pages_and_verifies_the_chain(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.open("/audit")
-        assert "operator.signed_in" in page.words
-        assert "otieno operator" in page.words
+        assert "person.signed_in" in page.words
+        assert "otieno per_" in page.words
         assert page.unbalanced_tags == []
         only = await browser.open("/audit?action=webhook.set")
         assert "webhook.set" in only.words
-        assert "operator.signed_in" not in only.words
+        assert "person.signed_in" not in only.words
         about = await browser.open(f"/audit?subject={ops_site.merchant_id}")
         assert "merchant.created" in about.words
         assert "No audit entry matches these filters." in (await browser.open("/audit?action=nothing")).words
@@ -235,7 +235,7 @@ async def test_menu_pages_of_an_empty_gateway_open_and_link_to_our_own_pages(
     values: dict[str, Any], role: Role
 ) -> None:
     async with running_gateway(values) as (gateway, base):
-        await gateway.services.get(Operators).create("amina", PASSWORD, role=role, actor="test")
+        await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=role, actor="test")
         async with signed_in(f"{base}/ops") as browser:
             front = await browser.open()
             assert "nothing needs attention" in front.words

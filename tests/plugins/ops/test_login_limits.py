@@ -20,9 +20,9 @@ from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway
-from mpesa_gateway_ops import login_limits, operators
+from mpesa_gateway_ops import login_limits, people
 from mpesa_gateway_ops.errors import WrongPassword
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.sessions import Sessions
 from tests.browsing import PASSWORD, Browser
 
@@ -47,15 +47,20 @@ class OpsGateway:
     ) -> str:
         """Returns "in", or the class of the error of a login."""
         try:
-            await self.gateway.services.get(Operators).sign_in(name, password, address, device or Secret(""))
+            await self.gateway.services.get(People).sign_in(_email(name), password, address, device or Secret(""))
         except (WrongPassword, TooManyFailures, ServiceUnavailable) as refused:
             return type(refused).__name__
         return "in"
 
     async def device(self, name: str = "amina") -> Secret:
         """Returns the device cookie of a browser after a login."""
-        signed_in = await self.gateway.services.get(Operators).sign_in(name, PASSWORD, "198.51.100.1")
+        signed_in = await self.gateway.services.get(People).sign_in(_email(name), PASSWORD, "198.51.100.1")
         return signed_in.device
+
+
+def _email(name: str) -> str:
+    """Return the address of a name, with the name's space at the end."""
+    return f"{name.rstrip()}@shop.example{name[len(name.rstrip()) :]}"
 
 
 @asynccontextmanager
@@ -67,7 +72,7 @@ async def running_ops(values: dict[str, Any], **changes: Any) -> AsyncGenerator[
     clock = SetClock(datetime.now(UTC))
     async with running_gateway(values | changes, clock=clock) as (gateway, base):
         for name in ("amina", "baraka"):
-            await gateway.services.get(Operators).create(name, PASSWORD, role=Role.ADMIN, actor="test")
+            await gateway.services.get(People).create(f"{name}@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
         yield OpsGateway(gateway, f"{base}/ops", clock)
 
 
@@ -113,7 +118,9 @@ async def test_login_with_a_device_cookie_is_not_locked_out_by_guesses_of_others
         assert await ops.guess("amina", "198.51.100.1", password=PASSWORD) == "TooManyFailures"
         assert await ops.guess("amina", "198.51.100.1", password=PASSWORD, device=device) == "in"
         # Each device has its own limit.
-        other = (await ops.gateway.services.get(Operators).sign_in("amina", PASSWORD, "192.0.2.1", device)).device
+        other = (
+            await ops.gateway.services.get(People).sign_in("amina@shop.example", PASSWORD, "192.0.2.1", device)
+        ).device
         found = [await ops.guess("amina", "192.0.2.7", device=device) for _ in range(5)]
         assert found == ["WrongPassword"] * 3 + ["TooManyFailures"] * 2
         assert await ops.guess("amina", "192.0.2.7", password=PASSWORD, device=device) == "TooManyFailures"
@@ -203,7 +210,7 @@ async def test_password_hashing_runs_one_at_a_time_outside_request_slots_with_a_
         running -= 1
         return False
 
-    monkeypatch.setattr(operators, "_verify", verify)
+    monkeypatch.setattr(people, "verify_password", verify)
     monkeypatch.setattr(login_limits, "_PAUSE", 0.0)
     async with running_ops(values, limits={"auth_failures": 100, "account_failures": 100}) as ops:
         counter = SlotCounter()
@@ -234,7 +241,7 @@ async def test_guess_over_the_limit_is_refused_without_waiting(
             over.wait(10)
             return False
 
-        monkeypatch.setattr(operators, "_verify", verify)
+        monkeypatch.setattr(people, "verify_password", verify)
         other = asyncio.create_task(ops.guess("baraka", "198.51.100.1"))
         await asyncio.to_thread(started.wait, 10)
         async with asyncio.timeout(1):
@@ -260,7 +267,7 @@ class SlotCounter:
 
 async def test_password_hashing_runs_in_a_thread_of_low_priority(values: dict[str, Any]) -> None:
     async with running_ops(values) as ops:
-        found = await ops.gateway.services.get(Operators)._guesses.run(  # pyright: ignore[reportPrivateUsage] - where passwords are hashed
+        found = await ops.gateway.services.get(People)._guesses.run(  # pyright: ignore[reportPrivateUsage] - where passwords are hashed
             lambda: (threading.current_thread().name, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         )
         assert found[0].startswith("password")
@@ -273,5 +280,5 @@ async def test_limited_logins_are_audited_once_per_address(values: dict[str, Any
         for _ in range(10):
             await browser.sign_in(password=WRONG)
         actions = [entry.action for entry in (await ops.gateway.audit.page(100, None, None, None)).rows]
-        assert actions.count("operator.sign_in_failed") == 3
-        assert actions.count("operator.sign_in_limited") == 1
+        assert actions.count("person.sign_in_failed") == 3
+        assert actions.count("person.sign_in_limited") == 1

@@ -31,9 +31,10 @@ from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import eventually, listening, running_gateway, serving
-from mpesa_gateway_ops.commands import operators as operators_command
+from mpesa_gateway_ops.commands import people as people_command
 from mpesa_gateway_ops.failed_jobs import failure_reason, last_line
-from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.memberships import Memberships
+from mpesa_gateway_ops.people import People
 from tests.asgi import AsgiAnswer, send_request
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.forking import forks
@@ -81,7 +82,7 @@ async def running_ops(settings: dict[str, Any]) -> AsyncGenerator[OpsGateway]:
     """A gateway with one operator."""
     clock = SetClock(datetime.now(UTC))
     async with running_gateway(settings, clock=clock, plugins=(FAILING,)) as (gateway, base):
-        await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
         yield OpsGateway(gateway, f"{base}/ops", clock)
 
 
@@ -134,7 +135,7 @@ async def test_login_with_a_wrong_password_does_not_reveal_whether_the_name_exis
         unknown = await browser.sign_in("nobody", Secret("not the password at all"))
         assert (wrong.status, unknown.status, browser.cookies) == (401, 401, [])
         assert wrong.text == unknown.text.replace("nobody", "amina")
-        page = await browser.sign_in(" Amina ")
+        page = await browser.sign_in(" Amina@shop.example ")
         assert (page.status, page.url) == (200, ops.url)
         assert "amina" in page.text
         (cookie,) = browser.cookies
@@ -145,8 +146,8 @@ async def test_login_with_a_wrong_password_does_not_reveal_whether_the_name_exis
     assert len(bytes.fromhex(cookie.value)) == 32
     assert cookie.value.encode() not in bytes(stored)
     assert bytes.fromhex(cookie.value) != bytes(stored)
-    assert (await actions(ops.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
-    entry = (await ops.gateway.audit.page(1, None, "operator.sign_in_failed", None)).rows[0]
+    assert (await actions(ops.gateway))[:3] == ["person.signed_in", *["person.sign_in_failed"] * 2]
+    entry = (await ops.gateway.audit.page(1, None, "person.sign_in_failed", None)).rows[0]
     assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"from": "127.0.0.1"})
 
 
@@ -165,7 +166,7 @@ async def test_login_with_the_right_password_over_the_failure_limit_is_429(ops: 
         assert (page.status, "Too many failed attempts" in page.text) == (429, True)
         assert 1 <= int(page.headers["Retry-After"]) <= 310
         assert browser.cookies == []
-    assert (await actions(ops.gateway)).count("operator.sign_in_failed") == 3
+    assert (await actions(ops.gateway)).count("person.sign_in_failed") == 3
 
 
 async def test_login_over_https_sets_secure_cookies(settings: dict[str, Any]) -> None:
@@ -211,23 +212,24 @@ async def test_logout_ends_the_session_on_the_server(ops: OpsGateway) -> None:
         out = await browser.send("/logout", {"form_token": page.field("form_token")})
         assert (out.url, browser.cookies) == (ops.url + "/login", [])
         assert (await thief.open()).url == ops.url + "/login"
-    assert (await actions(ops.gateway))[0] == "operator.signed_out"
+    assert (await actions(ops.gateway))[0] == "person.signed_out"
 
 
 async def test_session_ends_with_a_new_password_or_deactivation(ops: OpsGateway) -> None:
-    operators = ops.gateway.services.get(Operators)
+    operators = ops.gateway.services.get(People)
     async with signed_in(ops.url) as browser:
-        await operators.set_password("amina", Secret("another long password"), actor="test")
+        await operators.set_password("amina@shop.example", Secret("another long password"), actor="test")
         assert (await browser.open()).url == ops.url + "/login"
         assert (await browser.sign_in()).status == 401
         assert (await browser.sign_in(password=Secret("another long password"))).url == ops.url
-        await operators.deactivate("amina", actor="test")
+        person = await operators.find("amina@shop.example")
+        await ops.gateway.port(Memberships).deactivate(person.person_id, actor="test")
         assert (await browser.open()).url == ops.url + "/login"
         assert (await browser.sign_in(password=Secret("another long password"))).status == 401
-    with pytest.raises(NotFound, match="no active operator"):
-        await operators.set_password("amina", PASSWORD, actor="test")
+    with pytest.raises(NotFound, match="no active person"):
+        await operators.set_password("amina@shop.example", PASSWORD, actor="test")
     with pytest.raises(Conflict, match="is or was"):
-        await operators.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await operators.create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
 
 
 # -- other sites ------------------------------------------------------------------------------------------------------
@@ -395,7 +397,7 @@ async def test_failed_job_retried_twice_runs_once_and_leaves_the_list(ops: OpsGa
     assert calls.count("call_1") == 2
     assert await ops.gateway.jobs.queues["default"].count_failed() == 0
     (entry,) = (await ops.gateway.audit.page(10, None, "job.retried", None)).rows
-    assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
+    assert (entry.actor[:11], entry.subject_id) == ("person:per_", job.key)
     assert entry.detail == {"job": "failing.fail_once", "from": "127.0.0.1"}
 
 
@@ -426,7 +428,7 @@ async def test_failed_job_discarded_is_removed_and_audited(ops: OpsGateway) -> N
     assert await queue.count_failed() == 0
     assert await queue.redis.ttl(job.id) <= 60
     (entry,) = (await ops.gateway.audit.page(10, None, "job.discarded", None)).rows
-    assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
+    assert (entry.actor[:11], entry.subject_id) == ("person:per_", job.key)
     assert entry.detail == {"job": "failing.fail", "from": "127.0.0.1"}
 
 
@@ -484,7 +486,7 @@ async def test_queue_page_serves_saqs_scripts_and_json(ops: OpsGateway) -> None:
 
 async def test_queue_json_for_a_viewer_masks_phone_numbers(ops: OpsGateway) -> None:
     (job,) = await fail_job(ops.gateway, "failing.fail", of="254712345678")
-    await ops.gateway.services.get(Operators).create("viola", PASSWORD, role=Role.VIEWER, actor="test")
+    await ops.gateway.services.get(People).create("viola@shop.example", PASSWORD, role=Role.VIEWER, actor="test")
     path = f"/queue/api/queues/mpesa-default/jobs/{job.key}"
     async with signed_in(ops.url, "viola") as browser:
         page = await browser.open(QUEUE)
@@ -522,7 +524,7 @@ async def test_queue_retry_and_abort_need_the_form_token_and_are_audited(ops: Op
     entries = (await ops.gateway.audit.page(100, None, None, None)).rows
     assert [entry.action for entry in entries][:2] == ["job.aborted", "job.retried"]
     assert [entry.subject_id for entry in entries][:2] == [later, job.key]
-    assert {entry.actor[:13] for entry in entries[:2]} == {"operator:opr_"}
+    assert {entry.actor[:11] for entry in entries[:2]} == {"person:per_"}
 
 
 # -- prefix ----------------------------------------------------------------------------------------------------------
@@ -542,7 +544,7 @@ async def test_pages_under_a_prefix_keep_it(settings: dict[str, Any], strips: bo
             await gateway.asgi(scope, receive, send)
 
         async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
-            await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+            await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
             (job,) = await fail_job(gateway, "failing.fail")
             assert (await browser.open()).url == base + "/ops/login"
             assert (await browser.sign_in()).url == base + "/ops"
@@ -581,32 +583,33 @@ def environ(database_url: str, valkey_url: str) -> dict[str, str]:
 def run_command(
     folder: Path, environ: dict[str, str], *words: str, typed: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    return forks.run(("operators", *words), folder=folder, environ=os.environ | environ, reads=typed, patience=30)
+    return forks.run(("people", *words), folder=folder, environ=os.environ | environ, reads=typed, patience=30)
 
 
-def test_operators_commands_create_list_and_deactivate(tmp_path: Path, environ: dict[str, str]) -> None:
-    made = run_command(tmp_path, environ, "create", "amina", "--password-stdin", typed="a long password\n")
+def test_people_commands_create_list_and_remove(tmp_path: Path, environ: dict[str, str]) -> None:
+    create = ("create", "amina@shop.example", "--role", "operator", "--password-stdin")
+    made = run_command(tmp_path, environ, *create, typed="a long password\n")
     assert made.returncode == 0, made.stderr
-    assert made.stdout.startswith("opr_")
+    assert made.stdout.startswith("per_")
     assert "a long password" not in made.stdout + made.stderr
-    assert (
-        "is or was"
-        in run_command(tmp_path, environ, "create", "amina", "--password-stdin", typed="a long password\n").stderr
+    assert "is or was" in run_command(tmp_path, environ, *create, typed="a long password\n").stderr
+    assert "at least 12" in run_command(tmp_path, environ, *create, typed="short\n").stderr
+    bad = run_command(
+        tmp_path, environ, "create", "Ben B", "--role", "viewer", "--password-stdin", typed="a long password\n"
     )
-    assert "at least 12" in run_command(tmp_path, environ, "create", "ben", "--password-stdin", typed="short\n").stderr
-    bad = run_command(tmp_path, environ, "create", "Ben B", "--password-stdin", typed="a long password\n")
-    assert (bad.returncode, "lower-case letters" in bad.stderr) == (1, True)
-    assert (
-        run_command(tmp_path, environ, "password", "amina", "--password-stdin", typed="another password\n").returncode
-        == 0
-    )
-    assert run_command(tmp_path, environ, "deactivate", "amina", "--yes").returncode == 0
-    again = run_command(tmp_path, environ, "deactivate", "amina", "--yes")
-    assert (again.returncode, "no active operator called amina" in again.stderr) == (1, True)
+    assert (bad.returncode, "an e-mail address" in bad.stderr) == (1, True)
+    assert run_command(tmp_path, environ, "role", "amina@shop.example", "--role", "owner").returncode == 2
+    password = run_command(tmp_path, environ, "password", "amina@shop.example", "--password-stdin", typed="b" * 12)
+    assert password.returncode == 0
+    reset = run_command(tmp_path, environ, "reset", "amina@shop.example", "--yes")
+    assert (reset.returncode, "/ops/join/" in reset.stdout) == (0, True)
+    assert run_command(tmp_path, environ, "remove", "amina@shop.example", "--yes").returncode == 0
+    again = run_command(tmp_path, environ, "remove", "amina@shop.example", "--yes")
+    assert (again.returncode, "no such active person" in again.stderr) == (1, True)
     heading, amina = run_command(tmp_path, environ, "list").stdout.splitlines()
-    assert heading.split("\t") == ["operator_id", "name", "role", "active", "created_at", "last_login_at"]
-    assert amina.split("\t")[1:4] == ["amina", "operator", "no"]
-    assert amina.split("\t")[5] == "never"
+    assert heading.split("\t")[1:6] == ["email", "name", "role", "second_factor", "active"]
+    assert amina.split("\t")[1:6] == ["amina@shop.example", "amina", "none", "no", "no"]
+    assert amina.split("\t")[7] == "never"
 
 
 class PasswordRecorder(Session):
@@ -622,28 +625,29 @@ class PasswordRecorder(Session):
         self.passwords += [found.reveal() for found in inside if isinstance(found, Secret)]
 
 
-def test_operators_password_is_asked_twice_and_not_shown() -> None:
+def test_people_password_is_asked_twice_and_not_shown() -> None:
     session = PasswordRecorder()
     typed = "one long password\n"
-    done = CliRunner().invoke(operators_command, ["password", "amina"], obj=session, input=typed * 2)
+    done = CliRunner().invoke(people_command, ["password", "amina@shop.example"], obj=session, input=typed * 2)
     assert done.exit_code == 0, done.output
     assert session.passwords == ["one long password"]
     assert "one long password" not in done.output
-    other = CliRunner().invoke(operators_command, ["password", "amina"], obj=session, input=typed + "another\n")
+    words = ["password", "amina@shop.example"]
+    other = CliRunner().invoke(people_command, words, obj=session, input=typed + "another\n")
     assert other.exit_code != 0
     assert len(session.passwords) == 1
 
 
 async def test_create_first_operator_twice_creates_one(settings: dict[str, Any]) -> None:
     async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
-        password = await gateway.port(Operators).create_first("admin", actor="test")
+        password = await gateway.port(People).create_first("admin@localhost", actor="test")
         assert password is not None
         assert len(password.reveal()) == 24
-        assert await gateway.port(Operators).create_first("admin", actor="test") is None
+        assert await gateway.port(People).create_first("admin@localhost", actor="test") is None
         async with Browser(f"{base}/ops") as browser:
-            assert (await browser.sign_in("admin", password)).url == f"{base}/ops"
+            assert (await browser.sign_in("admin@localhost", password)).url == f"{base}/ops"
         with pytest.raises(InvalidFields, match="12 to 1024"):
-            await gateway.port(Operators).create("ben", Secret("short"), role=Role.VIEWER, actor="test")
+            await gateway.port(People).create("ben@shop.example", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)
 
 
@@ -666,6 +670,6 @@ async def test_site_root_redirects_browsers_where_the_gateway_is_the_whole_site(
 
 def test_login_page_names_the_command_for_a_lost_password() -> None:
     text = (Path(__file__).parents[3] / "plugins/mpesa_gateway_ops/templates/login.html").read_text()
-    named = re.findall(r"<code>mpesa-gateway operators (\w+)", text)
-    assert named == ["password", "list"]
-    assert set(named) <= set(operators_command.commands)
+    named = re.findall(r"<code>mpesa-gateway people (\w+)", text)
+    assert named == ["reset", "list"]
+    assert set(named) <= set(people_command.commands)

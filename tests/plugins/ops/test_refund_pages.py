@@ -55,7 +55,7 @@ async def test_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite)
         late = await browser.send(f"/refunds/{refund_ids(page)[0]}/query", {"form_token": page.field("form_token")})
         assert "Not done: this refund has ended." in late.words
     entry = (await ops_site.gateway.audit.page(1, None, "refund.requested", None)).rows[0]
-    assert entry.actor.startswith("operator:opr_")
+    assert entry.actor.startswith("person:per_")
 
 
 async def test_refund_form_of_a_failed_payment_is_refused_and_viewers_have_none(ops_site: OpsSite) -> None:

@@ -8,12 +8,12 @@ from argon2 import PasswordHasher, Type
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigError, GatewayConfig
-from mpesa_gateway.ops_contract import Action, Page, PageRequest, Pages, Redirect, Rendered, Role
+from mpesa_gateway.ops_contract import Action, Page, PageRequest, Pages, Permission, Redirect, Rendered, Role
 from mpesa_gateway.plugin import Plugin, PluginError
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops.api import HostOperator
-from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
+from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.plugins.ops.conftest import OpsSite
 
@@ -42,13 +42,13 @@ def _shelf(name: str = "shelf") -> Plugin:
     pages = Pages(
         templates="tests.plugins.ops.shelf",
         pages=(
-            Page("shelf", "Shelf", show),
-            Page("shelf/hidden", "Hidden", show, role=Role.ADMIN),
-            Page("shelf/of/{item}", "One", show),
+            Page("shelf", "Shelf", show, Permission.VIEW),
+            Page("shelf/hidden", "Hidden", show, Permission.ADMINISTER),
+            Page("shelf/of/{item}", "One", show, Permission.GATEWAY),
         ),
         acts=(
-            Action("shelf/put", "put", put, back="shelf"),
-            Action("shelf/burn", "burn", put, role=Role.ADMIN, back="shelf"),
+            Action("shelf/put", "put", put, Permission.OPERATE, back="shelf"),
+            Action("shelf/burn", "burn", put, Permission.ADMINISTER, back="shelf"),
         ),
     )
     return Plugin(name=name, summary="A shelf.", pages=pages)
@@ -64,9 +64,9 @@ def ops_settings(values: dict[str, Any]) -> dict[str, Any]:
 async def test_role_is_limited_to_its_pages_and_acts(ops_settings: dict[str, Any]) -> None:
     done.clear()
     async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
-        operators = gateway.services.get(Operators)
+        operators = gateway.services.get(People)
         for name, role in (("viola", Role.VIEWER), ("otieno", Role.OPERATOR), ("amina", Role.ADMIN)):
-            await operators.create(name, PASSWORD, role=role, actor="test")
+            await operators.create(f"{name}@shop.example", PASSWORD, role=role, actor="test")
         allowed: dict[str, list[int]] = {}
         for name in ("viola", "otieno", "amina"):
             async with signed_in(f"{base}/ops", name) as browser:
@@ -95,19 +95,19 @@ async def test_role_is_limited_to_its_pages_and_acts(ops_settings: dict[str, Any
 
 async def test_role_change_applies_to_the_next_request(ops_settings: dict[str, Any]) -> None:
     async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
-        operators = gateway.services.get(Operators)
-        await operators.create("viola", PASSWORD, role=Role.VIEWER, actor="test")
+        operators = gateway.services.get(People)
+        await operators.create("viola@shop.example", PASSWORD, role=Role.VIEWER, actor="test")
         async with signed_in(f"{base}/ops", "viola") as browser:
             assert (await browser.open("/shelf/hidden")).status == 403
-            await operators.set_role("viola", Role.ADMIN, actor="test")
+            await operators.set_role("viola@shop.example", Role.ADMIN, actor="test")
             assert (await browser.open("/shelf/hidden")).status == 200
-            entry = (await gateway.audit.page(1, None, "operator.role_set", None)).rows[0]
+            entry = (await gateway.audit.page(1, None, "person.role_set", None)).rows[0]
             assert entry.detail == {"role": "admin"}
 
 
 async def test_host_plugin_page_has_our_layout_and_escaped_text(ops_settings: dict[str, Any]) -> None:
     async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
-        await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.services.get(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
         async with signed_in(f"{base}/ops") as browser:
             assert (await browser.open("/shelf/of/<b>")).status == 404
             page = await browser.open("/shelf/of/b~1.2")
@@ -140,16 +140,16 @@ async def test_host_login_signs_in_and_disables_passwords(ops_settings: dict[str
     async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base), Browser(f"{base}/ops") as browser:
         signed_in_operators: list[HostOperator] = []
 
-        @gateway.services.get(Operators).signed_in_by
+        @gateway.services.get(People).signed_in_by
         async def read_operator(scope: Any) -> HostOperator | None:
             assert scope["type"] == "http"
             return signed_in_operators[0] if signed_in_operators else None
 
-        assert read_operator is gateway.port(Operators).host_login
+        assert read_operator is gateway.port(People).host_login
         redirect = await browser.open(follows=False)
         assert (redirect.status, redirect.headers["Location"]) == (303, "https://shop.example/login")
         # Operators' passwords are disabled.
-        await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.port(People).create("amina@shop.example", PASSWORD, role=Role.ADMIN, actor="test")
         assert "Sign in to the host application" in (await browser.sign_in()).words
         signed_in_operators.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
         page = await browser.open("/shelf")
@@ -172,7 +172,7 @@ async def no_operator(_: Any) -> HostOperator | None:
 async def test_host_login_setting_that_cannot_be_imported_is_refused(ops_settings: dict[str, Any]) -> None:
     ops_settings["ops"] = {"login": "tests.plugins.ops.test_roles:no_operator"}
     async with running_gateway(ops_settings) as (gateway, base), Browser(f"{base}/ops") as browser:
-        assert gateway.port(Operators).host_login is not None
+        assert gateway.port(People).host_login is not None
         page = await browser.open(follows=False)
         assert urljoin(page.url, page.headers["Location"]) == f"{base}/ops/login"
     gateway = Gateway(GatewayConfig.from_values(ops_settings | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))

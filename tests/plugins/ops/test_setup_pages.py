@@ -82,9 +82,8 @@ async def test_checklist_leads_a_new_merchant_to_its_first_payment_and_disappear
         assert first.url.partition("?")[0] == again.url.partition("?")[0]
 
         async def paid() -> bool:
-            return await ops_site.gateway.db.fetchval(
-                "SELECT status = 'completed' FROM payment WHERE merchant_id = $1", merchant_id
-            )
+            sql = "SELECT status = 'completed' FROM payment WHERE merchant_id = $1"
+            return bool(await ops_site.gateway.db.fetchval(sql, merchant_id))
 
         assert await eventually(paid)
         assert checklist(await browser.open(f"/merchants/{merchant_id}")) == {}
