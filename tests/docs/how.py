@@ -149,7 +149,13 @@ assert answer(raw_body, {name: headers[name] for name in names}) == 200, "the ga
 paid = {"payment_id": "pay_1", "receipt": "TKN4A1B2C3", "metadata": {"order": "1"}}
 body = json.dumps({"id": "evt_1", "type": "payment.completed", "data": paid}).encode()
 assert [answer(body, signed(body)), answer(body, signed(body)), answer(b" " + body, signed(body))] == [200, 200, 401]
-assert sqlite3.connect("shop.sqlite3").execute("SELECT * FROM paid_order").fetchall() == [("1", "pay_1", "TKN4A1B2C3")]
+paid_once = sqlite3.connect("shop.sqlite3").execute("SELECT * FROM paid_order WHERE payment_id = 'pay_1'")
+assert paid_once.fetchall() == [("1", "pay_1", "TKN4A1B2C3")]
+rotated = signed(body)
+rotated["X-Payments-Signature-Previous"] = rotated.pop("X-Payments-Signature")
+by_the_new_secret = {"X-Payments-Signature": "sha256=" + 64 * "0"}
+assert answer(body, rotated | by_the_new_secret) == 200, "the old secret, for 24 hours after a rotation"
+assert answer(b" " + body, rotated | by_the_new_secret) == 401
 """
 
 INSTALLS = 1200.0
