@@ -8,6 +8,8 @@ import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import pytest
+
 from mpesa_gateway_payments.schemas import CreatePayment
 from tests.house.tree import ROOT
 
@@ -28,6 +30,10 @@ class Gateway(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"success": True, "data": {"status": "pending"}}).encode())
 
 
+INSTALLED = [path for path in [shutil.which("php")] if path]
+"""CI installs it."""
+
+
 def sent_by(php: str) -> str:
     """Run the example against a stand-in; return its output."""
     server = HTTPServer(("127.0.0.1", 0), Gateway)
@@ -38,12 +44,12 @@ def sent_by(php: str) -> str:
     return ended.stdout
 
 
-def test_request_in_php_run_where_installed_is_a_payment_request() -> None:
-    if php := shutil.which("php"):
-        assert sent_by(php) == "201 pending\n"
-        assert (Gateway.seen["path"], Gateway.seen["x-api-key"]) == ("/v1/payments", "sk_test_key")
-        assert Gateway.seen["idempotency-key"] == "order-1041"
-        assert json.loads(Gateway.seen["body"]).keys() <= set(CreatePayment.__struct_fields__)
+@pytest.mark.parametrize("php", INSTALLED)
+def test_request_in_php_is_a_payment_request(php: str) -> None:
+    assert sent_by(php) == "201 pending\n"
+    assert (Gateway.seen["path"], Gateway.seen["x-api-key"]) == ("/v1/payments", "sk_test_key")
+    assert Gateway.seen["idempotency-key"] == "order-1041"
+    assert json.loads(Gateway.seen["body"]).keys() <= set(CreatePayment.__struct_fields__)
 
 
 def test_request_in_php_names_only_fields_of_a_payment_request() -> None:
