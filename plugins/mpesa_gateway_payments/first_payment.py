@@ -19,7 +19,7 @@ _FIELDS = ("phone", "amount", "reference")
 
 
 async def form(visit: PageRequest) -> Rendered:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     return Rendered(
         "payment_form.html",
         {
@@ -34,7 +34,7 @@ async def form(visit: PageRequest) -> Rendered:
 
 
 async def create(visit: PageRequest) -> Redirect:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     filled = {name: visit.text(name) for name in _FIELDS if visit.text(name)}
     body = read_body(msgspec.json.encode(filled), CreatePayment)
     if visit.env == "live" and visit.text("confirm") != merchant.merchant_id:
@@ -42,7 +42,9 @@ async def create(visit: PageRequest) -> Redirect:
     service = visit.gateway.port(PaymentService)
     key = read_key(visit.text("key"))
     try:
-        made = await service.request(merchant.merchant_id, visit.env, service.read(body), idempotency_key=key)
+        made = await service.request(
+            merchant.merchant_id, visit.env, service.read(body), idempotency_key=key, by=visit.visitor.actor
+        )
     except ProviderRejected as refused:
         if refused.subject_id is None:
             raise

@@ -192,10 +192,17 @@ async def export(visit: PageRequest) -> Response[Any]:
         actor=visit.visitor.actor,
         subject_id=merchant_id,
         env=visit.env,
+        detail={"filters": _audited(filters)},
     )
     return await stream_csv(
         "payments.csv", OPERATORS_EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
     )
+
+
+def _audited(filters: OperatorPaymentFilters) -> dict[str, str]:
+    """Return the filters without phone numbers."""
+    chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value and name != "cursor"}
+    return {name: "one number" if name == "payer" else mask_phones(str(value)) for name, value in chosen.items()}
 
 
 async def owner_of(gateway: Runtime, payment_id: str) -> str | None:

@@ -11,7 +11,7 @@ from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.db.outbox import public_body
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, check_fields
-from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, normal_url
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -110,6 +110,15 @@ class EndpointService:
         kinds = self._runtime.event_kinds
         return [kind for kind in kinds if issubclass(self._runtime.event_type(kind), PublicEvent) and kind != _TEST]
 
+    @property
+    def money_types(self) -> list[str]:
+        """The types that report moved money."""
+        return [kind for kind in self.event_types if _reports_money(self._runtime.event_type(kind))]
+
+    def missing_money_types(self, event_types: Sequence[str] | None) -> list[str]:
+        """Return the types that report moved money and are not in the choice."""
+        return [] if event_types is None else [kind for kind in self.money_types if kind not in event_types]
+
     def _known_types(self, event_types: Sequence[str] | None) -> list[str] | None:
         if event_types is None:
             return None
@@ -117,7 +126,7 @@ class EndpointService:
         unknown = [kind for kind in event_types if kind not in {*known, _TEST}]
         if unknown:
             raise ValueError(f"`{unknown[0][:40]}` is not an event type: known are {', '.join(known)}")
-        if not event_types:
+        if not set(event_types) - {_TEST}:
             raise ValueError(f"choose at least one of {', '.join(known)}, or leave it out for all")
         return sorted({*event_types, _TEST})
 
@@ -268,6 +277,10 @@ class EndpointService:
 
 def _busy() -> RateLimited:
     return RateLimited("other calls to this webhook still wait for its server or for DNS: wait", retry_after=10)
+
+
+def _reports_money(event: type[Event]) -> bool:
+    return issubclass(event, PublicEvent) and event.reports_money
 
 
 def _none_set(env: Env) -> NotFound:

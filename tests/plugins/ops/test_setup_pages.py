@@ -283,3 +283,55 @@ async def test_payment_form_shows_the_problem_and_sends_nothing(
         assert re.search(rf'name="{field}"[^>]*aria-invalid="true"', bad.text)
         assert bad.field("key") == form.field("key")
     assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
+
+
+async def test_payment_form_names_the_person_in_timeline_and_audit(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        form = await browser.open(f"/merchants/{ops_site.merchant_id}/payment")
+        for _ in range(2):
+            shown = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        assert "payment, an operator" in shown.words
+        payment_id = shown.url.partition("?")[0].rpartition("/")[2]
+        await browser.open(f"/payments/export?merchant={ops_site.merchant_id}&search=INV&min_amount=5")
+    entries = (await ops_site.gateway.audit.page(100, None, None, None)).rows
+    made = [entry for entry in entries if entry.action == "payment.requested"]
+    assert [(entry.subject_id, entry.merchant_id) for entry in made] == [(payment_id, ops_site.merchant_id)]
+    assert made[0].detail.items() >= {"amount": 10, "currency": "KES", "env": "sandbox"}.items()
+    assert made[0].actor.startswith("person:")
+    (exported,) = [entry for entry in entries if entry.action == "payments.exported"]
+    assert exported.detail["filters"] == {"merchant": ops_site.merchant_id, "search": "INV", "min_amount": "5"}
+
+
+async def test_api_key_with_a_past_expiry_is_refused_on_the_page(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        form = await browser.open(f"/merchants/{ops_site.merchant_id}")
+        key = {"name": "Dead", "scopes": ["payments:read"], "env": "sandbox", "expires_at": "2020-01-01"}
+        refused = await browser.submit(form, ops_site.merchant_id, **key)
+        assert (refused.status, "must be in the future" in refused.words) == (422, True)
+    assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM api_key WHERE name = 'Dead'") == 0
+
+
+# -- deactivated merchants --------------------------------------------------------------------------------------------
+
+
+async def test_forms_of_a_deactivated_merchant_are_refused_and_ask_no_payer(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        merchant_id, _ = await new_merchant(browser, "Gone")
+        await browser.submit(await browser.open(f"/credentials/{merchant_id}/edit"), "/edit", **KEYS)
+        forms = [
+            (await browser.open(f"/credentials/{merchant_id}/edit"), "/edit", KEYS | {"passkey": "another-passkey"}),
+            (await browser.open(f"/merchants/{merchant_id}/webhook"), "/webhook", {"webhook_url": ops_site.receiver.url}),
+            (await browser.open(f"/merchants/{merchant_id}/payment"), "/payment", {"phone": "254700000000", "amount": "7"}),
+            (await browser.open(f"/merchants/{merchant_id}"), merchant_id, {"name": "Late", "env": "sandbox"}),
+        ]
+        before = await stored(ops_site, merchant_id)
+        await ops_site.gateway.merchants.deactivate(merchant_id, actor="test")
+        for form, action, values in forms:
+            refused = await browser.submit(form, action, **values)
+            assert (refused.status, "merchant is deactivated" in refused.words) == (409, True), action
+            if action != merchant_id:
+                assert (await browser.open(form.url.partition("?")[0].removeprefix(ops_site.url))).status == 409, action
+        for table in ("payment", "webhook_endpoint", "api_key"):
+            sql = f"SELECT count(*) FROM {table} WHERE merchant_id = $1"  # noqa: S608 - the names above
+            assert await ops_site.gateway.db.fetchval(sql, merchant_id) == 0, table
+        assert await stored(ops_site, merchant_id) == before
