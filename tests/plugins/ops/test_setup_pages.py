@@ -302,6 +302,22 @@ async def test_payment_form_names_the_person_in_timeline_and_audit(ops_site: Ops
     assert exported.detail["filters"] == {"merchant": ops_site.merchant_id, "search": "INV", "min_amount": "5"}
 
 
+async def test_payment_and_verify_without_credentials_name_the_form(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        merchant_id, page = await new_merchant(browser)
+        token = page.field("form_token")
+        form = await browser.open(f"/merchants/{merchant_id}/payment")
+        asked = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        verified = await browser.send(f"/credentials/{merchant_id}/verify", {"form_token": token})
+        for shown in (asked, verified):
+            assert "no sandbox M-Pesa credentials are stored: enter them in the form M-Pesa credentials" in shown.words
+            assert "PUT /v1" not in shown.words
+        keyless = await browser.submit(form, "/payment", phone="0711000001", amount="10", key="")
+        assert (keyless.status, "nothing was sent, send it again" in keyless.words) == (422, True)
+        assert "Idempotency-Key header" not in keyless.words
+        assert keyless.field("key").startswith("ops-")
+
+
 async def test_api_key_with_a_past_expiry_is_refused_on_the_page(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
         form = await browser.open(f"/merchants/{ops_site.merchant_id}")
