@@ -39,6 +39,7 @@ from mpesa_gateway_payments.operator_service import (
     OPERATORS_EXPORTED,
     OperatorPaymentFilters,
     PaymentOperatorService,
+    audited,
     needs_review,
 )
 from mpesa_gateway_payments.states import Status
@@ -192,17 +193,11 @@ async def export(visit: PageRequest) -> Response[Any]:
         actor=visit.visitor.actor,
         subject_id=merchant_id,
         env=visit.env,
-        detail={"filters": _audited(filters)},
+        detail={"filters": audited(filters)},
     )
     return await stream_csv(
         "payments.csv", OPERATORS_EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
     )
-
-
-def _audited(filters: OperatorPaymentFilters) -> dict[str, str]:
-    """Return the filters without phone numbers."""
-    chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value and name != "cursor"}
-    return {name: "one number" if name == "payer" else mask_phones(str(value)) for name, value in chosen.items()}
 
 
 async def owner_of(gateway: Runtime, payment_id: str) -> str | None:

@@ -35,7 +35,9 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _EVENT_TYPES = checked_by_service(
-    minItems=1, uniqueItems=True, description="Names as in `type` of GET /v1/events; null for all. Tests always arrive, and are no choice of their own."
+    minItems=1,
+    uniqueItems=True,
+    description="Names as in `type` of GET /v1/events, not only the test; null for all. Tests always arrive.",
 )
 
 
@@ -62,7 +64,13 @@ class SetEventTypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"event_types": _EVENT_TYPES}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
-        "event_types": ["payment.completed", "payment.failed", "payment.mismatched", "payment.reversed", "refund.failed"]
+        "event_types": [
+            "payment.completed",
+            "payment.failed",
+            "payment.mismatched",
+            "payment.reversed",
+            "refund.failed",
+        ]
     }
 
     event_types: list[str] | None

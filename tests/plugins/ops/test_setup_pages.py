@@ -336,8 +336,16 @@ async def test_forms_of_a_deactivated_merchant_are_refused_and_ask_no_payer(ops_
         await browser.submit(await browser.open(f"/credentials/{merchant_id}/edit"), "/edit", **KEYS)
         forms = [
             (await browser.open(f"/credentials/{merchant_id}/edit"), "/edit", KEYS | {"passkey": "another-passkey"}),
-            (await browser.open(f"/merchants/{merchant_id}/webhook"), "/webhook", {"webhook_url": ops_site.receiver.url}),
-            (await browser.open(f"/merchants/{merchant_id}/payment"), "/payment", {"phone": "254700000000", "amount": "7"}),
+            (
+                await browser.open(f"/merchants/{merchant_id}/webhook"),
+                "/webhook",
+                {"webhook_url": ops_site.receiver.url},
+            ),
+            (
+                await browser.open(f"/merchants/{merchant_id}/payment"),
+                "/payment",
+                {"phone": "254700000000", "amount": "7"},
+            ),
             (await browser.open(f"/merchants/{merchant_id}"), merchant_id, {"name": "Late", "env": "sandbox"}),
         ]
         before = await stored(ops_site, merchant_id)

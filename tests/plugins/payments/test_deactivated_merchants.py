@@ -29,7 +29,9 @@ async def test_request_for_a_deactivated_merchant_is_refused_except_for_a_used_k
 async def test_unsent_push_of_a_deactivated_merchant_is_not_sent_again(harness: Harness) -> None:
     gateway, payments = harness.gateway, harness.gateway.port(PaymentService)
     merchant_id = (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
-    await harness.api.call("POST", "/simulator/control/faults", {"operation": "stkpush", "fault": "500.003.02", "times": 9})
+    await harness.api.call(
+        "POST", "/simulator/control/faults", {"operation": "stkpush", "fault": "500.003.02", "times": 9}
+    )
     first = await harness.api.pay("254711000001", 5, key="unsent")
     assert first.status in {502, 503}
     assert await gateway.db.fetchval("SELECT charge FROM payment") == "released"
