@@ -20,7 +20,7 @@ STEPS = ["Merchant", "M-Pesa credentials", "Verified by M-Pesa", "Webhook", "Tes
 
 
 def checklist(page: Page) -> dict[str, bool]:
-    """Returns the steps on a page, True for those that are done."""
+    """Returns the steps on a page, True for done ones."""
     found = re.search(r"<ol data-steps>(.*?)</ol>", page.text, re.DOTALL)
     steps = re.findall(r"<li.*?(not done|done)</b>.*?<strong>(.*?)</strong>", found[1], re.DOTALL) if found else []
     return {title: word == "done" for word, title in steps}

@@ -24,7 +24,7 @@ async def merchant(values: dict[str, Any]) -> AsyncGenerator[WebhookMerchant]:
 
 
 async def choose_without_tests(merchant: WebhookMerchant) -> None:
-    """Set an endpoint for ``payment.failed`` alone, so that a test stands for any other type."""
+    """Set an endpoint for ``payment.failed`` alone: a test event is then of another type."""
     await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, ["payment.failed"])
     await merchant.db.execute("UPDATE webhook_endpoint SET event_types = ARRAY['payment.failed'] WHERE is_active")
     await merchant.deliveries.assign_undelivered()
