@@ -163,7 +163,7 @@ async def slow_heads(target: Target) -> None:
 async def slow_logins(target: Target) -> None:
     """420 login bodies that come byte by byte."""
     form = "Content-Type: application/x-www-form-urlencoded"
-    half = request("POST /ops/login", form, body=b"username=a", length=4000)
+    half = request("POST /ops/login", form, body=b"email=a", length=4000)
     await target.repeat(lambda: target.send_and_hold(half, b"x"), 420)
 
 
@@ -209,7 +209,7 @@ async def logins(target: Target) -> None:
     """20 password guesses at a time."""
     form = "Content-Type: application/x-www-form-urlencoded"
     origin = f"Origin: http://127.0.0.1:{target.port}"
-    guess = request("POST /ops/login", form, origin, body=b"username=admin&password=guessed-at-random")
+    guess = request("POST /ops/login", form, origin, body=b"email=admin@shop.example&password=guessed-at-random")
     await target.repeat(lambda: target.send_repeatedly(guess), 20)
 
 

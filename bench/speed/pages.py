@@ -29,16 +29,16 @@ async def look(values: dict[str, Any], url: str, shop: Shop, base: str) -> list[
 
     ``values`` are the settings of the gateway that is served at ``base``, ``url`` its database's address.
     """
-    name, password = f"bench-{secrets.token_hex(4)}", Secret(secrets.token_hex(16))
+    email, password = f"bench-{secrets.token_hex(4)}@shop.example", Secret(secrets.token_hex(16))
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
-        await gateway.services.get(People).create(name, password, role=Role.ADMIN, actor="cli:bench")
+        await gateway.services.get(People).create(email, password, role=Role.ADMIN, actor="cli:bench")
         await gateway.services.get(PaymentStatsReader).count()
     connection = await connect(url, "mpesa")
     known = await connection.fetchrow(_SOME_PAYMENT, shop.merchant_id)
     await connection.close()
     async with niquests.AsyncSession() as session:
         session.trust_env = False
-        fields = {"name": name, "password": password.reveal()}
+        fields = {"email": email, "password": password.reveal()}
         signed = await session.post(f"{base}/ops/login", data=fields, headers={"Origin": base})
         if signed.status_code != 200:
             raise RuntimeError(f"signing in was answered {signed.status_code}")

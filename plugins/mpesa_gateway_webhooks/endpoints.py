@@ -11,14 +11,13 @@ from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.db.outbox import public_body
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, check_fields
-from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, normal_url
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import endpoint_tables, signing
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
-from mpesa_gateway_webhooks.events import WebhookTest
+from mpesa_gateway_webhooks.events import WebhookTest, chosen_types, money_types
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
@@ -106,14 +105,12 @@ class EndpointService:
 
     @property
     def event_types(self) -> list[str]:
-        """The types of all public events, without tests, which every endpoint takes."""
-        kinds = self._runtime.event_kinds
-        return [kind for kind in kinds if issubclass(self._runtime.event_type(kind), PublicEvent) and kind != _TEST]
+        return chosen_types(self._runtime)
 
     @property
     def money_types(self) -> list[str]:
         """The types that report moved money."""
-        return [kind for kind in self.event_types if _reports_money(self._runtime.event_type(kind))]
+        return money_types(self._runtime)
 
     def missing_money_types(self, event_types: Sequence[str] | None) -> list[str]:
         """Return the types that report moved money and are not in the choice."""
@@ -174,7 +171,7 @@ class EndpointService:
             paused_until=closed if closed is not None and closed > now else None,
             last_success_at=row["last_success_at"],
             last_failure_at=row["last_failure_at"],
-            event_types=row["event_types"],
+            event_types=row["event_types"] and [kind for kind in row["event_types"] if kind != _TEST],
             created_at=row["created_at"],
         )
 
@@ -277,10 +274,6 @@ class EndpointService:
 
 def _busy() -> RateLimited:
     return RateLimited("other calls to this webhook still wait for its server or for DNS: wait", retry_after=10)
-
-
-def _reports_money(event: type[Event]) -> bool:
-    return issubclass(event, PublicEvent) and event.reports_money
 
 
 def _none_set(env: Env) -> NotFound:

@@ -8,9 +8,10 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.egress import LONGEST_URL
-from mpesa_gateway.http.field_rules import checked_by_service
+from mpesa_gateway.http.field_rules import checked_by_service, checked_with_plugins
 from mpesa_gateway.http.fields import EventId, Masked, example_id, id_field, named
 from mpesa_gateway.http.query import ListQuery, Moment
+from mpesa_gateway_webhooks.events import chosen_types
 
 DeliveryId = Annotated[str, id_field("dlv")]
 AttemptId = Annotated[str, id_field("att")]
@@ -34,10 +35,10 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
     data: msgspec.Raw
 
 
-_EVENT_TYPES = checked_by_service(
+_EVENT_TYPES = checked_with_plugins(
+    lambda gateway: {"items": {"type": "string", "enum": chosen_types(gateway)}},
     minItems=1,
-    uniqueItems=True,
-    description="Names as in `type` of GET /v1/events, not only the test; null for all. Tests always arrive.",
+    description="Names as in `type` of GET /v1/events; null for all. Tests always arrive.",
 )
 
 
