@@ -288,8 +288,8 @@ async def test_payment_form_shows_the_problem_and_sends_nothing(
 async def test_payment_form_names_the_person_in_timeline_and_audit(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
         form = await browser.open(f"/merchants/{ops_site.merchant_id}/payment")
-        for _ in range(2):
-            shown = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        shown = await browser.submit(form, "/payment", phone="0711000001", amount="10")
         assert "payment, an operator" in shown.words
         payment_id = shown.url.partition("?")[0].rpartition("/")[2]
         await browser.open(f"/payments/export?merchant={ops_site.merchant_id}&search=INV&min_amount=5")
