@@ -30,6 +30,9 @@ class PublicEvent(Event, frozen=True, kw_only=True):
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
 
+    reports_money: ClassVar[bool] = False
+    """True for moved money: operators are warned of an endpoint that does not take this event."""
+
     env: Env  # pyright: ignore[reportGeneralTypeIssues] - required of what merchants hear
 
     def data(self) -> dict[str, Any]:

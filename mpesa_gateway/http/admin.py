@@ -135,9 +135,7 @@ async def create_key(
         if data.env not in {None, caller.env}:
             prefix = "sk_live_" if data.env == "live" else "sk_test_"
             checks.fail("env", f"a {data.env} key is created with an admin key that starts with {prefix}")
-    merchant: Merchant = await gateway.merchants.require(merchant_id)
-    if not merchant.is_active:
-        raise Conflict("this merchant is not active, so its keys would be refused")
+    await gateway.merchants.require_active(merchant_id)
     key, secret = await gateway.api_keys.create(
         merchant_id,
         name=data.name,

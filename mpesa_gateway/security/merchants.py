@@ -82,6 +82,13 @@ class Merchants:
             raise NotFound("there is no such merchant")
         return merchant
 
+    async def require_active(self, merchant_id: str) -> Merchant:
+        """Raise NotFound, and Conflict for a deactivated merchant: it hears of nothing, and its keys are refused."""
+        merchant = await self.require(merchant_id)
+        if not merchant.is_active:
+            raise Conflict("this merchant is deactivated: it takes no payments, keys or settings")
+        return merchant
+
     async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> KeysetPage[Merchant]:
         return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
 

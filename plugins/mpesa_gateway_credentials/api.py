@@ -12,6 +12,9 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 
+ENTER_FIRST = "no {} M-Pesa credentials are stored: enter them in the form M-Pesa credentials of this merchant"
+"""The message of pages, for an env."""
+
 
 class ReceiverOwned(Conflict):
     """The receiver belongs to another merchant."""

@@ -22,7 +22,7 @@ _PLAIN = tuple(name for name in MpesaFields.__struct_fields__ if name not in _SE
 
 
 async def edit(visit: PageRequest) -> Rendered:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     stored = await _stored(visit)
     filled = {name: visit.text(name) for name in _PLAIN} if visit.form else _plain(stored)
     return Rendered(
@@ -38,7 +38,7 @@ async def edit(visit: PageRequest) -> Rendered:
 
 
 async def save(visit: PageRequest) -> Redirect:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     wanted = _wanted(visit, await _stored(visit))
     body = read_body(msgspec.json.encode({"provider": "mpesa", "mpesa": wanted}), SetProvider)
     if visit.env == "live":

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
+from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
@@ -24,6 +25,7 @@ from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials import forms
+from mpesa_gateway_credentials.api import ENTER_FIRST
 from mpesa_gateway_credentials.reader import CredentialReader
 
 _A_PAGE = 50
@@ -112,7 +114,10 @@ async def verify(visit: PageRequest) -> Redirect:
     merchant_id = visit.values["merchant_id"]
     known: dict[str, Env] = {each: each for each in _ENVS}
     env = known.get(visit.text("env"), visit.env)
-    result = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
+    try:
+        result = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
+    except ProviderNotConfigured:
+        raise ProviderNotConfigured(ENTER_FIRST.format(env)) from None
     text = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in result.checks)
     back = f"merchants/{merchant_id}" if visit.text("from") == "setup" else f"credentials/{merchant_id}"
     if result.ok:

@@ -67,11 +67,11 @@ def _grantable(visit: PageRequest) -> Sequence[Scope]:
 
 async def create_key(visit: PageRequest) -> Redirect:
     """Create an API key, which is shown once."""
-    found = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    found = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
         scopes = checks.take("scopes", partial(_named_scopes, visit), visit.form.get("scopes", ()))
-        expires_at = checks.take("expires_at", _expiry, visit.text("expires_at"))
+        expires_at = checks.take("expires_at", partial(_expiry, visit), visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
         if env == "live" and visit.text("confirm") != found.merchant_id:
             checks.fail("confirm", "tick the box: a live key moves real money")
@@ -99,8 +99,11 @@ def _env(text: str) -> str:
     return text
 
 
-def _expiry(text: str) -> datetime | None:
-    return parse_local(text) if text else None
+def _expiry(visit: PageRequest, text: str) -> datetime | None:
+    expires_at = parse_local(text) if text else None
+    if expires_at is not None and expires_at <= visit.gateway.clock.now():
+        raise ValueError("must be in the future: this key could never be used")
+    return expires_at
 
 
 async def revoke_key(visit: PageRequest) -> Redirect:

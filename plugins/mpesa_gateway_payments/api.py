@@ -263,8 +263,8 @@ class Payments(Protocol):
         """Create a payment at the merchant's default shortcode: one STK push for each key.
 
         A key belongs to (merchant, env). Raises ProviderNotConfigured, KeyMismatch, KeyInProgress, ProviderRejected,
-        Conflict if the shortcode is another merchant's or the key's payment is of a retired one, and
-        ProviderUnavailable if nothing was sent and the key can be retried.
+        Conflict if the merchant is deactivated, the shortcode is another merchant's or the key's payment is of a
+        retired one, and ProviderUnavailable if nothing was sent and the key can be retried.
         """
         ...
 

@@ -48,6 +48,7 @@ class NewPayment:
     idempotency_key: str
     fingerprint: bytes
     asked_at: datetime
+    requested_by: str | None
 
 
 @dataclass(frozen=True)

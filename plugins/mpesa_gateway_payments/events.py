@@ -73,6 +73,7 @@ class PaymentCompleted(PaymentEvent, frozen=True, kw_only=True):
     """The money has moved."""
 
     kind: ClassVar[str] = "payment.completed"
+    reports_money: ClassVar[bool] = True
 
 
 class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
@@ -98,6 +99,7 @@ class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "payment.reversed"
+    reports_money: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         **PaymentEvent.EXAMPLE,
         "status": "partially_reversed",
@@ -128,6 +130,7 @@ class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
     """M-Pesa reports money that differs from the request: it needs review. ``mismatch`` names the difference."""
 
     kind: ClassVar[str] = "payment.mismatched"
+    reports_money: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         **PaymentEvent.EXAMPLE,
         "status": "pending",

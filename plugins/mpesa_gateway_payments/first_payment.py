@@ -3,13 +3,13 @@
 import msgspec
 
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.db.idempotency import KeyRequired, read_key
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields, ProviderNotConfigured, ProviderRejected
 from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered, SetupState, SetupStep
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_credentials.api import ENTER_FIRST, Credentials
 from mpesa_gateway_payments.schemas import CreatePayment
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Status
@@ -19,7 +19,7 @@ _FIELDS = ("phone", "amount", "reference")
 
 
 async def form(visit: PageRequest) -> Rendered:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     return Rendered(
         "payment_form.html",
         {
@@ -34,15 +34,22 @@ async def form(visit: PageRequest) -> Rendered:
 
 
 async def create(visit: PageRequest) -> Redirect:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     filled = {name: visit.text(name) for name in _FIELDS if visit.text(name)}
     body = read_body(msgspec.json.encode(filled), CreatePayment)
     if visit.env == "live" and visit.text("confirm") != merchant.merchant_id:
         raise InvalidFields.field_error("confirm", "tick the box: this asks for real money")
     service = visit.gateway.port(PaymentService)
-    key = read_key(visit.text("key"))
     try:
-        made = await service.request(merchant.merchant_id, visit.env, service.read(body), idempotency_key=key)
+        key = read_key(visit.text("key"))
+    except KeyRequired:
+        raise InvalidFields.field_error("key", "this form was not whole: nothing was sent, send it again") from None
+    try:
+        made = await service.request(
+            merchant.merchant_id, visit.env, service.read(body), idempotency_key=key, by=visit.visitor.actor
+        )
+    except ProviderNotConfigured:
+        raise ProviderNotConfigured(ENTER_FIRST.format(visit.env)) from None
     except ProviderRejected as refused:
         if refused.subject_id is None:
             raise

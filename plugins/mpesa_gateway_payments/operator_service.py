@@ -4,6 +4,7 @@ import base64
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import msgspec
 from piccolo.columns.combination import WhereRaw
 
 from mpesa_gateway.clock import Clock
@@ -11,7 +12,7 @@ from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetPage, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
-from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import Sealer, UnsealError
 from mpesa_gateway_payments import status_query_sql, tables
@@ -199,6 +200,12 @@ class PaymentOperatorService:
                 env=row["env"],
                 detail={"mismatch": row["mismatch"], "reversed_outside": row["reversed_outside"]},
             )
+
+
+def audited(filters: OperatorPaymentFilters) -> dict[str, str]:
+    """Return the filters without phone numbers."""
+    chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value and name != "cursor"}
+    return {name: "one number" if name == "payer" else mask_phones(str(value)) for name, value in chosen.items()}
 
 
 def needs_review(row: Row) -> bool:

@@ -39,6 +39,7 @@ from mpesa_gateway_payments.operator_service import (
     OPERATORS_EXPORTED,
     OperatorPaymentFilters,
     PaymentOperatorService,
+    audited,
     needs_review,
 )
 from mpesa_gateway_payments.states import Status
@@ -192,6 +193,7 @@ async def export(visit: PageRequest) -> Response[Any]:
         actor=visit.visitor.actor,
         subject_id=merchant_id,
         env=visit.env,
+        detail={"filters": audited(filters)},
     )
     return await stream_csv(
         "payments.csv", OPERATORS_EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)

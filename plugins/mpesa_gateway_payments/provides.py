@@ -49,6 +49,7 @@ def _service(gateway: Runtime) -> PaymentService:
         ids=gateway.ids,
         settings=settings,
         trace_links=gateway.trace_links,
+        audit=gateway.audit,
         merchants=gateway.merchants,
         outcomes=gateway.outcomes,
         public_url=gateway.url,

@@ -20,6 +20,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.trace_links import TraceLinks
@@ -61,6 +62,7 @@ class PaymentService:
         ids: Ids,
         settings: PaymentsSettings,
         trace_links: TraceLinks,
+        audit: Audit,
         merchants: Merchants,
         outcomes: OutcomeWriter,
         public_url: Callable[[str], str],
@@ -76,6 +78,7 @@ class PaymentService:
         self._ids = ids
         self._settings = settings
         self._trace_links = trace_links
+        self._audit = audit
         self._merchants = merchants
         self._outcomes = outcomes
         self._public_url = public_url
@@ -118,22 +121,35 @@ class PaymentService:
                 "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
 
-    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
+    async def request(
+        self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str, by: str | None = None
+    ) -> Requested:
+        """``by`` is the person who requests it, None for the merchant's system. Raises Conflict if deactivated."""
         self._db.refuse_transaction("creating a payment")
         self._outcomes.require_room()
-        row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
+        row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key, by)
         if row is None:
             row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._trace_links.begin(row["payment_id"])
+        if by is not None:
+            # Before the push: a push that is not in the audit log is not sent.
+            await self._audit.record(
+                "payment.requested",
+                merchant_id=merchant_id,
+                actor=by,
+                subject_id=row["payment_id"],
+                env=env,
+                detail={"amount": row["amount"], "currency": row["currency"]},
+            )
         # A disconnected caller must not cancel the record of the push.
         pushed = await self._run_to_completion(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
-        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str, by: str | None
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """Return the new payment of an unused key, the common case; None for other keys."""
         try:
@@ -163,6 +179,7 @@ class PaymentService:
             idempotency_key=key,
             fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
             asked_at=now,
+            requested_by=by,
         )
         return await self._steps.insert(wanted), credentials
 
@@ -212,6 +229,8 @@ class PaymentService:
                     # The lease has expired without an outcome: its process died.
                     row = await self._unacknowledged.close(claim.subject_id, now) or row
                 return row, None
+            # A used key returns its payment, but nothing is pushed for a deactivated merchant.
+            await self._merchants.require_active(merchant_id)
             if claim.subject_id != payment_id:
                 credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
                 due = now + timedelta(seconds=self._settings.create_lease)

@@ -25,6 +25,7 @@ class PaymentRow(Table, tablename="payment"):
     callback_url = Text(null=True, default=None)
     metadata = JSONB()
     idempotency_key = Text()
+    requested_by = Text(null=True, default=None)
     status = Text()
     charge = Text()
     push_attempt = Integer()
@@ -155,21 +156,23 @@ WITH asked AS (
         $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
         $callback_url::text[], $metadata::text[], $idempotency_key::text[], $fingerprint::bytea[],
         $leased_until::timestamptz[], $due_at::timestamptz[], $expires_at::timestamptz[], $asked_at::timestamptz[],
-        $operation::text[], $shortcode_id::uuid[])
+        $operation::text[], $shortcode_id::uuid[], $requested_by::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
-        shortcode_id) LIMIT cardinality($payment_id)) AS t
+        shortcode_id, requested_by) LIMIT cardinality($payment_id)) AS t
     -- The record of an old payment's key is deleted; the payment is not.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
             t.merchant_id, t.env, t.idempotency_key))
+        -- A scalar query, so that the plan looks up each merchant by its key.
+        AND (SELECT is_active FROM merchant WHERE merchant.merchant_id = t.merchant_id)
 ), {idempotency.CLAIMED}
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
     reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-    updated_at, shortcode_id, charge)
+    updated_at, shortcode_id, charge, requested_by)
 SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
     description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
-    shortcode_id, 'ready'
+    shortcode_id, 'ready', requested_by
 FROM asked JOIN claimed USING (subject_id)
 ORDER BY subject_id
 RETURNING *

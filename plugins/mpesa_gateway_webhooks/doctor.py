@@ -1,6 +1,6 @@
 """Checks of endpoints and deliveries."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -27,13 +27,14 @@ async def check_settings(gateway: Runtime, context: CheckContext) -> AsyncIterat
 
 
 async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    merchant = context.require_merchant
+    merchant, endpoints = context.require_merchant, gateway.port(EndpointService)
     row = await gateway.db.fetchrow(
         tables.EXAMINE,
         merchant.merchant_id,
         Ids.least("dlv", context.now - _RECENT),
         context.now,
         context.env,
+        endpoints.money_types,
     )
     if row is None:
         wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
@@ -49,12 +50,13 @@ async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterat
         return
     host = urlsplit(str(row["url"])).hostname
     try:
-        check_url(row["url"], allow_loopback=await gateway.port(EndpointService).allows_loopback(context.env))
+        check_url(row["url"], allow_loopback=await endpoints.allows_loopback(context.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
         yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an allowed address")
         return
-    for result in (*_health(row, host or "", context), *_backlog(row)):
+    missing = endpoints.missing_money_types(row["event_types"])
+    for result in (*_health(row, host or "", context), *_choice(row, host or "", missing), *_backlog(row)):
         yield result
 
 
@@ -83,6 +85,22 @@ def _health(row: Row, host: str, context: CheckContext) -> Iterator[CheckResult]
         yield ok(
             "webhooks.endpoint",
             f"its webhook at {host} works; the last one was accepted on {row['last_success_at']:%Y-%m-%d %H:%M} UTC",
+        )
+
+
+def _choice(row: Row, host: str, missing: Sequence[str]) -> Iterator[CheckResult]:
+    replay = 'POST /v1/webhooks/replay {"since": …, "status": "cancelled"}'
+    if missing:
+        yield warning(
+            "webhooks.event_types",
+            f"its webhook at {host} does not take {', '.join(missing)}: the merchant does not hear of this money",
+            f'PUT /v1/merchant/webhook/event-types {{"event_types": null}}, then {replay}',
+        )
+    if row["cancelled"]:
+        yield warning(
+            "webhooks.cancelled",
+            f"{row['cancelled']} webhooks of the last 7 days about moved money are cancelled, and were not sent",
+            replay,
         )
 
 

@@ -68,6 +68,11 @@ ON CONFLICT (merchant_id, env) WHERE is_active DO UPDATE SET url = excluded.url,
 RETURNING endpoint_id
 """
 
+COUNT_WITHOUT = """
+SELECT count(*) FROM webhook_endpoint JOIN merchant USING (merchant_id)
+WHERE webhook_endpoint.is_active AND env = $1 AND merchant.is_active AND NOT event_types @> $2::text[]
+"""
+
 _ENDPOINTS = """
 SELECT webhook_endpoint.*, merchant.name,
     (SELECT count(*) FROM (SELECT 1 FROM delivery

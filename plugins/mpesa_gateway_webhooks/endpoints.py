@@ -17,7 +17,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import endpoint_tables, signing
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
-from mpesa_gateway_webhooks.events import WebhookTest, chosen_types
+from mpesa_gateway_webhooks.events import WebhookTest, chosen_types, money_types
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
@@ -107,6 +107,15 @@ class EndpointService:
     def event_types(self) -> list[str]:
         return chosen_types(self._runtime)
 
+    @property
+    def money_types(self) -> list[str]:
+        """The types that report moved money."""
+        return money_types(self._runtime)
+
+    def missing_money_types(self, event_types: Sequence[str] | None) -> list[str]:
+        """Return the types that report moved money and are not in the choice."""
+        return [] if event_types is None else [kind for kind in self.money_types if kind not in event_types]
+
     def _known_types(self, event_types: Sequence[str] | None) -> list[str] | None:
         if event_types is None:
             return None
@@ -114,7 +123,7 @@ class EndpointService:
         unknown = [kind for kind in event_types if kind not in {*known, _TEST}]
         if unknown:
             raise ValueError(f"`{unknown[0][:40]}` is not an event type: known are {', '.join(known)}")
-        if not event_types:
+        if not set(event_types) - {_TEST}:
             raise ValueError(f"choose at least one of {', '.join(known)}, or leave it out for all")
         return sorted({*event_types, _TEST})
 

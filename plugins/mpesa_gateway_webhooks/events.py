@@ -19,3 +19,9 @@ def chosen_types(gateway: Runtime) -> list[str]:
     """Return the types of all public events, without tests, which every endpoint takes."""
     kinds = [kind for kind in gateway.event_kinds if issubclass(gateway.event_type(kind), PublicEvent)]
     return [kind for kind in kinds if kind != WebhookTest.kind]
+
+
+def money_types(gateway: Runtime) -> list[str]:
+    """Return the types of events that report moved money."""
+    kinds = [(kind, gateway.event_type(kind)) for kind in gateway.event_kinds]
+    return [kind for kind, event in kinds if issubclass(event, PublicEvent) and event.reports_money]

@@ -1,5 +1,7 @@
 """The operators' form for a merchant's webhook, and its steps of the set-up."""
 
+from collections.abc import Sequence
+
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
@@ -12,7 +14,7 @@ from mpesa_gateway_webhooks.operator_service import WebhookOperatorService, host
 
 
 async def edit(visit: PageRequest) -> Rendered:
-    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     row = await _endpoint(visit.gateway, merchant.merchant_id, visit.env)
     known = visit.gateway.port(EndpointService).event_types
     stored = known if row is None or row["event_types"] is None else row["event_types"]
@@ -32,7 +34,7 @@ async def edit(visit: PageRequest) -> Rendered:
 async def save(visit: PageRequest) -> Redirect:
     """Set the address with a new secret, or only the event types."""
     gateway, url = visit.gateway, visit.text("webhook_url")
-    merchant = await gateway.merchants.require(visit.values["merchant_id"])
+    merchant = await gateway.merchants.require_active(visit.values["merchant_id"])
     endpoints, caller = gateway.port(EndpointService), visit.caller(merchant, visit.env)
     if visit.env == "live":
         _confirmed(visit, "tick the box: live events go to this address at once")
@@ -41,10 +43,16 @@ async def save(visit: PageRequest) -> Redirect:
     row = await _endpoint(gateway, merchant.merchant_id, visit.env)
     if row is not None and row["url"] == url:
         await endpoints.set_event_types(caller, wanted)
-        return Redirect(f"merchants/{merchant.merchant_id}", "Event types stored. The address and its secret stay.")
+        text = f"Event types stored. The address and its secret stay.{_left_out(endpoints, wanted)}"
+        return Redirect(f"merchants/{merchant.merchant_id}", text)
     made = await endpoints.set_url(caller, url, wanted)
-    text = f"{visit.env.capitalize()} webhook set to {made.webhook_url}. Its signing secret:"
-    return Redirect(f"merchants/{merchant.merchant_id}", text, Secret(made.webhook_secret))
+    text = f"{visit.env.capitalize()} webhook set to {made.webhook_url}.{_left_out(endpoints, wanted)}"
+    return Redirect(f"merchants/{merchant.merchant_id}", f"{text} Its signing secret:", Secret(made.webhook_secret))
+
+
+def _left_out(endpoints: EndpointService, chosen: Sequence[str] | None) -> str:
+    missing = endpoints.missing_money_types(chosen)
+    return f" The merchant does not hear of moved money by {', '.join(missing)}." if missing else ""
 
 
 async def remove(visit: PageRequest) -> Redirect:

@@ -118,6 +118,14 @@ class WebhookOperatorService:
         )
         return count
 
+    async def count_without_money(self, env: Env) -> int:
+        """Count the endpoints of ``env`` that leave out a type of event about moved money."""
+        return int(await self._db.fetchval(endpoint_tables.COUNT_WITHOUT, env, self._endpoints.money_types))
+
+    def missing_types(self, row: Row) -> list[str]:
+        """Return the types about moved money that an endpoint leaves out."""
+        return self._endpoints.missing_money_types(row["event_types"])
+
     async def count_dead(self, *envs: Env) -> int:
         """Count the last day's dead deliveries."""
         return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), list(envs)))

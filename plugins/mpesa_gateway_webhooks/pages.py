@@ -75,6 +75,7 @@ async def endpoint(visit: PageRequest) -> Rendered:
             "row": row,
             "health": health_of(row, visit.gateway.clock.now()),
             "secret": operators.masked_secret(row),
+            "missing": operators.missing_types(row),
             "statuses": _STATUSES,
             "fields": {name: visit.text(name) for name in ("since", "until", "status")},
         },
@@ -229,6 +230,9 @@ async def failing_webhooks(gateway: Runtime, env: Env) -> Sequence[AttentionItem
     operators, found = gateway.port(WebhookOperatorService), list[AttentionItem]()
     if failing := await operators.count_failing(env):
         text = f"{failing} failing webhook {'endpoint' if failing == 1 else 'endpoints'}"
+        found.append(AttentionItem(text=text, to="webhooks"))
+    if deaf := await operators.count_without_money(env):
+        text = f"{deaf} webhook {'endpoint leaves' if deaf == 1 else 'endpoints leave'} out events about moved money"
         found.append(AttentionItem(text=text, to="webhooks"))
     if dead := await operators.count_dead(env):
         text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} dead today after the last attempt"

@@ -64,7 +64,15 @@ class SetEventTypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The events that the endpoint takes; null for all."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"event_types": _EVENT_TYPES}
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {"event_types": ["payment.completed", "payment.failed"]}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "event_types": [
+            "payment.completed",
+            "payment.failed",
+            "payment.mismatched",
+            "payment.reversed",
+            "refund.failed",
+        ]
+    }
 
     event_types: list[str] | None
 

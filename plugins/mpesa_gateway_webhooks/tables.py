@@ -220,12 +220,11 @@ WITH RECURSIVE owner AS (
     ) AS following
 ), adopted AS (
     SELECT waiting.delivery_id, webhook_endpoint.endpoint_id,
-        CASE WHEN waiting.event_type <> ALL(event_types) THEN 'cancelled' WHEN waiting.created_at < $2 THEN 'dead'
-            ELSE 'pending' END AS becomes
+        CASE WHEN waiting.created_at < $2 THEN 'dead' ELSE 'pending' END AS becomes
     FROM owner JOIN webhook_endpoint ON webhook_endpoint.merchant_id = owner.merchant_id
         AND webhook_endpoint.env = owner.env AND is_active
     CROSS JOIN LATERAL (
-        SELECT delivery_id, event_type, created_at FROM delivery
+        SELECT delivery_id, created_at FROM delivery
         WHERE delivery.merchant_id = owner.merchant_id AND delivery.env = owner.env AND status = 'waiting'
         ORDER BY delivery_id LIMIT $3 FOR UPDATE SKIP LOCKED
     ) AS waiting
@@ -233,14 +232,13 @@ WITH RECURSIVE owner AS (
 )
 UPDATE delivery SET endpoint_id = adopted.endpoint_id, attempts = 0, status = becomes,
     due_at = CASE WHEN becomes = 'pending' THEN $1::timestamptz END,
-    last_error = CASE becomes WHEN 'pending' THEN last_error WHEN 'dead' THEN 'no webhook was set in time'
-        ELSE 'not one of the endpoint''s event types' END
+    last_error = CASE becomes WHEN 'pending' THEN last_error ELSE 'no webhook was set in time' END
 FROM adopted WHERE delivery.delivery_id = adopted.delivery_id AND status = 'waiting'
 RETURNING delivery.delivery_id, status
 """
 """Assigns waiting deliveries to the active endpoint of their merchant and env; those from before $2 are dead.
 
-Those of a type that the endpoint does not take are cancelled.
+The endpoint's event types do not matter: the event is older than the choice, or was replayed.
 """
 
 CANCEL = """
@@ -265,7 +263,7 @@ WITH chosen AS MATERIALIZED (
         COALESCE(answer, '') FROM chosen WHERE ms IS NOT NULL ORDER BY 1
 )
 UPDATE delivery SET status = 'pending', attempts = 0, due_at = $3, leased_until = NULL, delivered_at = NULL,
-    address_id = NULL, ms = NULL, answer = NULL, endpoint_id = chosen.endpoint_id
+    address_id = NULL, ms = NULL, answer = NULL, last_error = NULL, endpoint_id = chosen.endpoint_id
 FROM chosen WHERE delivery.delivery_id = chosen.delivery_id
 RETURNING delivery.*
 """
@@ -378,7 +376,10 @@ ORDER BY attempt_id LIMIT 100
 """  # noqa: S608 - composed of constants
 
 EXAMINE = """
-SELECT url, failures, closed_until, last_success_at,
+SELECT url, failures, closed_until, last_success_at, event_types,
+    (SELECT count(*) FROM (SELECT 1 FROM delivery
+        WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'cancelled' AND event_type = ANY($5::text[])
+            AND delivery.delivery_id >= $2 LIMIT 1000) AS unsent) AS cancelled,
     (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'dead'
         AND delivery.delivery_id >= $2) AS dead,
     (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'pending'

@@ -71,6 +71,8 @@ CREATE TABLE payment (
     received_phone text,
     reversed_outside text CHECK (reversed_outside IN ('whole', 'part')),
     claim jsonb,
+    -- The person who requested it on the pages; NULL for the merchant's system.
+    requested_by text CHECK (length(requested_by) BETWEEN 1 AND 200),
     CONSTRAINT payment_accepted_has_its_ids CHECK (charge <> 'accepted' OR checkout_request_id IS NOT NULL),
     CONSTRAINT payment_check
         CHECK ((status IN ('completed', 'reversed', 'partially_reversed')) = (completed_at IS NOT NULL)),
@@ -200,7 +202,8 @@ CREATE INDEX outgoing_receipt_gone ON outgoing_receipt (noted_at);
 
 -- All steps of a payment, ordered by (at, rank, number): rank decides between equal times.
 CREATE VIEW payment_timeline AS
-SELECT payment_id, created_at AS at, 'requested' AS kind, 'merchant' AS cause, NULL AS result_code, '' AS detail,
+SELECT payment_id, created_at AS at, 'requested' AS kind,
+    CASE WHEN requested_by IS NULL THEN 'merchant' ELSE 'operator' END AS cause, NULL AS result_code, '' AS detail,
     0 AS rank, 0::bigint AS number
 FROM payment
 UNION ALL

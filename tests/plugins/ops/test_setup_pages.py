@@ -20,7 +20,7 @@ STEPS = ["Merchant", "M-Pesa credentials", "Verified by M-Pesa", "Webhook", "Tes
 
 
 def checklist(page: Page) -> dict[str, bool]:
-    """Returns the steps on a page, True for those that are done."""
+    """Returns the steps on a page, True for done ones."""
     found = re.search(r"<ol data-steps>(.*?)</ol>", page.text, re.DOTALL)
     steps = re.findall(r"<li.*?(not done|done)</b>.*?<strong>(.*?)</strong>", found[1], re.DOTALL) if found else []
     return {title: word == "done" for word, title in steps}
@@ -283,3 +283,79 @@ async def test_payment_form_shows_the_problem_and_sends_nothing(
         assert re.search(rf'name="{field}"[^>]*aria-invalid="true"', bad.text)
         assert bad.field("key") == form.field("key")
     assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
+
+
+async def test_payment_form_names_the_person_in_timeline_and_audit(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        form = await browser.open(f"/merchants/{ops_site.merchant_id}/payment")
+        await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        shown = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        assert "payment, an operator" in shown.words
+        payment_id = shown.url.partition("?")[0].rpartition("/")[2]
+        await browser.open(f"/payments/export?merchant={ops_site.merchant_id}&search=INV&min_amount=5")
+    entries = (await ops_site.gateway.audit.page(100, None, None, None)).rows
+    made = [entry for entry in entries if entry.action == "payment.requested"]
+    assert [(entry.subject_id, entry.merchant_id) for entry in made] == [(payment_id, ops_site.merchant_id)]
+    assert made[0].detail.items() >= {"amount": 10, "currency": "KES", "env": "sandbox"}.items()
+    assert made[0].actor.startswith("person:")
+    (exported,) = [entry for entry in entries if entry.action == "payments.exported"]
+    assert exported.detail["filters"] == {"merchant": ops_site.merchant_id, "search": "INV", "min_amount": "5"}
+
+
+async def test_payment_and_verify_without_credentials_name_the_form(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        merchant_id, page = await new_merchant(browser)
+        token = page.field("form_token")
+        form = await browser.open(f"/merchants/{merchant_id}/payment")
+        asked = await browser.submit(form, "/payment", phone="0711000001", amount="10")
+        verified = await browser.send(f"/credentials/{merchant_id}/verify", {"form_token": token})
+        for shown in (asked, verified):
+            assert "no sandbox M-Pesa credentials are stored: enter them in the form M-Pesa credentials" in shown.words
+            assert "PUT /v1" not in shown.words
+        keyless = await browser.submit(form, "/payment", phone="0711000001", amount="10", key="")
+        assert (keyless.status, "nothing was sent, send it again" in keyless.words) == (422, True)
+        assert "Idempotency-Key header" not in keyless.words
+        assert keyless.field("key").startswith("ops-")
+
+
+async def test_api_key_with_a_past_expiry_is_refused_on_the_page(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        form = await browser.open(f"/merchants/{ops_site.merchant_id}")
+        key = {"name": "Dead", "scopes": ["payments:read"], "env": "sandbox", "expires_at": "2020-01-01"}
+        refused = await browser.submit(form, ops_site.merchant_id, **key)
+        assert (refused.status, "must be in the future" in refused.words) == (422, True)
+    assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM api_key WHERE name = 'Dead'") == 0
+
+
+# -- deactivated merchants --------------------------------------------------------------------------------------------
+
+
+async def test_forms_of_a_deactivated_merchant_are_refused_and_ask_no_payer(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
+        merchant_id, _ = await new_merchant(browser, "Gone")
+        await browser.submit(await browser.open(f"/credentials/{merchant_id}/edit"), "/edit", **KEYS)
+        forms = [
+            (await browser.open(f"/credentials/{merchant_id}/edit"), "/edit", KEYS | {"passkey": "another-passkey"}),
+            (
+                await browser.open(f"/merchants/{merchant_id}/webhook"),
+                "/webhook",
+                {"webhook_url": ops_site.receiver.url},
+            ),
+            (
+                await browser.open(f"/merchants/{merchant_id}/payment"),
+                "/payment",
+                {"phone": "254700000000", "amount": "7"},
+            ),
+            (await browser.open(f"/merchants/{merchant_id}"), merchant_id, {"name": "Late", "env": "sandbox"}),
+        ]
+        before = await stored(ops_site, merchant_id)
+        await ops_site.gateway.merchants.deactivate(merchant_id, actor="test")
+        for form, action, values in forms:
+            refused = await browser.submit(form, action, **values)
+            assert (refused.status, "merchant is deactivated" in refused.words) == (409, True), action
+            if action != merchant_id:
+                assert (await browser.open(form.url.partition("?")[0].removeprefix(ops_site.url))).status == 409, action
+        for table in ("payment", "webhook_endpoint", "api_key"):
+            sql = f"SELECT count(*) FROM {table} WHERE merchant_id = $1"  # noqa: S608 - the names above
+            assert await ops_site.gateway.db.fetchval(sql, merchant_id) == 0, table
+        assert await stored(ops_site, merchant_id) == before

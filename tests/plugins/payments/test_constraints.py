@@ -33,6 +33,7 @@ CASES = {
     "payment_of_key": [OPEN % "idempotency_key = 'paid'"],
     "payment_shortcode_check": [OPEN % "shortcode = ''", OPEN % "shortcode = '12345678'"],
     "payment_asked_check": [OPEN % "asked = -1"],
+    "payment_requested_by_check": [OPEN % "requested_by = ''"],
     "payment_receipt_check": [OPEN % "status = 'completed', completed_at = now(), due_at = NULL, receipt = 'tkn 1'"],
     "payment_check": [PAID % "completed_at = NULL", OPEN % "completed_at = now()"],
     "payment_check1": [OPEN % "failure_reason = 'other'", FAILED % "failure_reason = NULL"],

@@ -97,3 +97,25 @@ async def test_doctor_allow_loopback_is_a_note_unless_a_merchant_is_live(values:
         assert levels(await results_of_check(check_settings, gateway, is_live=True)) == {
             "webhooks.allow_loopback": "ok"
         }
+
+
+async def test_doctor_endpoint_without_events_about_money_is_a_warning_until_they_are_sent(harness: Harness) -> None:
+    await harness.api.call("PUT", "/v1/merchant/webhook/event-types", {"event_types": ["payment.failed"]})
+    await deliver_none(harness)
+    found = await results_of(harness)
+    assert (found["webhooks.event_types"].level, found["webhooks.cancelled"].level) == ("warning", "warning")
+    assert "payment.completed, payment.mismatched, payment.reversed" in found["webhooks.event_types"].text
+    await harness.api.call("PUT", "/v1/merchant/webhook/event-types", {"event_types": None})
+    found = await results_of(harness)
+    assert ("webhooks.event_types" in found, found["webhooks.cancelled"].text[:2]) == (False, "1 ")
+    since = (harness.gateway.clock.now() - timedelta(hours=1)).isoformat()
+    replayed = await harness.api.call("POST", "/v1/webhooks/replay", {"since": since, "status": "cancelled"})
+    assert replayed.data["replayed"] == 1
+    await harness.receiver.wait_for(1, kind="payment.completed")
+    assert "webhooks.cancelled" not in await results_of(harness)
+
+
+async def deliver_none(harness: Harness) -> None:
+    """Complete a payment whose webhook is cancelled."""
+    await harness.api.settled((await harness.api.pay("254711000001", key="unheard")).data["id"], "completed")
+    await eventually(lambda: harness.gateway.db.fetchval("SELECT true FROM delivery WHERE status = 'cancelled'"))

@@ -1,13 +1,16 @@
-"""Protects the event types of an endpoint: others are cancelled, kept and replayable; tests always arrive."""
+"""Protects the event types of an endpoint: later events of others are cancelled and replayable; tests always arrive."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from mpesa_gateway.env import ENVS
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
+from mpesa_gateway_webhooks.pages import failing_webhooks
 from tests.plugins.webhooks.test_waiting import WebhookMerchant, webhook_merchant
 
 WEBHOOK = "/v1/merchant/webhook"
@@ -18,6 +21,13 @@ async def merchant(values: dict[str, Any]) -> AsyncGenerator[WebhookMerchant]:
     """A merchant without a worker."""
     async with webhook_merchant(values) as made:
         yield made
+
+
+async def choose_without_tests(merchant: WebhookMerchant) -> None:
+    """Set an endpoint for ``payment.failed`` alone: a test event is then of another type."""
+    await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, ["payment.failed"])
+    await merchant.db.execute("UPDATE webhook_endpoint SET event_types = ARRAY['payment.failed'] WHERE is_active")
+    await merchant.deliveries.assign_undelivered()
 
 
 async def deliveries(api: Api) -> dict[str, tuple[str, str | None]]:
@@ -60,6 +70,7 @@ async def test_other_event_types_are_cancelled_and_can_be_replayed(values: dict[
     [
         (["payment.paid"], "`payment.paid` is not an event type: known are payment.completed, "),
         ([], "choose at least one of payment.completed, "),
+        (["webhook.test"], "choose at least one of payment.completed, "),
     ],
 )
 async def test_unknown_or_no_event_type_is_422(merchant: WebhookMerchant, types: list[str], message: str) -> None:
@@ -74,18 +85,45 @@ async def test_unknown_or_no_event_type_is_422(merchant: WebhookMerchant, types:
         assert (problem.field, message in problem.message) == ("event_types", True)
 
 
-async def test_waiting_events_of_other_types_are_cancelled_when_the_endpoint_is_set(
-    merchant: WebhookMerchant,
-) -> None:
-    other = await merchant.publish()
-    await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, ["payment.completed"])
-    # Tests always arrive: without them in the list, a test stands for any other type.
-    await merchant.db.execute("UPDATE webhook_endpoint SET event_types = ARRAY['payment.completed']")
-    await merchant.deliveries.assign_undelivered()
-    assert await merchant.statuses() == {other: "cancelled"}
+async def test_waiting_events_are_sent_whatever_is_chosen_later(merchant: WebhookMerchant) -> None:
+    before = await merchant.publish()
+    await choose_without_tests(merchant)
+    assert await merchant.statuses() == {before: "pending"}
+    after = await merchant.publish()
+    assert await merchant.statuses() == {before: "pending", after: "cancelled"}
     await merchant.endpoints.set_event_types(merchant.caller(), None)
     later = await merchant.publish()
-    assert await merchant.statuses() == {other: "cancelled", later: "pending"}
+    assert await merchant.statuses() == {before: "pending", after: "cancelled", later: "pending"}
+
+
+async def test_replayed_delivery_survives_a_change_of_endpoint(merchant: WebhookMerchant) -> None:
+    await choose_without_tests(merchant)
+    event = await merchant.publish()
+    assert await merchant.statuses() == {event: "cancelled"}
+    replayed = await merchant.deliveries.replay(merchant.caller(), await merchant.delivery_of(event))
+    assert (replayed.status, replayed.last_error) == ("pending", None)
+    merchant.receiver.status = 500
+    await merchant.send()
+    await merchant.remove()
+    assert await merchant.statuses() == {event: "waiting"}
+    await choose_without_tests(merchant)
+    assert await merchant.statuses() == {event: "pending"}
+    merchant.receiver.status = 200
+    await merchant.send()
+    assert await merchant.statuses() == {event: "delivered"}
+
+
+async def test_choice_without_events_about_money_is_shown_to_operators(merchant: WebhookMerchant) -> None:
+    desk = merchant.gateway.services.get(WebhookOperatorService)
+    money = merchant.endpoints.money_types
+    assert money == ["payment.completed", "payment.mismatched", "payment.reversed"]
+    for chosen, count in ((None, 0), (money, 0), (merchant.endpoints.event_types, 0), (money[1:], 1)):
+        await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, chosen)
+        assert [await desk.count_without_money(env) for env in ENVS] == [count, 0], chosen
+    text = "1 webhook endpoint leaves out events about moved money"
+    assert text in [item.text for item in await failing_webhooks(merchant.gateway, "sandbox")]
+    await merchant.gateway.merchants.deactivate(merchant.merchant_id, actor="test")
+    assert await desk.count_without_money("sandbox") == 0
 
 
 async def test_delivered_test_proves_the_present_address_only(merchant: WebhookMerchant) -> None:
