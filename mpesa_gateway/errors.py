@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 
+from mpesa_gateway.logs import masked_name
+
 V = TypeVar("V")
 T = TypeVar("T")
 
@@ -215,8 +217,12 @@ class InvalidFields(ApiError):
     status, code = 422, Code.VALIDATION_ERROR
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
-        self._problems = problems
+        # The client chose some names, such as those of metadata.
+        self._problems = [
+            problem if problem.field is None else msgspec.structs.replace(problem, field=masked_name(problem.field))
+            for problem in problems
+        ]
+        super().__init__("; ".join(f"{problem.field}: {problem.message}" for problem in self._problems))
 
     @classmethod
     def field_error(cls, field: str, message: str) -> "InvalidFields":

@@ -1,12 +1,18 @@
 """Times as people read and type them on pages: East Africa Time."""
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.phone import mask_phones
 
 _ALLOWED = "choose a time such as 2026-11-30T19:00 (East Africa Time) or a date such as 2026-11-30"
+
+UNTIL = "until"
+"""The name of filters that end before a time."""
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_SPACED_ZONE = re.compile(r"([Tt ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?) (\d\d:\d\d)\Z", re.ASCII)
 
 _FORMATS = {
     "near": "{0.day} {0:%b %H:%M:%S}",
@@ -18,21 +24,21 @@ _FORMATS = {
     "field": "{0:%Y-%m-%dT%H:%M:%S}",
 }
 
-_SHOWN = 40
-"""Characters of rejected input in a message."""
 
-
-def parse_local(text: str) -> datetime:
+def parse_local(text: str, *, is_end: bool = False) -> datetime:
     """Return the UTC time of a text in East Africa Time, unless it states another zone.
 
-    A date is its first second. Raises ValueError, which repeats the text.
+    A date is its beginning, with ``is_end`` the beginning of the next day. Raises ValueError without the text.
     """
-    typed = text.strip()
+    # An unencoded plus sign arrives as a space.
+    typed = _SPACED_ZONE.sub(r"\1+\2", text.strip())
     try:
         moment = datetime.fromisoformat(typed)
+        if is_end and _DATE.fullmatch(typed) is not None:
+            moment += timedelta(days=1)
         return (moment if moment.tzinfo else moment.replace(tzinfo=EAT)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError(f"`{mask_phones(typed[:_SHOWN])}` is not a time: {_ALLOWED}") from None
+        raise ValueError(f"this is not a time: {_ALLOWED}") from None
 
 
 def format_local(

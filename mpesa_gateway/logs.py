@@ -38,6 +38,9 @@ _SECRET = re.compile(
     r"|((?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%(?:25)*2[eE]))[0-9A-Za-z_%=-]{8,}"
 )
 
+_IN_NAME = re.compile(r"(sk_(?:live|test)_|whsec_)[0-9A-Za-z+/=]+|[0-9](?:[ ().-]{0,3}[0-9]){8,}")
+"""Also parts of keys, and numbers without a prefix or with separators."""
+
 _SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|(?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%)")
 """Quick test: almost no text needs the full ones."""
 
@@ -47,6 +50,11 @@ def masked(text: str) -> str:
     if _SUSPECT.search(text) is None:
         return text
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}****", mask_phones(text))
+
+
+def masked_name(name: str) -> str:
+    """Return the name of a sent field, with anything like a key or a number masked."""
+    return _IN_NAME.sub(lambda found: f"{found[1] or ''}****", masked(name))
 
 
 def trace(problem: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
@@ -15,7 +16,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import ApiError, Code, FieldChecks, InvalidFields, Problem, check_fields
 from mpesa_gateway.http.validation import is_moment, read_query
-from mpesa_gateway.local_time import parse_local
+from mpesa_gateway.local_time import UNTIL, parse_local
 from mpesa_gateway.permissions import MerchantRole, Permission, Role
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -100,6 +101,10 @@ class Visitor:
         return permission in self.permissions
 
 
+def _parser(name: str) -> Callable[[str], datetime]:
+    return partial(parse_local, is_end=name == UNTIL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
     """A request for a page or an action.
@@ -128,7 +133,7 @@ class PageRequest:
             raise StepUpNeeded("enter a code of your authenticator app to confirm")
 
     def read_query(self, kind: type[Q]) -> Q:
-        """Decode the query; times without zone are East Africa Time.
+        """Decode the query; times without zone are East Africa Time, and a date as ``until`` includes its day.
 
         Raises InvalidFields, and TypeError for a member's list whose filters have no ``merchant``.
         """
@@ -138,7 +143,7 @@ class PageRequest:
         for each in msgspec.structs.fields(kind):
             texts = query.get(each.encode_name, ())
             if is_moment(each.type) and len(texts) == 1 and texts[0]:
-                moment = checks.take(each.encode_name, parse_local, texts[0])
+                moment = checks.take(each.encode_name, _parser(each.encode_name), texts[0])
                 query[each.encode_name] = [rfc3339(moment)] if moment else []
         try:
             found = read_query({name: texts for name, texts in query.items() if texts}, kind)
@@ -180,7 +185,7 @@ class PageRequest:
     def moments(self, *names: str) -> dict[str, datetime]:
         """Return the filled times of the form, typed in East Africa Time. Raises InvalidFields."""
         with check_fields() as checks:
-            found = {name: checks.take(name, parse_local, self.text(name)) for name in names if self.text(name)}
+            found = {name: checks.take(name, _parser(name), self.text(name)) for name in names if self.text(name)}
         return {name: moment for name, moment in found.items() if moment is not None}
 
     def caller(self, merchant: Merchant, env: Env) -> Caller:

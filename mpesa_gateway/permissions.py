@@ -165,7 +165,7 @@ def is_of_merchant(permission: Permission) -> bool:
 def role_table() -> list[tuple[str, ...]]:
     """Rows of the documentation: permission, the host's roles, the members' roles, second factor."""
     head = ("Permission", "", *(f"host {role}" for role in Role), *MerchantRole, "second factor")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for permission, grant in GRANTS.items():
         host = tuple("yes" if permission in host_permissions(role) else "" for role in Role)
         members = tuple("yes" if role in grant.members else "" for role in MerchantRole)

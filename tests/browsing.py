@@ -10,7 +10,7 @@ from typing import Any, Self
 from urllib.parse import urljoin
 
 import niquests
-import pyotp
+from pyotp.totp import TOTP
 
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.access import DEVICE_COOKIE
@@ -232,7 +232,7 @@ async def set_up_factor(browser: Browser) -> list[str]:
     page = await browser.submit(page, "/account/second-factor/offer", password=PASSWORD.reveal())
     secret = re.search(r"<code data-copy>([A-Z2-7]{32})</code>", page.text)
     assert secret is not None, page.words
-    code = pyotp.TOTP(secret[1]).now()
+    code = TOTP(secret[1]).now()
     page = await browser.submit(page, "/account/second-factor/confirm", code=code)
     codes = re.findall(r"\b[0-9a-z]{4}-[0-9a-z]{4}-[0-9a-z]{4}\b", page.words)
     assert len(codes) == 10, page.words

@@ -11,7 +11,11 @@ from mpesa_gateway.standalone.up import Up, UpOptions
 
 @click.command()
 @click.option("--data", metavar="FOLDER", help="Data folder; default: MPESA_GATEWAY_DATA, else ./data.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port of the API; default: the last one, else a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port of the API; default: the last one, else http.port, and a free one while that is taken.",
+)
 @click.option("--simulator/--no-simulator", default=True, help="Run simulated phones instead of calling Safaricom.")
 @click.option("--shop/--no-shop", default=True, help="Create a demo merchant and its key if there is no merchant.")
 @click.option("--verbose", is_flag=True, help="Show the logs here instead of writing them to the data folder.")

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -26,7 +27,10 @@ _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class Conditions:
-    """A WHERE clause. ``since`` is inclusive, ``until`` exclusive."""
+    """A WHERE clause. ``since`` is inclusive, ``until`` exclusive.
+
+    A row also matches one of ``ways``, if there are any. Each way is read alone, by its own index, with all ``parts``.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Conditions:
         self.since = since
         self.until = until
         self.parts: list[str] = []
+        self.ways: list[str] = []
         self.values: list[Any] = []
 
     def bind(self, sql: str, *values: Any) -> str:
@@ -50,6 +55,9 @@ class Conditions:
     def add(self, sql: str, *values: Any) -> None:
         self.parts.append(self.bind(sql, *values))
 
+    def add_way(self, sql: str, *values: Any) -> None:
+        self.ways.append(f"({self.bind(sql, *values)})")
+
     def equal(self, **values: Any) -> None:
         """Skip empty values, and remove NUL: Postgres text cannot hold it."""
         for column, value in values.items():
@@ -58,7 +66,7 @@ class Conditions:
 
     def copy(self) -> "Conditions":
         copied = Conditions(self.env, self.merchant_id, self.since, self.until)
-        copied.parts, copied.values = [*self.parts], [*self.values]
+        copied.parts, copied.ways, copied.values = [*self.parts], [*self.ways], [*self.values]
         return copied
 
 
@@ -131,10 +139,15 @@ class KeysetList:
             chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
         # raw SQL: any table - names of tables are ours; every value is a parameter.
         # raw SQL: join - a page of all merchants.
-        sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
+        sql = f"SELECT count(*) FROM {self._matching(self.key, chosen)}"  # noqa: S608
         return int(await db.fetchval(sql, *chosen.values))
 
     async def total(self, db: Database, found: Conditions) -> Total:
+        sql, *values = self.select_total(found)
+        row = await db.fetchrow(sql, *values)
+        return Total(0, 0) if row is None else Total(row["count"], row["amount"])
+
+    def select_total(self, found: Conditions) -> Bound:
         """Use one index scan per merchant."""
         chosen = self._bounded(found)
         chosen.equal(merchant_id=found.merchant_id)
@@ -145,15 +158,14 @@ class KeysetList:
             chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
         sql = (
             "SELECT count(*) AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
-            f"FROM {self.source or self.table} WHERE {_where(chosen.parts)}"
+            f"FROM {self._matching(f'{self.key}, amount', chosen)}"
         )
         if by_merchant:
             sql = (
                 "SELECT coalesce(sum(count), 0)::bigint AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
                 f"FROM merchant CROSS JOIN LATERAL ({sql}) AS each"
             )
-        row = await db.fetchrow(sql, *chosen.values)
-        return Total(0, 0) if row is None else Total(row["count"], row["amount"])
+        return sql, *chosen.values
 
     async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
         chosen, last = found.copy(), self._after(cursor, found.env)
@@ -203,15 +215,27 @@ class KeysetList:
         envs = [] if chosen.env is None else self._env_parts(chosen, chosen.env)
         queries = [
             f"SELECT {columns} FROM {self.source or self.table} WHERE {_where([*chosen.parts, *part])} {order}"  # noqa: S608
-            for part in ([[env] for env in envs] or [[]])
+            for part in product(*(each for each in (envs, chosen.ways) if each))
         ]
         sql = queries[0]
         if len(queries) > 1:
-            sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
+            # A row that matches in several ways is listed once.
+            union = "UNION" if chosen.ways else "UNION ALL"
+            sql = f"SELECT page.* FROM (({f') {union} ('.join(queries)})) AS page {order}"  # noqa: S608
         if by_merchant:
             # No index covers all merchants.
             sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
         return sql, chosen.values
+
+    def _matching(self, columns: str, chosen: Conditions) -> str:
+        source = self.source or self.table
+        if not chosen.ways:
+            return f"{source} WHERE {_where(chosen.parts)}"
+        queries = [
+            f"SELECT {columns} FROM {source} WHERE {_where([*chosen.parts, way])}"  # noqa: S608 - as in count
+            for way in chosen.ways
+        ]
+        return f"({' UNION '.join(queries)}) AS matching"
 
     def _env_parts(self, chosen: Conditions, env: Env) -> list[str]:
         return [chosen.bind(sql, *[env] * sql.count("{}")) for sql in self.of_env]

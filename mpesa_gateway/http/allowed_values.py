@@ -1,15 +1,19 @@
-"""Descriptions of allowed and sent values. Texts of libraries reach no response."""
+"""Descriptions of allowed values. Texts of libraries reach no response.
 
+A sent value may be a secret or a phone number. Only small whole numbers are repeated, and words such as ``complete`` in
+the query, where an enumeration is expected.
+"""
+
+import re
 from enum import Enum
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
-from mpesa_gateway.logs import masked
-
-_LONGEST = 40
-"""Displayed characters of a sent value."""
+_INTEGER = re.compile(r"-?[0-9]{1,7}", re.ASCII)
+_MOST = 10**6
+_WORD = re.compile(r"[a-z_]{1,20}", re.ASCII)
 
 _ABSENT = (inspect.NoneType, inspect.CustomType)
 """``UNSET`` is a custom type."""
@@ -74,24 +78,17 @@ def _lengths(least: int | None, most: int | None) -> str:
     return f" of {least} to {most} characters" if least else f" of at most {most} characters"
 
 
-def shows_value(kind: Any) -> bool:
-    """Return True for enumerations, numbers and booleans. Text may be a secret."""
-    return _shows(inspect.type_info(kind))
-
-
-def _shows(info: Any) -> bool:
-    if isinstance(info, inspect.Metadata):
-        return _shows(info.type)
-    if isinstance(info, inspect.UnionType):
-        return all(isinstance(part, _ABSENT) or _shows(part) for part in info.types)
-    return isinstance(
-        info, inspect.EnumType | inspect.LiteralType | inspect.IntType | inspect.BoolType | inspect.DecimalType
-    )
-
-
 def refuse_text(kind: Any, text: str) -> str:
     """Return the message for a parameter's value."""
-    return f"must be {describe_allowed(kind)}" + (f', not "{shown(text)}"' if shows_value(kind) else "")
+    info = _inner(inspect.type_info(kind))
+    if isinstance(info, inspect.EnumType | inspect.LiteralType):
+        return f"must be {describe_allowed(kind)}{not_the_word(text)}"
+    return f"must be {describe_allowed(kind)}" + (f', not "{text}"' if _is_small(info, text) else "")
+
+
+def not_the_word(text: str) -> str:
+    """Return ``, not "complete"`` for a parameter's word, an empty text for anything else."""
+    return f', not "{text}"' if _WORD.fullmatch(text) else ""
 
 
 def refuse_json(kind: Any, raw: msgspec.Raw) -> str:
@@ -99,17 +96,24 @@ def refuse_json(kind: Any, raw: msgspec.Raw) -> str:
     data = bytes(raw).strip()
     sort = _SORTS.get(data[:1], "a number")
     wanted = describe_allowed(kind)
-    if shows_value(kind) and sort in {"text", "a number"}:
-        is_number = "number" in wanted
-        if is_number == (sort == "a number"):
-            text = shown(data.decode("utf-8", "replace").strip('"'))
-            sort = text if is_number else f'"{text}"'
-    if sort == wanted or wanted.startswith(f"{sort} of "):
+    if sort == "a number" and "number" in wanted:
+        text = data[:20].decode("ascii", "replace")
+        sort = text if _is_small(_inner(inspect.type_info(kind)), text) else wanted
+    if sort == wanted or wanted.startswith(f"{sort} of ") or (sort == "text" and wanted.startswith("one of ")):
         return f"must be {wanted}"
     return f"must be {wanted}, not {sort}"
 
 
-def shown(text: str) -> str:
-    """Return a sent value for a message: short, without secrets and phone numbers."""
-    plain = masked(text[:200])
-    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}…"
+def _inner(info: Any) -> Any:
+    """Return the type without bounds and without None."""
+    if isinstance(info, inspect.Metadata):
+        return _inner(info.type)
+    if isinstance(info, inspect.UnionType):
+        parts = [part for part in info.types if not isinstance(part, _ABSENT)]
+        return _inner(parts[0]) if len(parts) == 1 else info
+    return info
+
+
+def _is_small(info: Any, text: str) -> bool:
+    """Return True for a sent whole number that is too small to be a phone number."""
+    return isinstance(info, inspect.IntType) and _INTEGER.fullmatch(text) is not None and abs(int(text)) <= _MOST

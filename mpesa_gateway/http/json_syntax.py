@@ -15,6 +15,9 @@ _HALF_PAIR = re.compile(
     re.DOTALL,
 )
 
+_ESCAPE = 6
+"""Bytes of an escape such as ``\\ud800``."""
+
 _HALF = "this is half of a surrogate pair, which is no character"
 _BEFORE = re.compile(rb"(?<=[\s:,\[])(?:[a-z]+[^a-z]?|-)\Z")
 
@@ -71,8 +74,8 @@ def _explain(body: bytes, text: str) -> str:
         return _explain_end(body)
     # msgspec counts the first trailing character as read.
     at = int(found[2]) - (found[1] == "trailing characters")
-    if _HALF_PAIR.match(body, max(at - 6, 0)):
-        return f": {_position(body, at - 6)}: {_HALF}"
+    if at >= _ESCAPE and _HALF_PAIR.match(body, at - _ESCAPE):
+        return f": {_position(body, at - _ESCAPE)}: {_HALF}"
     if found[1] == "invalid character" and (word := _BEFORE.search(body, max(at - 12, 0), at)):
         # msgspec stops within -Infinity and within words such as ten and four.
         at = word.start()

@@ -18,12 +18,14 @@ from markupsafe import Markup, escape
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http import charts
-from mpesa_gateway.local_time import format_local, parse_local
+from mpesa_gateway.local_time import UNTIL, format_local, parse_local
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 REQUESTED_PATH = "mpesa_gateway_path"
 """Scope key of the path below any mount path; Litestar strips the last slash."""
+
+_REFUSED = re.compile(r"q\s*=\s*0(?:\.0*)?")
 
 WHOLE_SITE = "mpesa_gateway_whole_site"
 """Key of the ASGI scope: False below a host's mount path."""
@@ -108,10 +110,10 @@ def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup
     )
 
 
-def local(text: str) -> str:
+def local(text: str, name: str = "") -> str:
     """Return the value of a ``datetime-local`` field; text that is no time is unchanged."""
     try:
-        return format_local(parse_local(text), "field") if text else ""
+        return format_local(parse_local(text, is_end=name == UNTIL), "field") if text else ""
     except (ValueError, OverflowError):
         return text
 
@@ -219,6 +221,15 @@ def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 
 
 def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = None) -> Response[str]:
     return Response(html, status_code=status, media_type="text/html", headers=headers(POLICY) | dict(more or {}))
+
+
+def accepts_html(accept: str) -> bool:
+    """Return whether an ``Accept`` header names ``text/html``, and not with ``q=0``."""
+    for part in accept.lower().split(","):
+        media, *parameters = (each.strip() for each in part.split(";"))
+        if media == "text/html":
+            return not any(_REFUSED.fullmatch(each) for each in parameters)
+    return False
 
 
 def redirect(url: str, *, more: Mapping[str, str] | None = None) -> Response[str]:

@@ -14,12 +14,16 @@ from mpesa_gateway.errors import FieldChecks, InvalidFields, PartError
 from mpesa_gateway.http.allowed_values import refuse_json, refuse_text
 from mpesa_gateway.http.json_keys import find_repeated_key
 from mpesa_gateway.http.json_syntax import SEND_JSON, explain_syntax
+from mpesa_gateway.logs import masked_name
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MOST_UNKNOWN = 20
 """Unknown names per response."""
+
+_LONGEST_NAME = 64
+"""Displayed characters of a name."""
 
 _MOST_DIGITS = 15
 """Digits that a float represents exactly."""
@@ -102,11 +106,16 @@ def _unstorable(value: Any) -> PartError | None:
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
         if (problem := _unstorable([*pairs])) is not None:
             return PartError(str(problem))
-        return _first((f".{name[:64]}", part) for name, part in pairs.items())
+        return _first((f".{_shown_name(name)}", part) for name, part in pairs.items())
     if isinstance(value, list | tuple):
         parts = cast("Sequence[Any]", value)
         return _first((f"[{number}]", part) for number, part in enumerate(parts))
     return None
+
+
+def _shown_name(name: str) -> str:
+    # A name that is cut first may keep the start of a key.
+    return masked_name(name)[:_LONGEST_NAME]
 
 
 def _is_in_utc(moment: datetime) -> bool:
@@ -132,7 +141,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     unknown = [name for name in values if name not in fields]
     for name in unknown[:_MOST_UNKNOWN]:
         known = f"known: {', '.join(sorted(fields))}" if fields else "there are none"
-        checks.fail(name[:64], f"unknown parameter: remove it ({known})")
+        checks.fail(_shown_name(name), f"unknown parameter: remove it ({known})")
     for name, field in fields.items():
         texts = values.get(name, ("",))
         if len(texts) != 1:
@@ -188,7 +197,7 @@ def _check_fields(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: s
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     unknown = [name for name in given if name not in fields]
     for name in unknown[:_MOST_UNKNOWN]:
-        checks.fail(f"{path}{name[:64]}", f"unknown field: remove it (known: {', '.join(sorted(fields))})")
+        checks.fail(f"{path}{_shown_name(name)}", f"unknown field: remove it (known: {', '.join(sorted(fields))})")
     taken: dict[str, Any] = {}
     for name, field in fields.items():
         raw = given.get(name)
@@ -213,7 +222,7 @@ def _check_value(raw: msgspec.Raw, kind: Any, path: str, checks: FieldChecks) ->
     item = _item_of(kind, dict if start == b"{" else list if start == b"[" else None)
     if item is not None and start == b"{":
         pairs = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        parts = [(f"{path}.{name[:64]}", part) for name, part in pairs.items()]
+        parts = [(f"{path}.{_shown_name(name)}", part) for name, part in pairs.items()]
     elif item is not None:
         elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
         parts = [(f"{path}[{number}]", part) for number, part in enumerate(elements)]

@@ -35,15 +35,18 @@ HEADER_HINT = "send your API key in the X-API-Key header, or as Authorization: B
 TWO_KEYS = "two keys"
 """Represents two different keys in one request. No key has this form."""
 
+_KEY_STARTS = ("sk_live_", "sk_test_")
+
 _FORM = "a key is sk_test_ or sk_live_ followed by 48 small letters and digits"
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the key of ``X-API-Key`` or ``Authorization: Bearer``, or ``TWO_KEYS``.
 
-    Other authorization schemes, such as a proxy's Basic, are ignored.
+    Other authorization schemes, such as a proxy's Basic, are ignored; beside ``X-API-Key``, also a Bearer token of
+    another party.
     """
-    found = dict[str, None]()
+    found, borne = dict[str, None](), dict[str, None]()
     for name, value in headers:
         text = value.decode("latin-1")
         if name == b"x-api-key":
@@ -51,7 +54,8 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         elif name == b"authorization":
             scheme, _, key = text.strip().partition(" ")
             if scheme.lower() == "bearer" and key.strip():
-                found[key.strip()] = None
+                borne[key.strip()] = None
+    found |= {key: None for key in borne if not found or key.startswith(_KEY_STARTS)}
     return None if not found else next(iter(found)) if len(found) == 1 else TWO_KEYS
 
 

@@ -63,7 +63,8 @@ class Scopes:
         wanted = tuple(names)
         unknown = [name for name in wanted if name not in self._declared]
         if unknown or not wanted:
-            seen = f"{unknown[0]!r:.60} is no scope here: use" if unknown else "name at least one of"
+            # An unknown name may be a secret of another field.
+            seen = "each scope must be one of" if unknown else "name at least one of"
             raise ValueError(f"{seen} {', '.join(self.names)}")
         return tuple(self._declared[name] for name in wanted)
 

@@ -147,8 +147,7 @@ class Up:
         if embedded.simulator_port is not None:
             simulator = simulator_config(self._base, config, embedded.simulator_port)
             _run(_migrate(owner_config(simulator, embedded)))
-        ports = {"port": port, "simulator_port": embedded.simulator_port}
-        write_state(self._data, read_state(self._data) | ports)
+        self._keep_ports(port, embedded.simulator_port)
         # Before the API is ready: a program that waits for it may create merchants.
         may_create = self._options.shop and not has_live
         shop, password = _run(_create_first_accounts(config, wants_shop=not has_live, may_create=may_create))
@@ -202,6 +201,13 @@ class Up:
                 "again."
             )
         return port
+
+    def _keep_ports(self, port: int, simulator_port: int | None) -> None:
+        ports: dict[str, Any] = {"simulator_port": simulator_port}
+        if not self._port_note:
+            # After a fallback, the next start tries the usual port again.
+            ports["port"] = port
+        write_state(self._data, read_state(self._data) | ports)
 
     def _children(self, config: GatewayConfig, embedded: Embedded, undo: ExitStack) -> dict[str, Child]:
         gateway_file = self._data / RUNNING_CONFIG

@@ -8,7 +8,7 @@ from typing import Any, cast
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackEvent, CallbackKind
 from mpesa_gateway.daraja.wire import InvalidCallback, read_json_leniently
 from mpesa_gateway.errors import InvalidFields
-from mpesa_gateway.http.allowed_values import shown
+from mpesa_gateway.http.allowed_values import not_the_word
 
 Make = Callable[[Mapping[str, Any]], CallbackEvent]
 
@@ -56,7 +56,7 @@ class CallbackKinds:
         """Raise InvalidFields for an unknown kind."""
         if name is not None and name not in self._kinds:
             known = ", ".join(sorted(self._kinds))
-            raise InvalidFields.field_error("kind", f'must be one of {known}, not "{shown(name)}"')
+            raise InvalidFields.field_error("kind", f"must be one of {known}{not_the_word(name)}")
 
     def family(self, name: str) -> tuple[str, ...]:
         """Return the kinds with the same envelope, ``name`` first."""

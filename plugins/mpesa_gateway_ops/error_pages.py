@@ -12,7 +12,7 @@ from mpesa_gateway.correlation import current_request_id
 from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE
 from mpesa_gateway.errors import ApiError, NotFound, ServiceUnavailable
 from mpesa_gateway.http.errors import failure
-from mpesa_gateway.http.templating import headers, redirect
+from mpesa_gateway.http.templating import accepts_html, headers, redirect
 from mpesa_gateway.logs import trace
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import home, known_session
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 def _answer_refused(request: Request[Any, Any, Any], refused: ApiError) -> Response[Any]:
     wait = {"Retry-After": str(refused.retry_after)} if refused.retry_after is not None else {}
-    if "text/html" not in request.headers.get("accept", ""):
+    if not accepts_html(request.headers.get("accept", "")):
         return failure(refused.problems, refused.status, headers() | wait)
     gateway: Runtime = request.app.state.gateway
     if isinstance(refused, SecondFactorPending):

@@ -12,8 +12,8 @@ from litestar.params import FromPath
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import ApiError, NotFound
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.errors import NOTHING_HERE
-from mpesa_gateway.http.templating import WHOLE_SITE, redirect, requested_path
+from mpesa_gateway.http.errors import NOTHING_HERE, failure
+from mpesa_gateway.http.templating import WHOLE_SITE, accepts_html, redirect, requested_path
 from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, StepUpNeeded, WrongEnvironment
 from mpesa_gateway.permissions import GRANTS
 from mpesa_gateway.runtime import Runtime
@@ -65,12 +65,13 @@ async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
 
 
 @get("/", public=True, include_in_schema=False)
-async def site_root(request: Request[Any, Any, Any]) -> Response[str]:
-    """Redirect a browser to the pages where the gateway is the whole site. Raises NotFound."""
-    is_browser = "text/html" in request.headers.get("accept", "")
+async def site_root(request: Request[Any, Any, Any]) -> Response[Any]:
+    """Redirect a browser to the pages where the gateway is the whole site."""
+    is_browser = accepts_html(request.headers.get("accept", ""))
+    vary = {"Vary": "Accept"}
     if not (is_browser and cast("dict[str, Any]", request.scope).get(WHOLE_SITE)):
-        raise NotFound(NOTHING_HERE)
-    return redirect("ops")
+        return failure(NotFound(NOTHING_HERE).problems, NotFound.status, vary)
+    return redirect("ops", more=vary)
 
 
 @get("/ops", **OPEN)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyotp
 import segno
+from pyotp.totp import TOTP
 
 from mpesa_gateway.client_ip import client_network
 from mpesa_gateway.clock import Clock
@@ -79,7 +80,7 @@ class SecondFactors:
         if row is None or row["totp_offered"] is None:
             return None
         secret = self._sealer.open(row["totp_offered"], aad=aad(person_id))
-        return pyotp.TOTP(secret).provisioning_uri(name=row["email"], issuer_name=_ISSUER)
+        return TOTP(secret).provisioning_uri(name=row["email"], issuer_name=_ISSUER)
 
     async def confirm(self, person_id: str, code: str, *, session: str) -> list[str]:
         """Make the offered secret the second factor, and return new recovery codes.
@@ -243,7 +244,7 @@ def _counter(person_id: str) -> str:
 
 def matching_step(secret: str, code: str, now: datetime) -> int | None:
     """Return the 30-second step of ``code``, at most one step from ``now``."""
-    totp, current = pyotp.TOTP(secret, interval=STEP), int(now.timestamp()) // STEP
+    totp, current = TOTP(secret, interval=STEP), int(now.timestamp()) // STEP
     for step in range(current - _DRIFT, current + _DRIFT + 1):
         if hmac.compare_digest(totp.generate_otp(step).encode(), code.encode()):
             return step

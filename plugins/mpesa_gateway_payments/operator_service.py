@@ -1,6 +1,5 @@
 """Operators' use cases for the payments of all merchants."""
 
-import base64
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.sealing import Sealer, UnsealError
+from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway_payments import status_query_sql, tables
 from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.matching import SHOWN_FOR
@@ -24,12 +23,12 @@ from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.url_seal import Terms, UrlSeal
 from mpesa_gateway_payments.views import EXPORTED, exported
 
 OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
 """The columns of the operators' CSV file."""
 
-_AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
 _LONGEST_REASON = 500
 _MOST_CHECKS = 50
@@ -39,11 +38,13 @@ _MOST_CHECKS = 50
 class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
     """Filters of the operators' list.
 
-    ``payer`` is a sealed phone number; ``held`` selects payments that need review.
+    ``payer`` is a sealed phone number, ``terms`` the sealed ``search`` and ``reference``; ``held`` selects payments
+    that need review.
     """
 
     merchant: str | None = None
     payer: str | None = None
+    terms: str | None = None
     held: bool = False
     cursor: str | None = None
 
@@ -65,7 +66,8 @@ class PaymentOperatorService:
         self._db = db
         self._clock = clock
         self._audit = audit
-        self._sealer = sealer
+        self._payers = UrlSeal(sealer, "payer")
+        self.terms = Terms(sealer)
         self._transitions = transitions
         self._queries = queries
         self._checks = checks
@@ -74,17 +76,15 @@ class PaymentOperatorService:
 
     def seal_payer(self, phone: Msisdn) -> str:
         """Return a number sealed for a URL."""
-        sealed = self._sealer.seal(str(phone), aad=_AAD)
-        return base64.urlsafe_b64encode(sealed.encode()).decode().rstrip("=")
+        return self._payers.seal(str(phone))
 
     def payer_of(self, filters: OperatorPaymentFilters) -> Msisdn | None:
         """Raises InvalidFields for a value that was not sealed here."""
         if filters.payer is None:
             return None
         try:
-            padded = filters.payer + "=" * (-len(filters.payer) % 4)
-            return Msisdn(self._sealer.open(base64.urlsafe_b64decode(padded).decode(), aad=_AAD))
-        except (UnsealError, ValueError):
+            return Msisdn(self._payers.open(filters.payer))
+        except ValueError:
             raise InvalidFields.field_error("payer", "search for the number again") from None
 
     async def page(

@@ -1,20 +1,16 @@
 """Operators' pages of payments."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 from litestar import Response
 
-from mpesa_gateway.clock import rfc3339
-from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import InvalidFields, Problem
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.http.csv import stream_csv
-from mpesa_gateway.local_time import parse_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
@@ -29,12 +25,21 @@ from mpesa_gateway.ops_contract import (
     TimelineEntry,
     TimelineSource,
 )
-from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import first_payment
 from mpesa_gateway_payments.answer_pages import ANSWERS, answers, undecided
 from mpesa_gateway_payments.next_step import next_step
+from mpesa_gateway_payments.operator_search import (
+    SEALED,
+    TEXTS,
+    filter_value,
+    find,
+    read_filters,
+    search,
+    sees_numbers_of,
+)
 from mpesa_gateway_payments.operator_service import (
     OPERATORS_EXPORTED,
     OperatorPaymentFilters,
@@ -46,27 +51,24 @@ from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.stats_panel import figures
 from mpesa_gateway_payments.views import view
 
-_BY_FORM = "phone numbers are not allowed in a URL: use the search form"
-_NOT_BY_PHONE = (
-    "your role does not show phone numbers, so you cannot search by one: search by receipt, reference or id, or find "
-    "the last three digits in the list"
-)
 _A_PAGE = 50
-_TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
 
 
 async def payments(visit: PageRequest) -> Rendered:
     service = visit.gateway.port(PaymentOperatorService)
     filters, problems = OperatorPaymentFilters(), visit.problems
     try:
-        filters = _filters(visit)
-        page = await service.page(visit.env, filters, _A_PAGE, sees_numbers=_sees_numbers(visit))
+        filters = read_filters(visit)
+        page = await service.page(visit.env, filters, _A_PAGE, sees_numbers=sees_numbers_of(visit))
         payer = service.payer_of(filters)
     except InvalidFields as refused:
         problems, payer = (*problems, *refused.problems), None
         page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE, sees_numbers=False)
     whose = await visit.merchant_names(page.rows)
-    chosen = {name: value for name in _TEXTS if (value := _filter_value(visit, name))}
+    chosen = {name: value for name in TEXTS if (value := filter_value(visit, name))}
+    sealed = service.terms.open(filters.terms) if filters.terms else {}
+    if filters.terms is not None:
+        chosen = {name: value for name, value in chosen.items() if name not in SEALED} | {"terms": filters.terms}
     if filters.payer is not None:
         chosen["payer"] = filters.payer
     if filters.held:
@@ -82,7 +84,7 @@ async def payments(visit: PageRequest) -> Rendered:
             "here": urlencode(chosen),
             "totalled": urlencode(chosen | {"env": visit.env}) if chosen else "",
             "chosen": chosen,
-            "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
+            "fields": dict.fromkeys((*TEXTS, "held"), "") | chosen | sealed,
             "payer": payer,
             "statuses": [status.value for status in Status],
         }
@@ -90,48 +92,16 @@ async def payments(visit: PageRequest) -> Rendered:
     )
 
 
-def _filters(visit: PageRequest) -> OperatorPaymentFilters:
-    """Raises InvalidFields for a payer's number in the query.
-
-    Viewers may not search by number: guesses would reveal it.
-    """
-    filters = visit.read_query(OperatorPaymentFilters)
-    if filters.phone is not None:
-        raise InvalidFields.field_error("phone", _BY_FORM)
-    text = filters.search or ""
-    if _phone(text) is not None:
-        raise InvalidFields.field_error("search", _BY_FORM if visit.visitor.may(Permission.NUMBERS) else _NOT_BY_PHONE)
-    for name, value in (("search", text), ("reference", filters.reference or "")):
-        if value:
-            _refuse_number(visit, name, value)
-    return filters
-
-
-def _sees_numbers(visit: PageRequest) -> bool:
-    return visit.visitor.may(Permission.NUMBERS)
-
-
-def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
-    """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
-    is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
-    if is_hidden and not visit.visitor.may(Permission.NUMBERS):
-        raise InvalidFields.field_error(field, _NOT_BY_PHONE)
-
-
-def _filter_value(visit: PageRequest, name: str) -> str:
-    return visit.text(name) or "".join(visit.query.get(name, ()))
-
-
 async def total(visit: PageRequest) -> Rendered:
-    service, sees_numbers = visit.gateway.port(PaymentOperatorService), _sees_numbers(visit)
-    found = await service.total(visit.env, _filters(visit), sees_numbers=sees_numbers)
+    service, sees_numbers = visit.gateway.port(PaymentOperatorService), sees_numbers_of(visit)
+    found = await service.total(visit.env, read_filters(visit), sees_numbers=sees_numbers)
     return Rendered("total.html", {"total": found})
 
 
 async def newer(visit: PageRequest) -> Rendered:
     """Count the payments created since the list was drawn."""
-    filters = _filters(visit)
-    service, sees_numbers = visit.gateway.port(PaymentOperatorService), _sees_numbers(visit)
+    filters = read_filters(visit)
+    service, sees_numbers = visit.gateway.port(PaymentOperatorService), sees_numbers_of(visit)
     count = await service.count_newer(visit.env, filters, sees_numbers=sees_numbers)
     kept = {
         name: value
@@ -141,49 +111,8 @@ async def newer(visit: PageRequest) -> Rendered:
     return Rendered("newer.html", {"count": count, "here": urlencode(kept)})
 
 
-async def search(visit: PageRequest) -> Redirect:
-    """Redirect to the filtered list; phone numbers are sealed."""
-    query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    for name in {"since", "until"} & query.keys():
-        # The list names a text that is no time.
-        with suppress(ValueError):
-            query[name] = rfc3339(parse_local(query[name]))
-    service = visit.gateway.port(PaymentOperatorService)
-    phone, text = visit.text("phone"), query.get("search", "")
-    for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
-        _refuse_number(visit, name, typed)
-    if phone:
-        try:
-            query["payer"] = service.seal_payer(Msisdn.parse(phone))
-        except ValueError as problem:
-            raise InvalidFields([Problem(code="VALIDATION_ERROR", field="phone", message=str(problem))]) from None
-    elif text and (number := _phone(text)) is not None:
-        del query["search"]
-        query["payer"] = service.seal_payer(number)
-    if visit.text("held"):
-        query["held"] = "true"
-    return Redirect(f"payments?{urlencode(query)}" if query else "payments")
-
-
-async def find(visit: PageRequest, text: str) -> str | None:
-    _refuse_number(visit, "text", text)
-    phone = _phone(text)
-    if phone is not None:
-        return f"payments?{urlencode({'payer': visit.gateway.port(PaymentOperatorService).seal_payer(phone)})}"
-    return f"payments?{urlencode({'search': text[:100]})}" if text else None
-
-
-def _phone(text: str) -> Msisdn | None:
-    if read_receipt(text) is not None and not text.strip().isdigit():
-        return None
-    try:
-        return Msisdn.parse(text)
-    except ValueError:
-        return None
-
-
 async def export(visit: PageRequest) -> Response[Any]:
-    filters = _filters(visit)
+    filters = read_filters(visit)
     merchant_id: str | None = None
     if filters.merchant is not None:
         merchant_id = (await visit.gateway.merchants.require(filters.merchant)).merchant_id

@@ -1,22 +1,15 @@
-"""Search of payments by whole values, and by the start or end of some. Each way has an index and a bound."""
+"""Search of payments by whole values, and by the start or end of some. Each way has an index."""
 
 import re
+from contextlib import suppress
 
 from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
 
-# raw SQL: join - bounded ranges of several indexes, for operators of each merchant, in one statement.
-
 OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
 """The form of our own references; a merchant's may have it too."""
-
-MOST_FOUND = 200
-"""Payments found in each way by a part of a value. More characters narrow a search."""
-
-_MOST_NEAR = 2000
-"""Receipts of all merchants that are read for one merchant's."""
 
 _RECEIPT_START = re.compile("[A-Z0-9]{4,20}", re.ASCII)
 _OWN_START = re.compile("[A-Z2-7]{4,12}")
@@ -39,74 +32,52 @@ def add_search(found: Conditions, text: str, *, sees_numbers: bool) -> None:
     Without ``sees_numbers``, no part of a phone number is found.
     """
     upper = text.upper()
-    values: list[str | None]
-    parts = [
-        "payment_id = {}",
-        tables.HAS_HANDLE,
-        "receipt = {}",
-    ]
+    parts = ["payment_id = {}", tables.HAS_HANDLE, "receipt = {}"]
     values = [text, text, upper]
     if found.merchant_id is None:
         parts.append(tables.HAS_KEY_OF_ANY)
-        values += [found.env, text]
+        values += [str(found.env), text]
     else:
         parts.append(tables.HAS_KEY)
-        values += [found.merchant_id, found.env, text]
+        values += [found.merchant_id, str(found.env), text]
     for spelt in sorted({text, upper}):
         alike = reference_parts(spelt)
         parts += alike
         values += [spelt] * len(alike)
-    try:
+    with suppress(ValueError):
         values.append(str(Msisdn.parse(text)))
         parts.append(tables.HAS_PHONE)
-    except ValueError:
-        pass
-    in_part = _in_part(found, text, sees_numbers=sees_numbers)
-    parts.append(f"payment_id = ANY(ARRAY({' UNION ALL '.join(sql for sql, _ in in_part)}))" if in_part else "false")
-    values += [value for _, more in in_part for value in more]
-    found.add("(" + " OR ".join(parts) + ")", *values)
+    found.add_way(" OR ".join(parts), *values)
+    _add_parts(found, text, sees_numbers=sees_numbers)
 
 
-def _in_part(found: Conditions, text: str, *, sees_numbers: bool) -> list[tuple[str, list[str | None]]]:
-    """Return queries of ids with their values. Each reads a range of an index, up to a limit."""
-    ways: list[tuple[str, list[str | None]]] = []
+def _add_parts(found: Conditions, text: str, *, sees_numbers: bool) -> None:
+    """Add a way for each range of an index."""
     upper = text.upper()
-
-    def add(condition: str, order: str, *values: str) -> None:
-        ways.append(_of_merchants(found, condition, order, values))
-
+    starts: list[str] = []
+    bounds: list[str] = []
     for spelt in sorted({text, upper}):
         if _REFERENCE_START.fullmatch(spelt):
-            query, values = _of_merchants(found, tables.REFERENCE_STARTS, "reference", _range(spelt))
-            ways.append((query if sees_numbers else f"({tables.WITHOUT_NUMBERS.format(query)})", values))
+            starts.append(tables.REFERENCE_STARTS + ("" if sees_numbers else f" AND {tables.WITHOUT_NUMBERS}"))
+            bounds += _range(spelt)
     if _OWN_START.fullmatch(upper):
-        ways.append((f"({tables.OWN_REFERENCE_STARTS} LIMIT {MOST_FOUND})", [*_range(upper)]))
+        starts.append(tables.OWN_REFERENCE_STARTS)
+        bounds += _range(upper)
+    if starts:
+        # One way: Postgres knows how many references have a start, but not how many of those are ours.
+        found.add_way(" OR ".join(starts), *bounds)
     if _RECEIPT_START.fullmatch(upper):
-        near = f"({tables.RECEIPT_STARTS} LIMIT {MOST_FOUND if found.merchant_id is None else _MOST_NEAR})"
-        ways.append((near, [found.env, *_range(upper)]))
+        found.add_way(tables.RECEIPT_STARTS, *_range(upper))
     if (ids := Ids.range_of_start(text, "pay")) is not None:
-        add("payment_id BETWEEN {} AND {}", "payment_id DESC", *ids)
+        found.add_way("payment_id BETWEEN {} AND {}", *ids)
     digits = re.sub(r"[ -]", "", text)
     if sees_numbers and _LAST_DIGITS.fullmatch(digits):
-        add(tables.PHONE_ENDS, "reverse(phone)", *_range(digits[::-1]))
+        found.add_way(tables.PHONE_ENDS, *_range(digits[::-1]))
     if 0 < len(text) <= _LONGEST_VALUE:
         if found.merchant_id is None:
-            add(tables.HAS_METADATA_OF_EACH, "", str(found.env), text)
+            found.add_way(tables.HAS_METADATA_OF_EACH, str(found.env), text)
         else:
-            add(tables.HAS_METADATA, "", found.merchant_id, str(found.env), text)
-    return ways
-
-
-def _of_merchants(
-    found: Conditions, condition: str, order: str, values: tuple[str, ...]
-) -> tuple[str, list[str | None]]:
-    ordered = f"{condition} ORDER BY {order}" if order else condition
-    query = f"(SELECT payment_id FROM payment WHERE merchant_id = {{}} AND env = {{}} AND {ordered} LIMIT {MOST_FOUND})"  # noqa: S608 - our own clauses; each value is a parameter
-    if found.merchant_id is not None:
-        return query, [found.merchant_id, found.env, *values]
-    each = query.replace("merchant_id = {}", "merchant_id = merchant.merchant_id", 1)
-    query = f"(SELECT each.payment_id FROM merchant CROSS JOIN LATERAL {each} AS each LIMIT {MOST_FOUND})"  # noqa: S608 - as above
-    return query, [found.env, *values]
+            found.add_way(tables.HAS_METADATA, found.merchant_id, str(found.env), text)
 
 
 def _range(start: str) -> tuple[str, str]:

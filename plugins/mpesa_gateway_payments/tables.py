@@ -133,14 +133,12 @@ PHONE_ENDS = "reverse(phone) >= {} AND reverse(phone) < {}"
 
 REFERENCE_STARTS = "NOT reference_is_ours AND reference >= {} AND reference < {}"
 
-WITHOUT_NUMBERS = "SELECT payment_id FROM payment WHERE payment_id = ANY(ARRAY{}) AND reference !~ '[0-9]{{{{9}}}}'"
+WITHOUT_NUMBERS = "reference !~ '[0-9]{{9}}'"
 """Without references that may hold a phone number."""
 
-OWN_REFERENCE_STARTS = """SELECT payment_id FROM payment
-    WHERE reference_is_ours AND reference >= {} AND reference < {} ORDER BY reference"""
+OWN_REFERENCE_STARTS = "reference_is_ours AND reference >= {} AND reference < {}"
 
-RECEIPT_STARTS = """SELECT payment_id FROM payment
-    WHERE env = {} AND receipt >= {} AND receipt < {} ORDER BY receipt"""
+RECEIPT_STARTS = "receipt >= {} AND receipt < {}"
 
 HAS_METADATA = """metadata <> '{{}}'
     AND payment_metadata(merchant_id, env, metadata) @> ARRAY[payment_key({}, {}, lower({}::text))]"""

@@ -49,7 +49,7 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _refused(request: Request[Any, Any, Any], refused: ApiError) -> Response[Any]:
-    if "text/html" not in request.headers.get("accept", ""):
+    if not templating.accepts_html(request.headers.get("accept", "")):
         return failure(refused.problems, refused.status)
     values = {
         "title": "Not done",

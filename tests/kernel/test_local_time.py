@@ -26,18 +26,38 @@ def test_parse_local_reads_east_africa_time(text: str, expected: datetime) -> No
     assert parse_local(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-30", datetime(2026, 11, 30, 21, tzinfo=UTC)),
+        ("2026-12-31", datetime(2026, 12, 31, 21, tzinfo=UTC)),
+        ("2026-11-30T00:00", datetime(2026, 11, 29, 21, tzinfo=UTC)),
+        ("2026-11-30T19:00 03:00", datetime(2026, 11, 30, 16, tzinfo=UTC)),
+    ],
+)
+def test_parse_local_of_an_end_includes_the_whole_day(text: str, expected: datetime) -> None:
+    assert parse_local(text, is_end=True) == expected
+
+
+@pytest.mark.parametrize("text", ["2026-11-30T19:00 03:00", "2026-11-30T19:00:00 03:00", "2026-11-30 19:00:00.5 03:00"])
+def test_parse_local_reads_a_space_before_the_zone_as_plus(text: str) -> None:
+    assert parse_local(text).replace(microsecond=0) == datetime(2026, 11, 30, 16, tzinfo=UTC)
+
+
 @pytest.mark.parametrize("text", ["soon", "", "30/11/2026", "2026-13-01", "2026-11-30T25:00", "0001-01-01", "0" * 500])
-def test_parse_local_with_bad_input_says_what_was_typed_and_what_is_allowed(text: str) -> None:
+def test_parse_local_with_bad_input_says_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time: choose a time such as") as refused:
         parse_local(text)
-    assert text[:40] in str(refused.value)
+    assert not text or text not in str(refused.value)
     assert len(str(refused.value)) < 160
 
 
-def test_parse_local_masks_a_phone_number_in_its_message() -> None:
+@pytest.mark.parametrize("text", ["254711000001", "0712 345 678", "sk_test_" + "a1" * 24, "x" * 32 + "254712345678"])
+def test_parse_local_does_not_repeat_a_number_or_key(text: str) -> None:
     with pytest.raises(ValueError, match="not a time") as refused:
-        parse_local("254711000001")
-    assert "254711000001" not in str(refused.value)
+        parse_local(text)
+    assert text[:8] not in str(refused.value)
+    assert "25471" not in str(refused.value)
 
 
 @given(MOMENTS)

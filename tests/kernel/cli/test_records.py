@@ -87,7 +87,7 @@ def test_api_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> No
     assert key.startswith("sk_test_")
     assert live.startswith("sk_live_")
     unknown = host.run("apikeys", "create", merchant_id, "--scope", "all")
-    assert (unknown.returncode, "--scope: 'all' is no scope here: use admin" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "--scope: each scope must be one of admin" in unknown.stderr) == (2, True)
     listed = host.output_of("apikeys", "list", merchant_id)
     assert key not in listed
     assert live not in listed

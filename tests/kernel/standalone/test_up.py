@@ -46,6 +46,19 @@ def test_up_with_its_former_port_taken_takes_another_and_names_both(tmp_path: Pa
     assert up._port_note in up._notes(has_live=False, is_own=False)
 
 
+def test_up_after_a_fallback_returns_to_its_former_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        usual = other.getsockname()[1]
+        write_state(tmp_path, {"port": usual})
+        up = up_on(tmp_path)
+        up._keep_ports(up._port(was_killed=False), None)
+        assert up._port_note
+    again = up_on(tmp_path)
+    assert again._port(was_killed=False) == usual
+    again._keep_ports(usual, None)
+    assert (again._port_note, read_state(tmp_path)["port"]) == ("", usual)
+
+
 def test_up_with_the_wished_port_taken_stops(tmp_path: Path, taken: int) -> None:
     with pytest.raises(CommandFailed, match=f"port {taken} is in use: stop what listens"):
         up_on(tmp_path, taken)._port(was_killed=False)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from itertools import product
 from urllib.parse import quote
 
+import pytest
+
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import eventually
@@ -39,7 +41,7 @@ async def _paid(ops_site: OpsSite, reference: str = "ORDER 1") -> None:
 
 
 async def _answer(browser: Browser, search_path: str, text: str, token: str) -> tuple[int, str]:
-    """Returns status and text of a search, without nonces and ids of the request."""
+    """Returns status and text of a search, without nonces, ids of the request and sealed texts."""
     if search_path.startswith("/"):
         page = await browser.open(search_path.format(quote(text)))
     else:
@@ -47,7 +49,7 @@ async def _answer(browser: Browser, search_path: str, text: str, token: str) -> 
         page = await browser.send(act_path(act), {"form_token": token, field: text})
     # Pages repeat the searched number; any other difference is a leak.
     shown = re.sub(r"(?:000|999)(?=\W{0,3}001)", "…", page.text)
-    return page.status, re.sub(r"note=\w+|[0-9a-f]{32,}|req_\w+|data-at=\"[^\"]*\"", "", shown)
+    return page.status, re.sub(r"note=\w+|terms=[\w-]+|[0-9a-f]{32,}|req_\w+|data-at=\"[^\"]*\"", "", shown)
 
 
 def act_path(act: str) -> str:
@@ -129,6 +131,64 @@ async def test_search_by_number_of_an_operator_puts_no_number_in_the_url(ops_sit
             assert "payer=" in found.url
             assert "KES 500" in found.words
         assert ("payments.search", None) in await ops_site.acted()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tel 0711000001",
+        "0711 000 0",
+        "254711000",
+        "000001",
+        "0001",
+        "0722000111",
+        "\u0660\u0667\u0661\u0661",
+        "INV 07110000",
+    ],
+)
+async def test_search_by_a_part_of_a_number_is_sealed_in_the_url(ops_site: OpsSite, text: str) -> None:
+    paid = (await ops_site.api.pay(RIGHT, 500, key="a", reference=text[:12] if text.isascii() else None)).data["id"]
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        page = await browser.open("/payments")
+        for path, field in (("/payments/look", "search"), ("/payments/look", "reference"), ("/find", "text")):
+            found = await browser.submit(page, path, **{field: text})
+            assert found.status == 200
+            assert "terms=" in found.url or "payer=" in found.url
+            for digits in (quote(text), re.sub(r"\D", "", text)):
+                assert digits not in found.url
+                assert f"={digits}" not in found.text
+            if field == "reference":
+                assert (f"/payments/{paid}" in found.text) == (text.isascii() and len(text) <= 12)
+                assert found.field("reference") == text
+    if text == "000001":
+        # The sealed text shows a viewer no part of a number.
+        service = ops_site.gateway.port(PaymentOperatorService)
+        async with ops_site.browser(Role.VIEWER) as viewer:
+            for terms in ({"search": "0001"}, {"search": RIGHT}, {"reference": RIGHT}):
+                page = await viewer.open(f"/payments?terms={service.terms.seal(terms)}")
+                assert "search" not in terms or paid not in page.text or "your role does not" in page.text
+            assert "search again" in (await viewer.open("/payments?terms=abc")).text
+
+
+async def test_sealed_search_is_kept_by_filters_pages_totals_and_exports(ops_site: OpsSite) -> None:
+    paid = [
+        (await ops_site.api.pay(RIGHT, 500, key=f"k{number}", reference="INV-1041")).data["id"] for number in (1, 2)
+    ]
+    other = (await ops_site.api.pay(RIGHT, 500, key="k3", reference="BILL-7")).data["id"]
+    async with ops_site.browser() as browser:
+        page = await browser.submit(await browser.open("/payments"), "/payments/look", search="INV-1041")
+        assert page.field("search") == "INV-1041"
+        assert [one in page.text for one in (*paid, other)] == [True, True, False]
+        terms = page.url.partition("?")[2]
+        assert "2 payments, KES 1,000" in (await browser.open(f"/payments/total?{terms}&env=sandbox")).words
+        exported = await browser.open(f"/payments/export?{terms}")
+        assert [one in exported.text for one in (*paid, other)] == [True, True, False]
+        assert f"payments/export?{terms}" in page.text
+        narrowed = await browser.submit(page, "/payments/look", reference="BILL-7")
+        assert not [one for one in (*paid, other) if one in narrowed.text]
+        assert narrowed.field("search") == "INV-1041"
+        cleared = await browser.submit(narrowed, "/payments/look", search="")
+        assert [one in cleared.text for one in (*paid, other)] == [False, False, True]
 
 
 async def test_search_by_a_viewer_works_except_by_number(ops_site: OpsSite) -> None:

@@ -661,9 +661,12 @@ async def test_site_root_redirects_browsers_where_the_gateway_is_the_whole_site(
     said = await ask(b"/", browser)
     assert (said.status, said.header(b"location")) == (303, b"ops")
     assert (await ask(b"/", browser, "HEAD")).status == 303
-    for accept in (b"*/*", b"application/json", b""):
+    for accept in (b"TEXT/HTML", b"application/json, Text/Html ; q=0.1", b"text/html;level=1"):
         said = await ask(b"/", accept)
-        assert (said.status, said.codes) == (404, ["NOT_FOUND"])
+        assert (said.status, said.header(b"vary")) == (303, b"Accept"), accept
+    for accept in (b"*/*", b"application/json", b"", b"text/html;q=0", b"text/html ; Q = 0.000, */*", b"text/html-x"):
+        said = await ask(b"/", accept)
+        assert (said.status, said.codes, said.header(b"vary")) == (404, ["NOT_FOUND"], b"Accept"), accept
     # A host's mount, with and without a root_path.
     assert (await ask(b"/payments/", browser, path="/")).status == 404
 

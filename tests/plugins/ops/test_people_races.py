@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pyotp
 import pytest
+from pyotp.totp import TOTP
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
@@ -183,7 +184,7 @@ async def test_password_reset_ends_all_sessions_and_works_once(gateway: Gateway)
 
 async def enrolled(
     gateway: Gateway, clock: SetClock, email: str = "amina@duka.example"
-) -> tuple[Person, pyotp.TOTP, list[str]]:
+) -> tuple[Person, TOTP, list[str]]:
     """Create a person of the host with a second factor."""
     people, factors = gateway.port(People), gateway.port(SecondFactors)
     person = await people.create(email, PASSWORD, role=Role.ADMIN, actor="test")
@@ -192,7 +193,7 @@ async def enrolled(
     address = await factors.offered(person.person_id)
     assert address is not None
     totp = pyotp.parse_uri(address)
-    assert isinstance(totp, pyotp.TOTP)
+    assert isinstance(totp, TOTP)
     codes = await factors.confirm(person.person_id, totp.at(clock.now()), session=key_of(session))
     clock.advance(timedelta(minutes=2))
     return person, totp, codes
@@ -213,7 +214,7 @@ async def test_code_is_accepted_once_also_at_once(gateway: Gateway, clock: SetCl
 @pytest.mark.parametrize(("seconds", "is_accepted"), [(-60, False), (-30, True), (0, True), (30, True), (60, False)])
 def test_code_of_a_clock_that_is_one_step_wrong_is_accepted(seconds: int, is_accepted: bool) -> None:
     now, secret = datetime(2026, 11, 30, 12, 0, 10, tzinfo=UTC), pyotp.random_base32()
-    code = pyotp.TOTP(secret).at(now + timedelta(seconds=seconds))
+    code = TOTP(secret).at(now + timedelta(seconds=seconds))
     step = matching_step(secret, code, now)
     assert step == (int(now.timestamp()) + seconds) // 30 if is_accepted else step is None
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.local_time import format_local
 from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import OpsSite
 from tests.plugins.ops.test_reconciliation_pages import add_unrequested_payment, line_ids, reconcile, register_pull
@@ -103,17 +104,31 @@ async def test_typed_times_are_east_africa_time(ops_site: OpsSite) -> None:
         assert listed.field("since") == "2026-01-31T00:00:00"
 
 
-async def test_bad_time_says_what_was_typed_and_what_is_allowed(ops_site: OpsSite) -> None:
+async def test_list_until_a_date_includes_its_day_and_takes_an_unencoded_plus(ops_site: OpsSite) -> None:
+    made = (await ops_site.api.pay("254711000001", 500, key="a")).data
+    day = format_local(datetime.fromisoformat(made["created_at"]), "field")[:10]
+    async with ops_site.browser() as browser:
+        for query in (f"since={day}&until={day}", f"since={day}T00:00+03:00&until={day}T23:59:59+03:00"):
+            listed = await browser.open(f"/payments?{query}")
+            assert f"/payments/{made['id']}" in listed.text, query
+            # The form keeps what was searched for.
+            again = await browser.submit(listed, "/payments/look")
+            assert f"/payments/{made['id']}" in again.text, query
+        found = await browser.submit(await browser.open("/payments"), "/payments/look", since=day, until=day)
+        assert f"/payments/{made['id']}" in found.text
+
+
+async def test_bad_time_says_what_is_allowed(ops_site: OpsSite) -> None:
     await register_pull(ops_site)
     async with ops_site.browser() as browser:
         bad = await reconcile(ops_site, browser, start="yesterday", end="30/11/2026")
         assert bad.status == 422
-        for name, typed in (("start", "yesterday"), ("end", "30/11/2026")):
+        for name in ("start", "end"):
             label = re.search(rf'<label>[^<]*<input name="{name}".*?</label>', bad.text, re.DOTALL)
             assert label is not None
-            assert f"`{typed}` is not a time: choose a time such as 2026-11-30T19:00 (East Africa Time)" in label[0]
+            assert "this is not a time: choose a time such as 2026-11-30T19:00 (East Africa Time)" in label[0]
         shown = await browser.submit(await browser.open("/payments"), "/payments/look", since="tomorrow")
-        assert "`tomorrow` is not a time" in shown.words
+        assert "this is not a time" in shown.words
 
 
 async def test_statement_lines_are_in_the_order_of_payment_with_whole_numbers(ops_site: OpsSite) -> None:

@@ -1,11 +1,18 @@
-"""Protects search: by whole values and by parts of some, of one merchant and env, and bounded."""
+"""Protects search: by whole values and by parts of some, of one merchant and env, none left out."""
 
+import csv
+import io
 from urllib.parse import urlencode
 
+import niquests
 import pytest
 
 from mpesa_gateway.testing.serving import Api, shop
-from mpesa_gateway_payments.search import MOST_FOUND
+from mpesa_gateway_payments.operator_service import (
+    OPERATORS_EXPORTED,
+    OperatorPaymentFilters,
+    PaymentOperatorService,
+)
 from tests.conftest import Harness
 
 PAYS = "254711000001"
@@ -59,33 +66,67 @@ async def test_search_by_a_part_finds_nothing_of_another_merchant_or_env(harness
             assert await found(harness.api, text) == [made["id"]], text
 
 
-async def test_search_by_a_part_of_many_is_bounded_and_paged(harness: Harness) -> None:
-    api = harness.api
-    first = (await api.pay("254711000888", 500, key="first", reference="MANY-0000")).data
+MANY = 300
+
+
+async def pay_many(harness: Harness) -> Api:
+    first = await harness.api.pay("254711000888", 500, key="one", reference="M-0000", metadata={"shop": "nairobi"})
     # raw SQL: copies of a payment, with the values that are unique.
     await harness.gateway.db.execute(
         """INSERT INTO payment (payment_id, merchant_id, shortcode_id, created_at, updated_at, expires_at, amount,
             reference_is_ours, env, provider, shortcode, currency, phone, reference, description, idempotency_key,
-            status, charge, failure_reason)
+            status, charge, failure_reason, metadata)
         SELECT (left(payment_id::text, 24) || lpad(to_hex(n), 12, '0'))::uuid, merchant_id, shortcode_id, created_at,
             updated_at, expires_at, amount, reference_is_ours, env, provider, shortcode, currency, phone,
-            'MANY-' || lpad(n::text, 4, '0'), description, 'copy-' || n, 'failed', 'refused', 'not_sent'
+            'M-' || lpad(n::text, 4, '0'), description, 'copy-' || n, 'failed', 'refused', 'not_sent', metadata
         FROM payment, generate_series(1, $2::int) AS n WHERE payment_id = $1""",
-        first["id"],
-        MOST_FOUND * 2,
+        first.data["id"],
+        MANY,
     )
+    return harness.api
+
+
+@pytest.mark.parametrize("text", ["M-0", "nairobi", "0888"])
+async def test_search_of_many_is_whole_and_newest_first(harness: Harness, text: str) -> None:
+    api = await pay_many(harness)
     pages: list[str] = []
     cursor = ""
     while True:
-        answer = await api.call("GET", f"/v1/payments?search=MANY&limit=100{cursor}")
+        answer = await api.call("GET", f"/v1/payments?search={text}&limit=100&count=true{cursor}")
+        assert answer.body["meta"]["total"] == MANY + 1
         pages += [each["id"] for each in answer.data]
         if not answer.body["meta"]["has_more"]:
             break
         cursor = f"&cursor={answer.body['meta']['next_cursor']}"
-    assert len(pages) == len(set(pages)) == MOST_FOUND
+    assert len(pages) == len(set(pages)) == MANY + 1
     assert pages == sorted(pages, reverse=True)
-    # More characters find what the bound left out.
-    assert len(await found(api, "MANY-0399")) == 1
+
+
+@pytest.mark.parametrize("text", ["M-0", "nairobi", "0888"])
+async def test_search_with_a_filter_finds_all_that_match_both(harness: Harness, text: str) -> None:
+    api = await pay_many(harness)
+    for number in range(0, MANY + 1, 50):
+        assert len(await found(api, text, reference=f"M-{number:04}")) == 1, number
+    counted = await api.call("GET", f"/v1/payments?search={text}&status=failed&count=true&limit=1")
+    assert counted.body["meta"]["total"] == MANY
+
+
+@pytest.mark.parametrize("text", ["M-0", "nairobi", "0888"])
+async def test_export_and_total_of_a_search_are_whole(harness: Harness, text: str) -> None:
+    api = await pay_many(harness)
+    async with niquests.AsyncSession() as http:
+        exported = await http.get(
+            f"{harness.base}/v1/payments/export?search={text}", headers={"X-API-Key": api.key or ""}
+        )
+    assert len(list(csv.DictReader(io.StringIO(exported.text or "")))) == MANY + 1
+    service = harness.gateway.port(PaymentOperatorService)
+    filters = OperatorPaymentFilters(search=text)
+    total = await service.total("sandbox", filters, sees_numbers=True)
+    assert (total.count, total.amount) == (MANY + 1, 500 * (MANY + 1))
+    rows = [row async for batch in service.export("sandbox", filters) for row in batch]
+    assert len(rows) == MANY + 1
+    page = await service.page("sandbox", filters, 10, sees_numbers=True)
+    assert [row["reference"] for row in page.rows] == [row[OPERATORS_EXPORTED.index("reference")] for row in rows[:10]]
 
 
 @pytest.mark.parametrize(
