@@ -54,7 +54,7 @@ CREATE TABLE person_recovery_code (
 CREATE TABLE ops_session (
     digest bytea PRIMARY KEY CHECK (length(digest) = 32),
     person_id uuid NOT NULL REFERENCES person,
-    merchant_id uuid,
+    merchant_id uuid CHECK (has_prefix(merchant_id, 'mer')),
     created_at timestamptz NOT NULL,
     last_seen_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
