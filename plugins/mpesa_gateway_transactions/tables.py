@@ -108,8 +108,10 @@ FROM {{written}} AS found
 WHERE found.it <> t.transaction_id
     AND (t.source <> found.first_source OR {_DIFFERENCE} IS NOT NULL)
 ORDER BY found.it
-ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
-    WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
+-- A new difference needs a review of its own; the audit log has the note of an earlier one.
+ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail, seen_at = excluded.seen_at,
+    reviewed_at = NULL, reviewed_by = NULL, review_note = NULL
+    WHERE excluded.detail IS NOT NULL AND excluded.detail IS DISTINCT FROM transaction_witness.detail
 """  # noqa: S608 - the rows above
 
 BOTH = Named(f"{_INSERT};{_WITNESS}")
