@@ -250,6 +250,8 @@ class StatusQueryService:
                     StatusCheckRow.result_desc: result.result_desc,
                     StatusCheckRow.transaction_status: result.transaction_status,
                     StatusCheckRow.finding: finding,
+                    StatusCheckRow.answered_receipt: result.receipt,
+                    StatusCheckRow.answered_amount: result.amount_text,
                     StatusCheckRow.finished_at: now,
                 }
             ).where(StatusCheckRow.check_id == check["check_id"], StatusCheckRow.state != "answered")

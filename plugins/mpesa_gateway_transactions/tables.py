@@ -108,7 +108,7 @@ FROM {{written}} AS found
 WHERE found.it <> t.transaction_id
     AND (t.source <> found.first_source OR {_DIFFERENCE} IS NOT NULL)
 ORDER BY found.it
--- A new difference needs a review of its own; the audit log has the note of an earlier one.
+-- A new difference needs a review of its own. The audit log has the note of an earlier one.
 ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail, seen_at = excluded.seen_at,
     reviewed_at = NULL, reviewed_by = NULL, review_note = NULL
     WHERE excluded.detail IS NOT NULL AND excluded.detail IS DISTINCT FROM transaction_witness.detail
