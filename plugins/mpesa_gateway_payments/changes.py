@@ -199,7 +199,8 @@ class PaymentChange:
         row = self.row
         if reported is not None:
             expires_at = max(row["expires_at"], at + decision.within)
-            claim = msgspec.structs.replace(reported, phone=self._unless_erased(reported.phone))
+            phone, text = self._unless_erased(reported.phone), self._text(reported.text)
+            claim = msgspec.structs.replace(reported, phone=phone, text=text)
             self._set(claim=dumps(claim), due_at=at, expires_at=expires_at, updated_at=at)
             self._step(at, "confirming", Cause.CALLBACK, reported.code, reported.text)
         elif row["status"] == Status.PENDING.value and row["due_at"] is not None and row["due_at"] > at:

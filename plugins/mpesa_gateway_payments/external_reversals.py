@@ -68,8 +68,8 @@ class ExternalReversals:
     async def record(self, env: str, receipt: str, state: TransactionState) -> None:
         """Record a reversed receipt without a payment, in the open transaction.
 
-        No later report of it completes a payment by the rule. If a concurrent transaction or a callback stores it,
-        ``apply_recorded`` reverses that payment.
+        Unless a part of the money stayed, no later report of it completes a payment by the rule. If a payment gets it
+        all the same, ``apply_recorded`` reverses that payment.
         """
         now = self._clock.now()
         await self._db.execute(

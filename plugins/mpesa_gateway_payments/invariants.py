@@ -79,6 +79,17 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="money_is_its_receivers",
+        sentence="The money of a payment, and money in conflict with it, arrived at the payment's shortcode",
+        sql="""
+            SELECT DISTINCT transaction_id
+            FROM transaction JOIN receiver USING (receiver_id)
+                CROSS JOIN LATERAL (VALUES (subject_id), (conflict_id)) AS named (payment_id)
+                JOIN payment USING (payment_id)
+            WHERE number <> shortcode
+        """,
+    ),
+    Invariant(
         name="refunds_fit",
         sentence="Refunds of a payment never exceed its amount, and only a paid payment has refunds",
         sql="""

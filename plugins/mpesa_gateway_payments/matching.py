@@ -65,12 +65,16 @@ def judge(
     """Judge a report.
 
     ``payments`` are of all merchants of the receiver, in any order. Callers judge without locks first, and again with
-    the payments locked. A report that several receivers share settles nothing but a known receipt.
+    the payments locked. A report settles payments of its receiver only. A report that several receivers share settles
+    nothing but a known receipt.
     """
     verdict = _judge(evidence, payments, transactions, rules)
     if not evidence.is_shared:
         return verdict
-    if isinstance(verdict, PaidBy) or (isinstance(verdict, Mismatch) and verdict.by == "reference"):
+    if isinstance(verdict, PaidBy | Mismatch) and not any(
+        one.payment_id == verdict.payment_id and one.receipt is not None and one.receipt == evidence.receipt
+        for one in payments
+    ):
         return Ambiguous((verdict.payment_id,))
     return verdict
 
@@ -168,17 +172,20 @@ def _identified(  # noqa: PLR0911 - one return for each rule
 ) -> Verdict | None:
     """Judge money with a known receipt or our own reference; None for other money."""
     receiver, receipt = evidence.receiver, evidence.receipt
-    is_in = evidence.direction is Direction.IN and receiver is not None
+    is_in = evidence.direction is Direction.IN
     payments = sorted(payments, key=_by_id)
     if receipt is not None:
         for payment in payments:
             if payment.receipt == receipt:
+                if receiver is not None and not _is_at(payment, receiver):
+                    return NotIncoming()
                 is_equal = not is_in or evidence.amount in {None, payment.amount}
                 return (
                     AlreadyKnown(payment.payment_id) if is_equal else Mismatch(payment.payment_id, "amount", "receipt")
                 )
         for payment in payments:
-            if payment.received_receipt == receipt and is_in:
+            # Another receiver's payment does not have the money: an unproven report named the receipt.
+            if payment.received_receipt == receipt and is_in and receiver is not None and _is_at(payment, receiver):
                 if payment.receipt is not None:
                     return Mismatch(payment.payment_id, payment.mismatch or "receipt", "receipt", is_new=False)
                 return _accepted(evidence, payment, "receipt", rules)

@@ -70,9 +70,9 @@ ORDER BY payment_id LIMIT 1
 
 # raw SQL: join
 OUTGOING = """
-SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])
+SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[]) AND NOT is_part
 UNION
 SELECT receipt FROM transaction
 WHERE env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
 """
-"""Receipts that pay for nothing: reversed, or of our refunds."""
+"""Receipts that pay for nothing: reversed as a whole, or of our refunds."""

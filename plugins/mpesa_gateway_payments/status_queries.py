@@ -250,6 +250,8 @@ class StatusQueryService:
                     StatusCheckRow.result_desc: result.result_desc,
                     StatusCheckRow.transaction_status: result.transaction_status,
                     StatusCheckRow.finding: finding,
+                    StatusCheckRow.answered_receipt: result.receipt,
+                    StatusCheckRow.answered_amount: result.amount_text,
                     StatusCheckRow.finished_at: now,
                 }
             ).where(StatusCheckRow.check_id == check["check_id"], StatusCheckRow.state != "answered")
@@ -283,8 +285,8 @@ class StatusQueryService:
     ) -> str:
         """Record money that was received and sent back; return the finding.
 
-        A named payment is completed first: its merchant gets both events. Otherwise no later report of the receipt
-        completes a payment.
+        A named payment is completed first: its merchant gets both events. Otherwise no later report completes a payment
+        with the receipt, or, if part of the money stayed, one that does is followed by the reversal.
         """
         text = f"M-Pesa reports {result.transaction_status}"
         has_money = payment is not None and evidence.receipt is not None and payment["receipt"] == evidence.receipt
@@ -296,6 +298,8 @@ class StatusQueryService:
             if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
                 if evidence.receipt is not None and settled.finding != "mismatched":
                     await self._external_reversals.record(check["env"], evidence.receipt, state)
+                if settled.finding == "ambiguous" and state == "partially_reversed":
+                    return "ambiguous"
                 is_own = settled.merchant_id == check["merchant_id"]
                 return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
             payment = await self._db.fetchrow(tables.LOCK, [settled.payment_id])

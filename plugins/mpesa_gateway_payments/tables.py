@@ -91,6 +91,8 @@ class StatusCheckRow(Table, tablename="status_check"):
     result_desc = Text(null=True, default=None)
     transaction_status = Text(null=True, default=None)
     finding = Text(null=True, default=None)
+    answered_receipt = Text(null=True, default=None)
+    answered_amount = Text(null=True, default=None)
     created_at = Timestamptz()
     finished_at = Timestamptz(null=True, default=None)
 

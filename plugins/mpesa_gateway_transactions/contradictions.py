@@ -89,5 +89,5 @@ class ContradictionReview:
                 actor=actor,
                 subject_id=transaction_id,
                 env=env,
-                detail={"source": source, "difference": found["detail"]},
+                detail={"source": source, "difference": found["detail"], "note": note},
             )

@@ -64,7 +64,7 @@ ORDER BY t.env, t.direction, t.receipt
 ON CONFLICT (env, direction, receipt) DO UPDATE SET
     merchant_id = CASE WHEN known.subject_id IS NULL AND excluded.subject_id IS NOT NULL THEN excluded.merchant_id
         WHEN known.subject_id IS NULL AND known.conflict_id IS NULL AND excluded.conflict_id IS NOT NULL
-            THEN excluded.merchant_id
+            AND known.receiver_id = excluded.receiver_id THEN excluded.merchant_id
         ELSE known.merchant_id END,
     kind = COALESCE(known.kind, excluded.kind),
     -- The requested amount replaces a contradicting one, as for the payment.
@@ -79,7 +79,9 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
         CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.account_number END),
     subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
     subject_id = COALESCE(known.subject_id, excluded.subject_id),
-    conflict_id = COALESCE(known.conflict_id, excluded.conflict_id)
+    -- Money of another receiver contradicts no payment of this one: the witness states the difference.
+    conflict_id = COALESCE(known.conflict_id,
+        CASE WHEN known.receiver_id = excluded.receiver_id THEN excluded.conflict_id END)
 -- No row for money of another subject, amount or receiver: the writer decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
@@ -106,8 +108,10 @@ FROM {{written}} AS found
 WHERE found.it <> t.transaction_id
     AND (t.source <> found.first_source OR {_DIFFERENCE} IS NOT NULL)
 ORDER BY found.it
-ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
-    WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
+-- A new difference needs a review of its own. The audit log has the note of an earlier one.
+ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail, seen_at = excluded.seen_at,
+    reviewed_at = NULL, reviewed_by = NULL, review_note = NULL
+    WHERE excluded.detail IS NOT NULL AND excluded.detail IS DISTINCT FROM transaction_witness.detail
 """  # noqa: S608 - the rows above
 
 BOTH = Named(f"{_INSERT};{_WITNESS}")

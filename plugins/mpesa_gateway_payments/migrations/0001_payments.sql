@@ -158,6 +158,8 @@ CREATE TABLE status_check (
     result_desc text,
     transaction_status text,
     finding text,
+    answered_receipt text COLLATE "C",
+    answered_amount text,
     created_at timestamptz NOT NULL,
     finished_at timestamptz,
     reference text COLLATE "C",

@@ -16,6 +16,7 @@ from mpesa_gateway_payments import tables, verdicts
 from mpesa_gateway_payments.changes import PaymentChange
 from mpesa_gateway_payments.decisions import (
     Complete,
+    Confirm,
     Decision,
     DropClaim,
     Expired,
@@ -433,3 +434,12 @@ async def test_callback_with_the_handle_of_another_payment_is_refused(harness: H
         await take()
     rows = await db.fetch("SELECT DISTINCT status FROM payment WHERE payment_id = ANY($1::uuid[])", [known, unknown])
     assert [row["status"] for row in rows] == ["pending"]
+
+
+def test_confirm_of_an_erased_payment_stores_neither_number_nor_text_with_the_number() -> None:
+    change = PaymentChange(row_of(payment()) | {"phone": "erased", "erased_at": NOON, "expires_at": NOON})
+    told = ReportedMoney(receipt=OTHER, phone=PHONE, text=f"Paid by {PHONE}")
+    change.apply(Confirm(told, timedelta(hours=1)), NOON)
+    assert PHONE not in change.row["claim"]
+    assert OTHER in change.row["claim"]
+    assert all(PHONE not in str(step) for step in change.steps)

@@ -47,6 +47,14 @@ VIOLATIONS = {
         UPDATE transaction SET conflict_id = payment_id FROM payment
         WHERE subject_id = payment_id AND idempotency_key = 'paid-14' RETURNING transaction_id
     """,
+    "payments.money_is_its_receivers": f"""
+        WITH other AS (
+            INSERT INTO receiver (receiver_id, env, number, kind, created_at)
+            VALUES ({literal("rcv")}, 'sandbox', '600000', 'paybill', now()) RETURNING receiver_id
+        )
+        UPDATE transaction SET receiver_id = other.receiver_id FROM other, payment
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-11' RETURNING transaction_id
+    """,  # noqa: S608 - ids that the test chose
     "payments.refunds_fit": """
         UPDATE payment SET refunded = amount, refund_reserved = 1 WHERE idempotency_key = 'paid-7' RETURNING payment_id
     """,

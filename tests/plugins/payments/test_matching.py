@@ -149,6 +149,8 @@ TIMED_OUT: dict[str, Any] = {"status": "failed"}
 PAID: dict[str, Any] = {"status": "completed", "receipt": "FIRST00001"}
 FIRST_OF_TWO = payment(reference=OWN, reference_is_ours=True)
 SECOND_OF_TWO = payment(payment_id="pay_2", reference=OWN)
+NAMED = payment(received_receipt=RECEIPT, mismatch="unconfirmed")
+AT_TILL = payment(payment_id="pay_2", merchant_id="mer_2", shortcode=TILL.number)
 BY_RULE = PaidBy("pay_1", "rule")
 ONE = ("pay_1",)
 BOTH = ("pay_1", "pay_2")
@@ -253,6 +255,19 @@ CASES: list[Case] = [
      [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
     ("at another receiver", line(reference=OWN, receiver=TILL),
      [payment(reference=OWN, reference_is_ours=True)], [], NotFound()),
+    # -- a receipt that a payment of another receiver has, or that an unproven report named for it
+    ("a known receipt at another receiver", at_till(), [payment(**PAID | {"receipt": RECEIPT})], [], NotIncoming()),
+    ("of another amount at another receiver", at_till(amount=Kes(1)), [payment(**PAID | {"receipt": RECEIPT})], [],
+     NotIncoming()),
+    ("a known receipt at another receiver, one fits", at_till(), [payment(**PAID | {"receipt": RECEIPT}), AT_TILL], [],
+     NotIncoming()),
+    ("a named receipt", status(), [NAMED], [], PaidBy("pay_1", "receipt")),
+    ("a named receipt at another receiver", status(receiver=TILL), [NAMED], [], NotFound()),
+    ("a named receipt at another receiver, another amount", status(receiver=TILL, amount=Kes(900)), [NAMED], [],
+     NotFound()),
+    ("a named receipt at another receiver, one fits", status(receiver=TILL), [NAMED, AT_TILL], [],
+     PaidBy("pay_2", "rule")),
+    ("a named receipt on another receiver's statement", at_till(), [NAMED, AT_TILL], [], PaidBy("pay_2", "rule")),
     # -- a reference of our own, which the shop has reused for a later payment
     ("shared, the first cancelled", line(reference=OWN), [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [],
      PaidBy("pay_2", "rule")),
@@ -634,13 +649,31 @@ def test_judge_report_with_fewer_fields_completes_no_other_payment(
 
 @FAST
 @given(reports(), BOOKS, MONEY)
-def test_judge_report_that_several_receivers_share_completes_no_payment(
+def test_judge_report_that_several_receivers_share_changes_no_payment_without_its_receipt(
     report: Evidence, books: list[Payment], money: list[Transaction]
 ) -> None:
     shared = judge(replace(report, is_shared=True), books, money)
     assert completes(shared) is None
+    if isinstance(shared, Mismatch):
+        (changed,) = (one for one in books if one.payment_id == shared.payment_id)
+        assert changed.receipt is not None
+        assert changed.receipt == report.receipt
     if completes(judge(report, books, money)) is None and report.handle is None:
         assert isinstance(shared, Ambiguous) or shared == judge(report, books, money)
+
+
+@FAST
+@given(reports(), BOOKS, MONEY, st.sets(st.sampled_from(["a", "b", "c"])))
+def test_judge_report_settles_payments_of_its_receiver_only(
+    report: Evidence, books: list[Payment], money: list[Transaction], named: set[str]
+) -> None:
+    """The receipt is named for some payments. A report about a push has the receiver of its payment."""
+    books = [replace(one, received_receipt=RECEIPT if one.payment_id in named else None) for one in books]
+    verdict = judge(replace(report, handle=None), books, money)
+    if isinstance(verdict, PaidBy | Mismatch | AlreadyKnown):
+        (settled,) = (one for one in books if one.payment_id == verdict.payment_id)
+        assert report.receiver is not None
+        assert (settled.env, settled.shortcode) == (report.receiver.env, report.receiver.number)
 
 
 @st.composite

@@ -176,3 +176,18 @@ async def test_statement_line_of_a_till_completes_its_payment_after_an_ambiguous
     assert (await get_payment(harness, payment))["receipt"] == "UKA1B2C3D1"
     assert await receiver_of(harness, "UKA1B2C3D1") == TILL_A
     assert await attention(harness) == 0
+
+
+async def test_receipt_of_an_ambiguous_answer_is_shown_until_a_payment_has_it(harness: Harness, daraja: Daraja) -> None:
+    """The answer is about A's push and states a receipt; A's payment then gets another receipt."""
+    await put_till(harness.api, TILL_A)
+    async with shop(harness.gateway, harness.base) as other:
+        await put_till(other, TILL_B)
+        own, theirs = await create_payment(harness), (await other.pay(PHONE, 700, key="b")).data
+        assert await query_status(harness, daraja, own["id"], ReceiptNo="UKA1B2C3D1", **AT_STORE) == "ambiguous"
+        (shown,) = await harness.gateway.services.get(PaymentOperatorService).undecided_answers("sandbox")
+        assert (shown["answered_receipt"], shown["answered_amount"]) == ("UKA1B2C3D1", "700")
+        await call_back(harness, own, "UKA1B2C3D2")
+        assert await attention(harness) == 1
+        await call_back(harness, theirs, "UKA1B2C3D1")
+        assert await attention(harness) == 0

@@ -53,6 +53,26 @@ async def test_record_another_amount_needs_review_until_resolved(harness: Harnes
     assert (entry.subject_id, entry.detail["source"]) == about
 
 
+async def test_record_another_difference_after_a_review_needs_review_again(
+    harness: Harness, report: ReportedTransaction
+) -> None:
+    review = harness.gateway.services.get(ContradictionReview)
+    pulled = replace(report, source="pull", amount_cents=70_000)
+    await record(harness.gateway, report)
+    await record(harness.gateway, pulled)
+    (row,) = await review.newest("sandbox")
+    await review.resolve("sandbox", row["transaction_id"], "pull", "compared with the portal", actor="a person")
+    for again in (pulled, replace(report, source="pull")):
+        await record(harness.gateway, again)
+        assert await review.count("sandbox") == 0
+    await record(harness.gateway, replace(pulled, amount_cents=1))
+    (row,) = await review.newest("sandbox")
+    assert row["detail"] == "reports 1 cents, not 50000"
+    await review.resolve("sandbox", row["transaction_id"], "pull", "refunded by hand", actor="a person")
+    entries = (await harness.gateway.audit.page(2, None, "transaction.contradiction_reviewed", None)).rows
+    assert [entry.detail["note"] for entry in entries] == ["refunded by hand", "compared with the portal"]
+
+
 async def test_record_another_receiver_is_a_witness_that_needs_review(
     harness: Harness, report: ReportedTransaction
 ) -> None:

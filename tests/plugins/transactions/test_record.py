@@ -173,6 +173,22 @@ async def test_record_requested_amount_replaces_a_conflicting_one(
     assert await witnesses(harness.gateway) == [("pull", "reports 50000 cents, not 700")]
 
 
+@pytest.mark.parametrize("how", [record, defer])
+async def test_record_money_of_another_receiver_is_no_conflict_but_a_witness(
+    harness: Harness, report: ReportedTransaction, how: Any
+) -> None:
+    await harness.gateway.db.execute(
+        "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
+        "VALUES ($1, 'sandbox', '600000', 'paybill', now())",
+        identifier("rcv"),
+    )
+    await record(harness.gateway, replace(report, source="pull", number="600000"))
+    (before,) = await stored_rows(harness.gateway)
+    await how(harness.gateway, replace(report, conflict_id=PAID, payer=None))
+    assert await stored_rows(harness.gateway) == [before]
+    assert await witnesses(harness.gateway) == [("stk", f"reports receiver {NUMBER}, not 600000")]
+
+
 async def test_record_transfer_between_receivers_has_two_rows(harness: Harness, report: ReportedTransaction) -> None:
     out = replace(report, direction="out", subject=Subject("refund", REFUND))
     await record(harness.gateway, for_payment(report, PAID), out)
