@@ -36,7 +36,8 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _EVENT_TYPES = checked_with_plugins(
-    lambda gateway: {"items": {"type": "string", "enum": chosen_types(gateway)}},
+    # An empty enumeration is no valid schema: without payments, no plugin has public events.
+    lambda gateway: {"items": {"type": "string"} | ({"enum": types} if (types := chosen_types(gateway)) else {})},
     minItems=1,
     description="Names as in `type` of GET /v1/events; null for all. Tests always arrive.",
 )
