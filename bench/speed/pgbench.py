@@ -63,6 +63,7 @@ def create_script(merchant_id: str) -> str:
         expires_at=due,
         asked_at=_one("now()", "timestamptz"),
         operation=_one("'payments.request'"),
+        requested_by=_one("NULL"),
         shortcode_id=_one(
             f"(SELECT shortcode_id FROM shortcode WHERE merchant_id = {merchant} LIMIT 1)",  # noqa: S608 - an id of ours
             "uuid",
