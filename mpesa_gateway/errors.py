@@ -217,7 +217,7 @@ class InvalidFields(ApiError):
     status, code = 422, Code.VALIDATION_ERROR
 
     def __init__(self, problems: list[Problem]) -> None:
-        # The client chose some names, such as those of metadata.
+        # The client chooses the names in metadata.
         self._problems = [
             problem if problem.field is None else msgspec.structs.replace(problem, field=masked_name(problem.field))
             for problem in problems

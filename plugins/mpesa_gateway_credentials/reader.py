@@ -169,7 +169,7 @@ class CredentialReader:
         return Verification(ok=True, checks=[check])
 
     async def _note_verified(self, credentials: MpesaCredentials, at: datetime | None) -> None:
-        # Not for keys that were replaced meanwhile.
+        # Only for keys that are still stored.
         await self._db.run(
             ShortcodeRow.update({ShortcodeRow.verified_at: at}).where(
                 ShortcodeRow.shortcode_id == credentials.shortcode_id,

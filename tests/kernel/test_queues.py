@@ -24,7 +24,7 @@ async def fail_first(_: Gateway, *, number: str) -> None:
 
 async def wait(_: Gateway, *, number: str) -> None:
     runs.append(number)
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 
 PLUGIN = Plugin(
@@ -56,10 +56,10 @@ async def test_retry_of_a_job_runs_it_once_more(gateway: Gateway, delay: float) 
         assert await gateway.jobs.enqueue("trying.fail_first", delay=delay, number="1")
 
         async def is_done() -> bool:
-            return len(runs) >= 2 and await queue.count("incomplete") == 0
+            left = [await queue.count(kind) for kind in ("queued", "active", "incomplete")]
+            return len(runs) >= 2 and left == [0, 0, 0]
 
         await eventually(is_done)
-        await asyncio.sleep(2.5)
         assert runs == ["1", "1"]
         worker.event.set()
         await working
@@ -71,13 +71,16 @@ async def test_retry_of_a_failed_delayed_job_queues_it_once(gateway: Gateway) ->
         queue = gateway.jobs.queues["default"]
         assert await gateway.jobs.enqueue("trying.fail_first", delay=1, number="1")
         key = await key_of(queue)
-        await asyncio.sleep(2)
-        assert await queue.schedule(lock=1) == [queue.job_id(key)]
+        assert await eventually(lambda: queue.schedule(lock=1)) == [queue.job_id(key)]
         job = await queue.dequeue(1)
         assert job is not None
         await queue.finish(job, Status.FAILED, error="a test")
         assert await queue.retry_failed(key) is not None
-        await asyncio.sleep(1.1)
+
+        async def is_schedule_free() -> bool:
+            return not await gateway.valkey.exists(queue.namespace("schedule"))
+
+        await eventually(is_schedule_free)
         assert await queue.schedule(lock=1) == []
         assert await queue.count("queued") == await queue.count("incomplete") == 1
 
