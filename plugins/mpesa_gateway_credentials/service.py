@@ -211,9 +211,9 @@ class CredentialStore:
         return str(row["receiver_id"])
 
     async def _take_default(self, shortcode_id: str, now: datetime, *, retires: bool) -> None:
-        changed: dict[Any, Any] = {ShortcodeRow.is_default: False, ShortcodeRow.updated_at: now}
+        changed: dict[Any, Any] = {ShortcodeRow.is_default: False}
         if retires:
-            changed[ShortcodeRow.retired_at] = now
+            changed |= {ShortcodeRow.retired_at: now, ShortcodeRow.updated_at: now}
         await self._db.run(ShortcodeRow.update(changed).where(ShortcodeRow.shortcode_id == shortcode_id))
 
     async def _note_envs(self, merchant_id: str) -> None:
@@ -239,7 +239,7 @@ class CredentialStore:
             if not chosen["is_default"]:
                 await self._take_default(former["shortcode_id"], now, retires=False)
                 await self._db.run(
-                    ShortcodeRow.update({ShortcodeRow.is_default: True, ShortcodeRow.updated_at: now}).where(
+                    ShortcodeRow.update({ShortcodeRow.is_default: True}).where(
                         ShortcodeRow.shortcode_id == chosen["shortcode_id"]
                     )
                 )
@@ -248,7 +248,7 @@ class CredentialStore:
                     merchant_id=merchant_id,
                     actor=caller.actor,
                     subject_id=merchant_id,
-                    detail={"env": env, "shortcode": number, "from": former["number"]},
+                    detail={"env": env, "shortcode": number, "former": former["number"]},
                 )
         self._evict(merchant_id, chosen["shortcode_id"], former["shortcode_id"])
         return await self._reader.of_shortcode(chosen["shortcode_id"])

@@ -174,6 +174,14 @@ class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
     count: bool = False
 
 
+class CheckQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shortcode that received a receipt without a payment, by default the default one."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"shortcode": SHORTCODE}
+
+    shortcode: str | None = None
+
+
 class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):
     """The acknowledgement of a status query.
 
