@@ -11,7 +11,7 @@ from mpesa_gateway.security.scopes import Env
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A missing setup, its effect and the fix. ``shortcode`` is the number that payers pay, if it concerns one only."""
+    """A missing setup, its effect and the fix. ``shortcode`` is set if it concerns one only."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "initiator",
@@ -33,6 +33,6 @@ class Need:
 
 
 async def missing_of(runtime: Runtime, merchant_id: str, env: Env, shortcode: str | None = None) -> list[Missing]:
-    """Return what an env lacks; with ``shortcode`` without what concerns other shortcodes only."""
+    """With ``shortcode``, leave out what concerns others only."""
     found = [one for need in runtime.contributed(Need) for one in await need.missing(runtime, merchant_id, env)]
     return [one for one in found if shortcode is None or one.shortcode in {None, shortcode}]

@@ -19,8 +19,6 @@ log = structlog.get_logger(__name__)
 
 
 class CredentialChecks:
-    """Checks fields against each other, the caller's key and the settings."""
-
     def __init__(
         self,
         *,
@@ -36,9 +34,9 @@ class CredentialChecks:
         self._public_url = public_url
 
     def read(self, caller: Caller, fields: MpesaFields, at: str) -> tuple[str | None, dict[str, str | None]]:
-        """Return the nominated number, normalised, and the secrets, with the initiator's password encrypted.
+        """Return the nominated number, and the secrets with the initiator's password encrypted.
 
-        ``at`` is the path of the fields in the body, with its dot. Raises InvalidFields.
+        ``at`` is the fields' path in the body, with its dot. Raises InvalidFields.
         """
         with check_fields() as checks:
             self._check_env(checks, caller, fields, at)
@@ -54,7 +52,6 @@ class CredentialChecks:
         return nominated, secrets
 
     def _encrypt(self, env: Env, password: str, at: str) -> str:
-        """Return the password encrypted for Safaricom. Raises InvalidFields without a usable certificate."""
         try:
             certificate = self._certificate_of(env)
         except CertificateError as problem:

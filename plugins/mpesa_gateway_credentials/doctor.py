@@ -49,7 +49,6 @@ async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIte
         yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
         return
     for credentials in active:
-        # One shortcode needs no name.
         prefix = "" if len(active) == 1 else f"shortcode {credentials.shortcode}: "
         async for result in _check_shortcode(gateway, credentials, context):
             yield msgspec.structs.replace(result, text=f"{prefix}{result.text}")

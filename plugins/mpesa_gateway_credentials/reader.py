@@ -33,7 +33,6 @@ SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credent
 """Fields that are stored sealed and shown masked."""
 
 NO_SHORTCODE = "there is no active {} shortcode {}: GET /v1/merchant/shortcodes lists the stored ones"
-"""The message for an env and a number."""
 
 _OPENED = tuple(name for name in MpesaCredentials.__dataclass_fields__ if name != "shortcode")
 
@@ -162,7 +161,7 @@ class CredentialReader:
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
     async def find(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
-        """Return an active or retired shortcode. Raises NotFound."""
+        """Also a retired one. Raises NotFound."""
         row = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
         if row is None:
             raise NotFound(NO_SHORTCODE.format(env, number))
@@ -171,7 +170,7 @@ class CredentialReader:
     async def page_of(
         self, merchant_id: str, env: Env, cursor: str | None, limit: int, *, count: bool = False
     ) -> KeysetPage[MpesaCredentials]:
-        """Return the merchant's shortcodes with their secrets, newest first. Raises InvalidFields."""
+        """Raises InvalidFields."""
         found = Conditions(env, merchant_id)
         found.add("wiped_at IS NULL")
         return (await tables.OF_MERCHANT.page(self._db, found, cursor, limit, count=count)).map(self._opened)
@@ -184,7 +183,7 @@ class CredentialReader:
         return page.map(lambda row: StoredCredentials(self._opened(row), row["merchant_name"]))
 
     async def verify(self, merchant_id: str, env: Env, number: str | None = None) -> Verification:
-        """Fetch a token with the keys of a shortcode, by default of the default one, and return the outcome.
+        """Fetch a token with a shortcode's keys, and return the outcome.
 
         Raises ProviderNotConfigured, or NotFound for a number, and ProviderUnavailable if M-Pesa does not respond.
         """

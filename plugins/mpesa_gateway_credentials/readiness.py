@@ -26,7 +26,6 @@ async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> l
 
 
 def again(credentials: MpesaCredentials) -> str:
-    """Return the request that stores the shortcode again."""
     if credentials.is_default:
         return "PUT /v1/merchant/providers again"
     return f"PUT /v1/merchant/shortcodes/{credentials.shortcode} again"

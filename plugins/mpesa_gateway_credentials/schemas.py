@@ -100,7 +100,7 @@ class ShortcodeFields(MpesaFields, frozen=True, kw_only=True, forbid_unknown_fie
     is_default: bool = False
 
     def check_kind(self) -> None:
-        """Raises InvalidFields if ``kind`` and ``till_number`` contradict each other."""
+        """Raises InvalidFields."""
         if self.kind == "till" and self.till_number is None:
             raise InvalidFields.field_error("till_number", "is required for a till: the number that payers pay")
         if self.kind == "paybill" and self.till_number is not None:

@@ -35,7 +35,7 @@ _WIPED_AT_ONCE = 200
 
 @dataclass(frozen=True)
 class StoreResult:
-    """The stored shortcode, the gaps of its env, and the retired shortcode."""
+    """A stored shortcode with its gaps, and the retired one."""
 
     credentials: MpesaCredentials
     missing: list[Missing]
@@ -44,10 +44,9 @@ class StoreResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A shortcode to store. ``name`` is UNSET to keep the stored one.
+    """A shortcode to store; UNSET keeps the stored name.
 
-    ``check`` raises in the transaction unless it may be stored; it gets the stored shortcode of this number, and the
-    active ones.
+    ``check`` gets the stored shortcode of this number, and the active ones; it raises unless this one may be stored.
     """
 
     fields: MpesaFields
@@ -59,7 +58,6 @@ class _Wanted:
 
     @property
     def number(self) -> str:
-        """The number that payers pay."""
         return self.fields.till_number or self.fields.shortcode
 
     @property
@@ -101,13 +99,13 @@ class CredentialStore:
         self._open_work = open_work
 
     async def store(self, caller: Caller, body: SetProvider) -> StoreResult:
-        """Store the default shortcode of the caller's env; another number retires the former. Raises InvalidFields."""
+        """Store the default shortcode; another number retires the former. Raises InvalidFields."""
         return await self._store(
             caller, _Wanted(fields=body.mpesa, at="mpesa.", is_default=True, replaces_default=True)
         )
 
     async def add(self, caller: Caller, body: ShortcodeFields) -> StoreResult:
-        """Store one more shortcode; the first of an env is its default. Raises InvalidFields and Conflict."""
+        """The first shortcode of an env is its default. Raises InvalidFields and Conflict."""
 
         def check(stored: Row | None, active: Sequence[Row]) -> None:
             if stored is not None and stored["retired_at"] is None:
@@ -123,7 +121,7 @@ class CredentialStore:
         return await self._store(caller, _Wanted(fields=body, name=body.name, is_default=body.is_default, check=check))
 
     async def replace(self, caller: Caller, number: str, body: ShortcodeFields) -> StoreResult:
-        """Replace the configuration of an active shortcode. Raises InvalidFields and NotFound."""
+        """Raises InvalidFields and NotFound."""
 
         def check(stored: Row | None, _: Sequence[Row]) -> None:
             if stored is None or stored["retired_at"] is not None:
@@ -227,7 +225,7 @@ class CredentialStore:
                 self._changes.notify("shortcode", shortcode_id)
 
     async def make_default(self, caller: Caller, number: str) -> MpesaCredentials:
-        """Make an active shortcode the default of the caller's env. Raises NotFound."""
+        """Raises NotFound."""
         merchant_id, env, now = caller.merchant_id, caller.env, self._clock.now()
         async with self._db.transaction():
             await self._db.execute(tables.LOCK_MERCHANT, merchant_id)
@@ -254,10 +252,9 @@ class CredentialStore:
         return await self._reader.of_shortcode(chosen["shortcode_id"])
 
     async def retire(self, caller: Caller, number: str | None = None) -> RetiredView:
-        """Retire a shortcode of the caller's env, by default the default one.
+        """Retire a shortcode, by default the default one; can be repeated for a number.
 
-        A shortcode that is retired already is returned. Raises NotFound, and Conflict for the default one while others
-        are active.
+        Raises NotFound, and Conflict for the default one while others are active.
         """
         merchant_id, env, now = caller.merchant_id, caller.env, self._clock.now()
         async with self._db.transaction():
@@ -288,7 +285,6 @@ class CredentialStore:
         return await self._retired_view(row)
 
     async def open_work_of(self, shortcode_id: str) -> dict[str, int]:
-        """Return the open work that needs a shortcode, zeros included."""
         return (await self._count_open([shortcode_id]))[shortcode_id]
 
     async def _retired_view(self, row: Row) -> RetiredView:

@@ -17,7 +17,6 @@ _LATE = timedelta(hours=1)
 
 
 async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Check that Pull is registered for each shortcode, and its last run is recent."""
     try:
         active = await gateway.port(Credentials).all_active(examination.require_merchant.merchant_id, examination.env)
     except UnsealError:

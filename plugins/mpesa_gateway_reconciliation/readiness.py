@@ -8,7 +8,6 @@ from mpesa_gateway_reconciliation.registration import registered_at
 
 
 async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    """Return the missing registrations for Pull of shortcodes that can be registered."""
     found: list[Missing] = []
     for credentials in await gateway.port(Credentials).all_active(merchant_id, env):
         number = credentials.shortcode
