@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 
 class CredentialChecks:
+    """Checks fields against the caller's key and the settings."""
+
     def __init__(
         self,
         *,

@@ -1,4 +1,4 @@
-"""Protects payments of a merchant with several shortcodes: each is pushed, queried, reconciled and refunded at its own."""
+"""Protects payments of a merchant with several shortcodes: each is queried, reconciled and refunded at its own."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.local_time import EAT
+from mpesa_gateway.daraja.wire import EAT
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
