@@ -11,7 +11,6 @@ from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, PaidBy, Verd
 from mpesa_gateway_transactions.api import AllocationRule, FoundSubject, IncomingMoney, Subject
 
 _SOURCES = {"c2b": (Source.C2B, Proof.ADDRESS), "pull": (Source.STATEMENT, Proof.PAGE)}
-"""Only reports that are complete by themselves may match by rule; other money needs a receipt or our reference."""
 
 
 def evidence_of(money: IncomingMoney) -> Evidence:

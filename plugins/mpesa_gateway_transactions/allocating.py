@@ -20,8 +20,6 @@ from mpesa_gateway_transactions.api import (
 
 @dataclass(frozen=True)
 class BoundRule:
-    """An AllocationRule of one gateway."""
-
     name: str
     subject_kind: str
     find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
@@ -30,20 +28,16 @@ class BoundRule:
 
 @dataclass(frozen=True)
 class RuleFinding:
-    """A subject and the rule that found it."""
-
     found: FoundSubject
     by: str
 
 
 class AllocationRules:
-    """The rules in the order of their plugins."""
-
     def __init__(self, rules: Sequence[BoundRule]) -> None:
         self._rules = rules
 
     async def find(self, money: Sequence[IncomingMoney]) -> dict[str, RuleFinding]:
-        """Return the subjects by env and receipt; see ``AllocationRule`` for locks and errors."""
+        """Return the subjects by ``money_key``."""
         found: dict[str, RuleFinding] = {}
         for rule in self._rules:
             left = [one for one in money if money_key(one.env, one.receipt) not in found]
@@ -63,8 +57,6 @@ class AllocationRules:
 
 
 class IncomingMoneyRecorder:
-    """Implements Allocations."""
-
     def __init__(self, *, db: Database, clock: Clock, transactions: Transactions, rules: AllocationRules) -> None:
         self._db = db
         self._clock = clock
@@ -138,7 +130,6 @@ def _is_unallocated(one: ReportedTransaction, row: Row) -> bool:
 
 
 def _incoming(one: ReportedTransaction, row: Row) -> IncomingMoney:
-    """Facts of the first report come before this one's."""
     is_known = row["transaction_id"] is not None
     return IncomingMoney(
         transaction_id=row["transaction_id"],

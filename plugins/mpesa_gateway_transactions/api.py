@@ -90,8 +90,7 @@ class Transactions(Protocol):
 class IncomingMoney:
     """Money in that no report gives a subject, for a rule to find it.
 
-    ``transaction_id`` is None before the first report is recorded. ``owner_id`` is the receiver's owner, ``source`` and
-    ``merchant_id`` are the report's.
+    ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner.
     """
 
     transaction_id: str | None
@@ -113,7 +112,7 @@ class IncomingMoney:
 
 @dataclass(frozen=True)
 class FoundSubject:
-    """A rule's answer. ``merchant_id`` is the subject's merchant."""
+    """``merchant_id`` is the subject's."""
 
     subject: Subject
     merchant_id: str
@@ -121,7 +120,7 @@ class FoundSubject:
 
 @dataclass(frozen=True)
 class Allocated:
-    """Money that has just received its subject. ``by`` is the rule's name or the actor."""
+    """``by`` is the rule's name or the actor."""
 
     transaction_id: str
     env: Env
@@ -135,13 +134,11 @@ class Allocated:
 
 @dataclass(frozen=True)
 class AllocationRule:
-    """A way to find the subject of incoming money, contributed by the subject's plugin.
+    """Finds the subject of incoming money; contributed by the subject's plugin.
 
-    Rules are asked in the order of their plugins; each sees the money that the earlier ones left. ``find`` returns one
-    answer for each money, in order. It runs in the recording transaction before the transaction rows are locked: it may
-    lock what comes earlier in the lock order (payments), for one money at a time, and raises ConcurrentUpdate for
-    several. ``allocated`` runs after the rows are written and locked, for every allocation to ``subject_kind``, by a
-    rule or a person: it may lock what comes later (account numbers).
+    Each rule sees what those of earlier plugins left. ``find`` answers in order, in the recording transaction before
+    it locks transactions; it may lock payments for one money, and raises ConcurrentUpdate for several. ``allocated``
+    follows each allocation to ``subject_kind``, also by a person; it may lock account numbers.
     """
 
     name: str
@@ -156,8 +153,7 @@ class Allocations(Protocol):
     async def receive(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction]:
         """Record reports whose subject their caller does not know; return their transactions in order.
 
-        Needs an open transaction, without locks later than ``payment`` in the lock order. Money without a subject is
-        offered to the rules. Raises ConcurrentUpdate if another transaction was first, or if one of several reports
-        is a payment's: the caller then receives each report in a transaction of its own.
+        Needs an open transaction without locks after ``payment``. Raises ConcurrentUpdate if another transaction was
+        first, or one of several reports is a payment's: receive each in a transaction of its own.
         """
         ...
