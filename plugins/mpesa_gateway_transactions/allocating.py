@@ -20,6 +20,8 @@ from mpesa_gateway_transactions.api import (
 
 @dataclass(frozen=True)
 class BoundRule:
+    """A rule of one gateway."""
+
     name: str
     subject_kind: str
     find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
@@ -28,11 +30,15 @@ class BoundRule:
 
 @dataclass(frozen=True)
 class RuleFinding:
+    """A subject with its rule."""
+
     found: FoundSubject
     by: str
 
 
 class AllocationRules:
+    """All rules in order."""
+
     def __init__(self, rules: Sequence[BoundRule]) -> None:
         self._rules = rules
 
@@ -57,6 +63,8 @@ class AllocationRules:
 
 
 class IncomingMoneyRecorder:
+    """Implements Allocations."""
+
     def __init__(self, *, db: Database, clock: Clock, transactions: Transactions, rules: AllocationRules) -> None:
         self._db = db
         self._clock = clock
