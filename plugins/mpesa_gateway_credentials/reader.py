@@ -32,7 +32,7 @@ from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
 """Fields that are stored sealed and shown masked."""
 
-NO_SHORTCODE = "there is no active {} shortcode {}: GET /v1/merchant/shortcodes lists the stored ones"
+NO_SHORTCODE = "there is no such active shortcode: GET /v1/merchant/shortcodes lists the stored ones"
 
 _OPENED = tuple(name for name in MpesaCredentials.__dataclass_fields__ if name != "shortcode")
 
@@ -83,7 +83,11 @@ class CredentialReader:
             if row["is_default"] if shortcode is None else row["number"] == shortcode:
                 return self._opened(row)
         if shortcode is not None:
-            raise ProviderNotConfigured(NO_SHORTCODE.format(env, shortcode), field="shortcode")
+            raise ProviderNotConfigured(
+                f"no M-Pesa credentials for {env} shortcode {shortcode} are stored, or it is retired: "
+                "GET /v1/merchant/shortcodes lists the stored ones",
+                field="shortcode",
+            )
         raise ProviderNotConfigured(
             f"no M-Pesa credentials for {env} are stored: PUT /v1/merchant/providers with a key that starts "
             f"with {key_prefix(env)}"
@@ -93,7 +97,7 @@ class CredentialReader:
         for row in await self._active(merchant_id, env):
             if row["number"] == number:
                 return self._opened(row)
-        raise NotFound(NO_SHORTCODE.format(env, number))
+        raise NotFound(NO_SHORTCODE)
 
     async def all_active(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
         return [self._opened(row) for row in await self._active(merchant_id, env)]
@@ -164,7 +168,7 @@ class CredentialReader:
         """Also a retired one. Raises NotFound."""
         row = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
         if row is None:
-            raise NotFound(NO_SHORTCODE.format(env, number))
+            raise NotFound(NO_SHORTCODE)
         return self._opened(row)
 
     async def page_of(
@@ -242,17 +246,17 @@ class CredentialReader:
 
 
 def provider_view(credentials: MpesaCredentials) -> ProviderView:
-    return ProviderView(provider="mpesa", config_summary=_summary(credentials))
+    return ProviderView(provider="mpesa", config_summary=summary_of(credentials))
 
 
 def shortcode_view(credentials: MpesaCredentials) -> ShortcodeView:
     return ShortcodeView(
-        config_summary=_summary(credentials),
+        config_summary=summary_of(credentials),
         **{name: getattr(credentials, name) for name in ShortcodeView.__struct_fields__ if name != "config_summary"},
     )
 
 
-def _summary(credentials: MpesaCredentials) -> MpesaSummary:
+def summary_of(credentials: MpesaCredentials) -> MpesaSummary:
     # In the specification ``shortcode`` is the store number of a till.
     wire = {"shortcode": credentials.daraja.shortcode, "till_number": credentials.daraja.till_number}
     values: dict[str, Any] = {}

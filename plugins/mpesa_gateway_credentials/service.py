@@ -125,7 +125,7 @@ class CredentialStore:
 
         def check(stored: Row | None, _: Sequence[Row]) -> None:
             if stored is None or stored["retired_at"] is not None:
-                raise NotFound(NO_SHORTCODE.format(caller.env, number))
+                raise NotFound(NO_SHORTCODE)
 
         body.check_kind()
         wanted = _Wanted(fields=body, name=body.name, is_default=body.is_default, check=check)
@@ -232,7 +232,7 @@ class CredentialStore:
             active = await self._db.fetch(tables.ACTIVE, merchant_id, env)
             chosen = next((each for each in active if each["number"] == number), None)
             if chosen is None:
-                raise NotFound(NO_SHORTCODE.format(env, number))
+                raise NotFound(NO_SHORTCODE)
             former = next((each for each in active if each["is_default"]), chosen)
             if not chosen["is_default"]:
                 await self._take_default(former["shortcode_id"], now, retires=False)
@@ -266,7 +266,7 @@ class CredentialStore:
                 row = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
             if row is None:
                 what = f"no M-Pesa credentials for {env} are stored"
-                raise NotFound(what if number is None else NO_SHORTCODE.format(env, number))
+                raise NotFound(what if number is None else NO_SHORTCODE)
             if row["retired_at"] is None:
                 _check_not_needed(row, active)
                 await self._db.run(

@@ -14,7 +14,7 @@ from mpesa_gateway.http.query import ListQuery, query_dependency
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
-from mpesa_gateway_credentials.reader import CredentialReader, shortcode_view
+from mpesa_gateway_credentials.reader import NO_SHORTCODE, CredentialReader, shortcode_view
 from mpesa_gateway_credentials.schemas import (
     ProviderMeta,
     RemovedProvider,
@@ -34,7 +34,7 @@ _PATH = {"shortcode": {"pattern": "^[0-9]{5,7}$", "examples": ["600000"], "descr
 def _read(number: str) -> str:
     """Raises NotFound."""
     if _NUMBER.fullmatch(number) is None:
-        raise NotFound("there is no such shortcode: a shortcode has 5 to 7 digits")
+        raise NotFound(NO_SHORTCODE)
     return number
 
 

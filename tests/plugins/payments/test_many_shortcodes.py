@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.clock import SetClock
-from mpesa_gateway.daraja.wire import EAT
+from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
