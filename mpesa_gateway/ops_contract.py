@@ -30,6 +30,7 @@ __all__ = [
     "NO_PAGES",
     "Action",
     "AttentionItem",
+    "Concern",
     "FirstOperator",
     "Menu",
     "MerchantRole",
@@ -306,6 +307,14 @@ class AttentionItem:
     state: str = "attention"
 
 
+@dataclass(frozen=True)
+class Concern:
+    """A source of the overview's attention items. ``read`` counts one merchant's objects if the request has one."""
+
+    read: Callable[[PageRequest], Awaitable[Sequence[AttentionItem]]]
+    needs: Permission
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetupState:
     """``text`` is the fact, or the effect of the missing step. ``action`` labels the button to ``to``.
@@ -348,7 +357,7 @@ class Pages:
     acts: tuple[Action, ...] = ()
     panels: tuple[Panel, ...] = ()
     traces: tuple[TimelineSource, ...] = ()
-    concerns: tuple[Callable[[Runtime, Env], Awaitable[Sequence[AttentionItem]]], ...] = ()
+    concerns: tuple[Concern, ...] = ()
     finder: Callable[[PageRequest, str], Awaitable[str | None]] | None = None
     owners: Mapping[str, Owner] = field(default_factory=dict[str, "Owner"])
     setup: tuple[SetupStep, ...] = ()

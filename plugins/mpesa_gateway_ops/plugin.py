@@ -5,7 +5,7 @@ import re
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.ops_contract import FirstOperator, Pages
+from mpesa_gateway.ops_contract import Concern, FirstOperator, Pages, Permission
 from mpesa_gateway.plugin import Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -93,7 +93,10 @@ plugin = Plugin(
         ),
         panels=people_pages.PANELS,
         owners={"merchant_id": merchant_pages.owner_of},
-        concerns=(overview.failing_parts, event_pages.stuck),
+        concerns=(
+            Concern(overview.failing_parts, Permission.GATEWAY),
+            Concern(event_pages.stuck, Permission.GATEWAY),
+        ),
         setup=setup.STEPS,
     ),
     checks=CHECKS,

@@ -102,38 +102,43 @@ class WebhookOperatorService:
     async def attempts_of_payment(self, payment_id: str) -> list[Row]:
         return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
 
-    async def owed(self, *envs: Env) -> tuple[int, datetime | None]:
-        """Return the number of pending deliveries, at most 10,000, and the oldest's time."""
-        row = await self._db.fetchrow(tables.OWED, list(envs))
+    async def owed(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
+        """Return the number of pending deliveries, at most 10,000, and the oldest's time; of one merchant or of all."""
+        if merchant_id is None:
+            row = await self._db.fetchrow(tables.OWED, [env])
+        else:
+            row = await self._db.fetchrow(tables.OWED_TO, env, merchant_id)
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
-    async def count_failing(self, env: Env) -> int:
-        """Count the failing and paused endpoints of ``env``."""
+    async def count_failing(self, env: Env, merchant_id: str | None) -> int:
+        """Count the failing and paused endpoints of ``env``, of one merchant or of all."""
+        failing = EndpointRow.count().where(
+            EndpointRow.is_active.eq(value=True),
+            EndpointRow.env == env,
+            (EndpointRow.failures >= FAILING) | (EndpointRow.closed_until > self._clock.now()),
+        )
         count: int = await self._db.run(
-            EndpointRow.count().where(
-                EndpointRow.is_active.eq(value=True),
-                EndpointRow.env == env,
-                (EndpointRow.failures >= FAILING) | (EndpointRow.closed_until > self._clock.now()),
-            )
+            failing if merchant_id is None else failing.where(EndpointRow.merchant_id == merchant_id)
         )
         return count
 
-    async def count_without_money(self, env: Env) -> int:
-        """Count the endpoints of ``env`` that leave out a type of event about moved money."""
-        return int(await self._db.fetchval(endpoint_tables.COUNT_WITHOUT, env, self._endpoints.money_types))
+    async def count_without_money(self, env: Env, merchant_id: str | None = None) -> int:
+        """Count the endpoints of one merchant, or of all, that leave out a type of event about moved money."""
+        types = self._endpoints.money_types
+        return int(await self._db.fetchval(endpoint_tables.COUNT_WITHOUT, env, types, merchant_id))
 
     def missing_types(self, row: Row) -> list[str]:
         """Return the types about moved money that an endpoint leaves out."""
         return self._endpoints.missing_money_types(row["event_types"])
 
-    async def count_dead(self, *envs: Env) -> int:
-        """Count the last day's dead deliveries."""
-        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), list(envs)))
+    async def count_dead(self, env: Env, merchant_id: str | None = None) -> int:
+        """Count the last day's dead deliveries of one merchant or of all."""
+        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), [env], merchant_id))
 
-    async def waiting(self, env: Env) -> tuple[int, datetime | None]:
-        """Return the number of merchants with waiting events, and the oldest's time."""
+    async def waiting(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
+        """Return the number of merchants with waiting events among one or all, and the oldest's time."""
         wait = timedelta(days=self._settings.wait_days)
-        row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait))
+        row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait), merchant_id)
         return (0, None) if row is None else (row["merchants"], row["oldest"])
 
     async def _health(self, endpoint_ids: Sequence[str]) -> dict[str, Row]:
