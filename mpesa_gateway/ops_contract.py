@@ -62,10 +62,11 @@ _OFFERED = 200
 class FirstOperator:
     """Contribution of the plugin that signs people in.
 
-    ``create`` takes an e-mail address and the actor; returns the password, or None if a person exists.
+    ``create`` takes an e-mail address, the actor and a merchant that the person owns, if any. It returns the password,
+    or None if a person exists.
     """
 
-    create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
+    create: Callable[[Runtime, str, str, str | None], Awaitable[Secret | None]]
 
 
 class WrongEnvironment(Exception):

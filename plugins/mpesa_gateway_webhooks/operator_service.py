@@ -11,7 +11,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.merchants import Merchant, Merchants
-from mpesa_gateway_webhooks import endpoint_tables, tables
+from mpesa_gateway_webhooks import count_sql, endpoint_tables, tables
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
@@ -105,9 +105,9 @@ class WebhookOperatorService:
     async def owed(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
         """Return the number of pending deliveries, at most 10,000, and the oldest's time; of one merchant or of all."""
         if merchant_id is None:
-            row = await self._db.fetchrow(tables.OWED, [env])
+            row = await self._db.fetchrow(count_sql.OWED, [env])
         else:
-            row = await self._db.fetchrow(tables.OWED_TO, env, merchant_id)
+            row = await self._db.fetchrow(count_sql.OWED_TO, env, merchant_id)
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
     async def count_failing(self, env: Env, merchant_id: str | None) -> int:
@@ -133,12 +133,12 @@ class WebhookOperatorService:
 
     async def count_dead(self, env: Env, merchant_id: str | None = None) -> int:
         """Count the last day's dead deliveries of one merchant or of all."""
-        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), [env], merchant_id))
+        return int(await self._db.fetchval(count_sql.DEAD_SINCE, self._since(), [env], merchant_id))
 
     async def waiting(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
         """Return the number of merchants with waiting events among one or all, and the oldest's time."""
         wait = timedelta(days=self._settings.wait_days)
-        row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait), merchant_id)
+        row = await self._db.fetchrow(count_sql.WAITING, env, Ids.least("dlv", self._clock.now() - wait), merchant_id)
         return (0, None) if row is None else (row["merchants"], row["oldest"])
 
     async def _health(self, endpoint_ids: Sequence[str]) -> dict[str, Row]:

@@ -293,7 +293,7 @@ async def test_body_over_the_limit_is_stored_in_part_and_answered_with_413(value
             "sha256": rows[2]["cut_sha256"].hex(),
         }
         assert "3 callbacks from Safaricom could not be read" in [
-            concern.text for concern in await unused_callbacks(gateway, "sandbox")
+            concern.text for concern in await unused_callbacks(host_visit(gateway))
         ]
         (entry, *_) = (await api.call("GET", "/v1/audit/logs?action=callback.refused")).data
         assert (entry["detail"]["reason"], entry["subject_id"]) == ("size", made["id"])
