@@ -102,7 +102,6 @@ class PaymentOperatorService:
         return await PAYMENTS.count_newer(self._db, found, filters.cursor)
 
     async def count_needing_review(self, env: Env, merchant_id: str | None = None) -> int:
-        """Count the payments of one merchant, or of all."""
         if merchant_id is None:
             return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW_OF, [env], merchant_id))

@@ -97,7 +97,7 @@ class PaymentStatsReader:
         return counted
 
     async def read(self, env: Env, merchant_id: str | None = None) -> StatsPeriod | None:
-        """Return the counts of one merchant, or of all; None before the first payment."""
+        """None before the first payment."""
         now = self._clock.now().astimezone(EAT)
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)

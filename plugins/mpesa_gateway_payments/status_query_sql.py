@@ -33,7 +33,7 @@ WHERE env = $1 AND finding = 'ambiguous' AND check_id >= id_least('chk', $2)
             AND money.receipt = COALESCE(answered_receipt, asked.receipt) AND money.subject_id IS NOT NULL)
     AND (answered_receipt IS NOT NULL OR NOT EXISTS (SELECT FROM payment
         WHERE payment.payment_id = asked.payment_id AND payment.receipt IS NOT NULL))"""
-"""Answers of a merchant, or of all, whose money no payment has.
+"""Answers whose money no payment has.
 
 A payment with another receipt does not have the money that an answer states."""
 

@@ -64,15 +64,11 @@ class ReconciliationOperatorService:
         return await LINES.total(self._db, _unresolved(env, query))
 
     async def count_unresolved(self, env: Env, merchant_id: str | None) -> tuple[int, int]:
-        """Return the number of lines that contradict a payment or fit several, and of all unresolved lines.
-
-        Of one merchant, or of all.
-        """
+        """Return the number of lines that contradict a payment or fit several, and of all unresolved lines."""
         row = await self._db.fetchrow(tables.COUNT_UNRESOLVED, env, merchant_id)
         return (0, 0) if row is None else (row["conflicting"], row["total"])
 
     async def count_failing(self, env: Env, merchant_id: str | None) -> int:
-        """Return the number of merchants whose last run failed, among one or all."""
         return int(await self._db.fetchval(tables.COUNT_FAILING, [env], merchant_id))
 
     async def line(self, line_id: str) -> Row:

@@ -230,7 +230,6 @@ async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
 
 
 async def _compared_merchants(visit: PageRequest) -> tuple[Sequence[Merchant], bool]:
-    """Return the merchants to compare, and whether there are others."""
     if visit.merchant_id is not None:
         return [await visit.gateway.merchants.require(visit.merchant_id)], False
     page = await visit.gateway.merchants.page(_COMPARED)

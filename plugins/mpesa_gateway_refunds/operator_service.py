@@ -73,7 +73,6 @@ class RefundOperatorService:
         return rows
 
     async def count_waiting(self, env: Env, merchant_id: str | None) -> int:
-        """Count the refunds of ``env`` that need review, of one merchant or of all."""
         count: int = await self._db.run(waiting_of(env, merchant_id))
         return count
 

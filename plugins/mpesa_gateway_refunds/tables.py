@@ -49,7 +49,7 @@ def pending(refund_id: str) -> tuple[Where, Where]:
 
 
 def waiting_of(env: Env, merchant_id: str | None = None) -> Any:
-    """Return the query that counts the refunds of ``env`` that need review, of one merchant or of all."""
+    """Count the refunds that need review."""
     found = RefundRow.count().where(RefundRow.attention.is_not_null(), RefundRow.env == env)
     return found if merchant_id is None else found.where(RefundRow.merchant_id == merchant_id)
 

@@ -49,7 +49,7 @@ class ContradictionReview:
         self._audit = audit
 
     async def count(self, env: Env, merchant_id: str | None = None) -> int:
-        """Return the number of unreviewed contradictions, at most 1,000; of one merchant or of all."""
+        """Return the number of unreviewed contradictions, at most 1,000."""
         if merchant_id is None:
             return int(await self._db.fetchval(COUNT, env))
         return int(await self._db.fetchval(COUNT_OF, env, merchant_id))

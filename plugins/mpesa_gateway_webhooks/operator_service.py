@@ -103,7 +103,7 @@ class WebhookOperatorService:
         return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
 
     async def owed(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
-        """Return the number of pending deliveries, at most 10,000, and the oldest's time; of one merchant or of all."""
+        """Return the number of pending deliveries, at most 10,000, and the oldest's time."""
         if merchant_id is None:
             row = await self._db.fetchrow(count_sql.OWED, [env])
         else:
@@ -111,7 +111,7 @@ class WebhookOperatorService:
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
     async def count_failing(self, env: Env, merchant_id: str | None) -> int:
-        """Count the failing and paused endpoints of ``env``, of one merchant or of all."""
+        """Count the failing and paused endpoints."""
         failing = EndpointRow.count().where(
             EndpointRow.is_active.eq(value=True),
             EndpointRow.env == env,
@@ -123,7 +123,7 @@ class WebhookOperatorService:
         return count
 
     async def count_without_money(self, env: Env, merchant_id: str | None = None) -> int:
-        """Count the endpoints of one merchant, or of all, that leave out a type of event about moved money."""
+        """Count the endpoints that leave out a type of event about moved money."""
         types = self._endpoints.money_types
         return int(await self._db.fetchval(endpoint_tables.COUNT_WITHOUT, env, types, merchant_id))
 
@@ -132,11 +132,11 @@ class WebhookOperatorService:
         return self._endpoints.missing_money_types(row["event_types"])
 
     async def count_dead(self, env: Env, merchant_id: str | None = None) -> int:
-        """Count the last day's dead deliveries of one merchant or of all."""
+        """Count the last day's dead deliveries."""
         return int(await self._db.fetchval(count_sql.DEAD_SINCE, self._since(), [env], merchant_id))
 
     async def waiting(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
-        """Return the number of merchants with waiting events among one or all, and the oldest's time."""
+        """Return the number of merchants with waiting events, and the oldest's time."""
         wait = timedelta(days=self._settings.wait_days)
         row = await self._db.fetchrow(count_sql.WAITING, env, Ids.least("dlv", self._clock.now() - wait), merchant_id)
         return (0, None) if row is None else (row["merchants"], row["oldest"])
