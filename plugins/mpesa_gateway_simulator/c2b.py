@@ -161,7 +161,17 @@ class C2bPayments:
         now = self._clock.now()
         state = "paid" if verdict.code is None else "refused"
         async with self._db.transaction():
-            if not await self._db.fetch(tables.END_C2B, row["receipt"], state, verdict.code, now):
+            ended = {
+                C2bPaymentRow.state: state,
+                C2bPaymentRow.code: verdict.code,
+                C2bPaymentRow.ended_at: now,
+                C2bPaymentRow.due_at: None,
+            }
+            if not await self._db.run(
+                C2bPaymentRow.update(ended)
+                .where(C2bPaymentRow.receipt == row["receipt"], C2bPaymentRow.state == "waiting")
+                .returning(C2bPaymentRow.receipt)
+            ):
                 return
             if verdict.code is None:
                 await self._move(_money(row, now), manner, registration, verdict.third_party)

@@ -76,7 +76,9 @@ class C2bRegistrations:
 
     async def find(self, *shortcodes: str) -> Found | None:
         """Return the registration of the first of these numbers that has one."""
-        rows = await self._db.run(C2bRegistrationRow.select().where(C2bRegistrationRow.shortcode.is_in(list(shortcodes))))
+        rows = await self._db.run(
+            C2bRegistrationRow.select().where(C2bRegistrationRow.shortcode.is_in(list(shortcodes)))
+        )
         found = {row["shortcode"]: row for row in rows}
         return next((found[shortcode] for shortcode in shortcodes if shortcode in found), None)
 

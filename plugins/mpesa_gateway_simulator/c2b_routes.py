@@ -31,20 +31,20 @@ _CONTROL: dict[str, Any] = {
 }
 
 
-@post("/simulator/mpesa/c2b/{version:str}/registerurl", **DARAJA_ROUTE)
+@post(["/simulator/mpesa/c2b/v1/registerurl", "/simulator/mpesa/c2b/v2/registerurl"], **DARAJA_ROUTE)
 async def c2b_register(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], version: FromPath[str], body: RawBody
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
 ) -> Response[Any]:
     """Daraja's C2B registration."""
-    return await answer_as_daraja(request, services, "c2bregister", body, version)
+    return await answer_as_daraja(request, services, "c2bregister", body)
 
 
-@post("/simulator/mpesa/c2b/{version:str}/simulate", **DARAJA_ROUTE)
+@post(["/simulator/mpesa/c2b/v1/simulate", "/simulator/mpesa/c2b/v2/simulate"], **DARAJA_ROUTE)
 async def c2b_simulate(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], version: FromPath[str], body: RawBody
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
 ) -> Response[Any]:
     """Daraja's C2B simulation."""
-    return await answer_as_daraja(request, services, "c2bsimulate", body, version)
+    return await answer_as_daraja(request, services, "c2bsimulate", body)
 
 
 class C2bPaymentView(msgspec.Struct, frozen=True, kw_only=True):

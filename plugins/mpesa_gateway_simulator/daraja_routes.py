@@ -11,6 +11,7 @@ from litestar.params import RawBody
 from mpesa_gateway.daraja.client import SIMULATED
 from mpesa_gateway.daraja.wire import read_json
 from mpesa_gateway.services import Services
+from mpesa_gateway_simulator.c2b_bodies import Version
 from mpesa_gateway_simulator.exchange_log import ExchangeLog
 from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.validation import Fault, NotJson
@@ -34,10 +35,10 @@ def _read(body: bytes) -> dict[str, Any]:
 
 
 async def answer_as_daraja(
-    request: Request[Any, Any, Any], services: Services, operation: str, body: bytes, version: str = "v1"
+    request: Request[Any, Any, Any], services: Services, operation: str, body: bytes
 ) -> Response[Any]:
-    """Return Daraja's answer to an operation, in one of its versions, and record the exchange."""
-    answer = await _answered(request, services.get(SimulatedDaraja), operation, body, version)
+    """Return Daraja's answer to an operation and record the exchange."""
+    answer = await _answered(request, services.get(SimulatedDaraja), operation, body)
     text = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
     services.get(ExchangeLog).record_received(operation, body, answer.status_code or 200, text)
     answer.headers[SIMULATED] = "1"
@@ -45,9 +46,10 @@ async def answer_as_daraja(
 
 
 async def _answered(
-    request: Request[Any, Any, Any], daraja: SimulatedDaraja, operation: str, body: bytes, version: str
+    request: Request[Any, Any, Any], daraja: SimulatedDaraja, operation: str, body: bytes
 ) -> Response[Any]:
     authorization = request.headers.get("authorization")
+    version: Version = "v1" if "/v1/" in request.scope["path"] else "v2"
     try:
         if operation == "oauth":
             return Response(await daraja.issue_token(authorization, request.query_params.get("grant_type")))

@@ -174,17 +174,17 @@ class SimulatedDaraja:
         await self._controls.play_fault("pullquery")
         return await self._statements.pull(body)
 
-    async def c2b_register(self, version: str, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
+    async def c2b_register(self, version: Version, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """Register C2B addresses. Raises Fault and AckLost."""
         await self._check_token(authorization)
         await self._controls.play_fault("c2bregister")
-        return await self._registrations.register(_version(version), body)
+        return await self._registrations.register(version, body)
 
-    async def c2b_simulate(self, version: str, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+    async def c2b_simulate(self, version: Version, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
         """Accept a payment without a prompt. Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("c2bsimulate")
-        return await self._c2b.simulate(_version(version), body)
+        return await self._c2b.simulate(version, body)
 
     async def fault_body(self, fault: Fault) -> dict[str, str]:
         """Return a fault in Daraja's form with a new requestId."""
@@ -232,12 +232,3 @@ class SimulatedDaraja:
         }.get(behaviour.ack)
         if code is not None:
             raise named_fault(code)
-
-
-def _version(version: str) -> Version:
-    """Raises Fault for a version that Daraja does not have."""
-    if version == "v1":
-        return "v1"
-    if version == "v2":
-        return "v2"
-    raise named_fault("404.001.01")

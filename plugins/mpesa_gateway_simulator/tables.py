@@ -185,11 +185,6 @@ WHERE receipt IN (
 RETURNING *
 """
 
-END_C2B = """
-UPDATE sim_c2b_payment SET state = $2, code = $3, ended_at = $4, due_at = NULL
-WHERE receipt = $1 AND state = 'waiting' RETURNING *
-"""
-
 # raw SQL: hot path - each request, push and callback of a benchmark.
 PUT_TOKEN = """
 WITH expired AS (DELETE FROM sim_token WHERE consumer_key = $1 AND expires_at <= $4)

@@ -26,8 +26,8 @@ from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, gateway_values, listening
 from mpesa_gateway_payments.events import PaymentCompleted
 from mpesa_gateway_simulator.caller import CallbackCaller
-from mpesa_gateway_simulator.poster import CallbackPoster
 from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.poster import CallbackPoster
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.validation import ReversalRequest
