@@ -161,7 +161,7 @@ class C2bPayments:
         now = self._clock.now()
         state = "paid" if verdict.code is None else "refused"
         async with self._db.transaction():
-            ended = {
+            ended: dict[Any, Any] = {
                 C2bPaymentRow.state: state,
                 C2bPaymentRow.code: verdict.code,
                 C2bPaymentRow.ended_at: now,
