@@ -219,10 +219,10 @@ ACTS = (
     Action(
         "credentials/{merchant_id}/retire", "retire", retire, Permission.CREDENTIALS, back="credentials/{merchant_id}"
     ),
-    Action("credentials/{merchant_id}/add", "add", save_added, Permission.CREDENTIALS),
-    Action(_ONE, "replace", save_one, Permission.CREDENTIALS),
-    Action(f"{_ONE}/default", "default", make_default, Permission.CREDENTIALS, back="credentials/{merchant_id}"),
-    Action(f"{_ONE}/retire", "retire", retire, Permission.CREDENTIALS, back="credentials/{merchant_id}"),
+    Action("credentials/{merchant_id}/add", "add_shortcode", save_added, Permission.CREDENTIALS),
+    Action(_ONE, "replace_shortcode", save_one, Permission.CREDENTIALS),
+    Action(f"{_ONE}/default", "make_default", make_default, Permission.CREDENTIALS, back="credentials/{merchant_id}"),
+    Action(f"{_ONE}/retire", "retire_shortcode", retire, Permission.CREDENTIALS, back="credentials/{merchant_id}"),
 )
 STEPS = (
     SetupStep(name="credentials", title="M-Pesa credentials", order=20, read=_credentials),

@@ -272,7 +272,7 @@ SELECT count(*) FILTER (WHERE finding <> 'not_found') AS conflicting, count(*) A
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
         SELECT finding FROM statement_note
         WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = $1 AND {UNRESOLVED}
-        LIMIT 1000) AS open) AS lines
+        LIMIT 1000) AS open WHERE $2::uuid IS NULL OR merchant.merchant_id = $2) AS lines
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
@@ -303,6 +303,7 @@ SELECT count(DISTINCT shortcode.merchant_id) FROM shortcode CROSS JOIN LATERAL (
         AND reconciliation_run.merchant_id = shortcode.merchant_id
     ORDER BY run_id DESC LIMIT 1) AS last
 WHERE env = ANY($1::text[]) AND wiped_at IS NULL AND last.status = 'failed'
+    AND ($2::uuid IS NULL OR shortcode.merchant_id = $2)
 """
 
 
