@@ -3,23 +3,37 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.env import Env
-from mpesa_gateway.ops_contract import AttentionItem, PageRequest, Rendered
+from mpesa_gateway.ops_contract import AttentionItem, PageRequest, Redirect, Rendered
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_payments.operator_service import PaymentOperatorService
+from mpesa_gateway_payments.answer_review import MOST_SHOWN, StatusAnswerReview
 
 ANSWERS = "payments/answers"
 
 
 async def answers(visit: PageRequest) -> Rendered:
-    rows = await visit.gateway.port(PaymentOperatorService).undecided_answers(visit.env)
-    names = await visit.gateway.merchants.names([row["merchant_id"] for row in rows])
-    return Rendered("answers.html", {"rows": rows, "names": names})
+    rows = await visit.gateway.port(StatusAnswerReview).newest(visit.env)
+    return Rendered(
+        "answers.html",
+        {
+            "rows": rows,
+            "names": await visit.gateway.merchants.names([row["merchant_id"] for row in rows]),
+            "is_cut": len(rows) == MOST_SHOWN,
+            "fields": {name: visit.text(name) for name in ("check_id", "note")},
+        },
+    )
+
+
+async def resolve_answer(visit: PageRequest) -> Redirect:
+    await visit.gateway.port(StatusAnswerReview).resolve(
+        visit.env, visit.text("check_id"), visit.text("note"), actor=visit.visitor.actor
+    )
+    return Redirect(ANSWERS, "Marked as resolved.")
 
 
 async def undecided(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    count = await gateway.port(PaymentOperatorService).count_undecided_answers(env)
+    count = await gateway.port(StatusAnswerReview).count(env)
     if not count:
         return ()
     number = "1,000 or more" if count == 1000 else str(count)
-    text = f"{number} ambiguous status {'answer' if count == 1 else 'answers'} of the last 48 hours"
+    text = f"{number} ambiguous status {'answer needs' if count == 1 else 'answers need'} review"
     return (AttentionItem(text=text, to=ANSWERS),)

@@ -95,6 +95,9 @@ class StatusCheckRow(Table, tablename="status_check"):
     answered_amount = Text(null=True, default=None)
     created_at = Timestamptz()
     finished_at = Timestamptz(null=True, default=None)
+    reviewed_at = Timestamptz(null=True, default=None)
+    reviewed_by = Text(null=True, default=None)
+    review_note = Text(null=True, default=None)
 
 
 class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import shop
-from mpesa_gateway_payments.operator_service import PaymentOperatorService
+from mpesa_gateway_payments.answer_review import StatusAnswerReview
 from tests.conftest import Harness
 from tests.daraja import Daraja
 from tests.plugins.payments.test_evidence import (
@@ -36,7 +36,7 @@ def callbacks() -> dict[str, Any]:
 
 async def attention(harness: Harness) -> int:
     """Status answers that the overview shows as undecided."""
-    return await harness.gateway.services.get(PaymentOperatorService).count_undecided_answers("sandbox")
+    return await harness.gateway.services.get(StatusAnswerReview).count("sandbox")
 
 
 @pytest.mark.parametrize("till_b", [TILL_B, None], ids=["another till of the store", "the store's number is a paybill"])
@@ -185,7 +185,7 @@ async def test_receipt_of_an_ambiguous_answer_is_shown_until_a_payment_has_it(ha
         await put_till(other, TILL_B)
         own, theirs = await create_payment(harness), (await other.pay(PHONE, 700, key="b")).data
         assert await query_status(harness, daraja, own["id"], ReceiptNo="UKA1B2C3D1", **AT_STORE) == "ambiguous"
-        (shown,) = await harness.gateway.services.get(PaymentOperatorService).undecided_answers("sandbox")
+        (shown,) = await harness.gateway.services.get(StatusAnswerReview).newest("sandbox")
         assert (shown["answered_receipt"], shown["answered_amount"]) == ("UKA1B2C3D1", "700")
         await call_back(harness, own, "UKA1B2C3D2")
         assert await attention(harness) == 1
