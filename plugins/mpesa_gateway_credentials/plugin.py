@@ -12,7 +12,7 @@ from mpesa_gateway_credentials.reader import SECRET_FIELDS
 from mpesa_gateway_credentials.readiness import NEEDS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
-from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
+from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow, StoreNumberRow
 
 # raw SQL: declared - the receiver's number is part of the sealed columns' associated data.
 _NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
@@ -26,7 +26,7 @@ plugin = Plugin(
     routes=routes,
     provides=PROVIDES,
     tables=Tables(
-        models=(ReceiverRow, ShortcodeRow),
+        models=(ReceiverRow, ShortcodeRow, StoreNumberRow),
         migrations="mpesa_gateway_credentials.migrations",
         sealed=tuple(
             SealedColumn(

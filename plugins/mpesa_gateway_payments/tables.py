@@ -104,6 +104,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
     """A reversed receipt without a payment."""
 
     env = Text(primary_key=True)
+    number = Text()
     receipt = Text()
     noted_at = Timestamptz()
     is_part = Boolean(default=False)

@@ -199,13 +199,16 @@ CREATE TABLE payment_stats (
 CREATE INDEX payment_stats_counted ON payment_stats (counted_at DESC);
 
 -- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.
--- The receipts of reversals are transactions.
+-- number is the receiver that the report is about; it proves nothing about another one. The receipts of reversals are
+-- transactions.
 CREATE TABLE outgoing_receipt (
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    number text COLLATE "C" NOT NULL,
     receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     noted_at timestamptz NOT NULL,
     is_part boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (env, receipt)
+    FOREIGN KEY (env, number) REFERENCES receiver (env, number),
+    PRIMARY KEY (env, receipt, number)
 );
 CREATE INDEX outgoing_receipt_gone ON outgoing_receipt (noted_at);
 
