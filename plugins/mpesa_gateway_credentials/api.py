@@ -143,6 +143,17 @@ class Credentials(Protocol):
         """
         ...
 
+    async def active(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
+        """Return the merchant's active shortcode in ``env`` that payers pay by ``number``, a paybill or till.
+
+        Raises NotFound, also for a retired shortcode and another merchant's.
+        """
+        ...
+
+    async def all_active(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
+        """Return the merchant's active shortcodes in ``env``: the default one first, then oldest first."""
+        ...
+
     async def of_shortcode(self, shortcode_id: str) -> MpesaCredentials:
         """Return a shortcode's newest credentials, also if retired, for existing payments.
 

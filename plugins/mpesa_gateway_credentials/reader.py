@@ -9,7 +9,7 @@ from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
 from mpesa_gateway.db.keyset import Conditions, KeysetPage
-from mpesa_gateway.errors import ProviderNotConfigured, ProviderUnavailable
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
@@ -69,16 +69,27 @@ class CredentialReader:
         changes.on("receiver", self._by_id.clear)
 
     async def get(self, merchant_id: str, env: Env, shortcode: str | None = None) -> MpesaCredentials:
-        rows = await self._usable.get(merchant_id, lambda: self._db.fetch(tables.USABLE, merchant_id))
-        for row in rows or ():
-            is_meant = row["is_default"] if shortcode is None else row["number"] == shortcode
-            if row["env"] == env and is_meant:
+        for row in await self._active(merchant_id, env):
+            if row["is_default"] if shortcode is None else row["number"] == shortcode:
                 return self._opened(row)
         whose = "" if shortcode is None else f" of shortcode {shortcode}"
         raise ProviderNotConfigured(
             f"no M-Pesa credentials{whose} for {env} are stored: PUT /v1/merchant/providers with a key that starts "
             f"with {key_prefix(env)}"
         )
+
+    async def active(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
+        for row in await self._active(merchant_id, env):
+            if row["number"] == number:
+                return self._opened(row)
+        raise NotFound(f"there is no active {env} shortcode {number}: GET /v1/merchant/shortcodes lists them")
+
+    async def all_active(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
+        return [self._opened(row) for row in await self._active(merchant_id, env)]
+
+    async def _active(self, merchant_id: str, env: Env) -> list[Row]:
+        rows = await self._usable.get(merchant_id, lambda: self._db.fetch(tables.USABLE, merchant_id))
+        return [row for row in rows or () if row["env"] == env]
 
     async def of_shortcode(self, shortcode_id: str) -> MpesaCredentials:
         row = await self._by_id.get(shortcode_id, lambda: self._db.fetchrow(tables.FIND, shortcode_id))

@@ -95,7 +95,7 @@ FROM shortcode WHERE merchant_id = $1 AND wiped_at IS NULL
 # raw SQL: join - a shortcode with its receiver, and its merchant.
 _WHOLE = "SELECT shortcode.*, receiver.number, receiver.owner_id FROM shortcode JOIN receiver USING (receiver_id, env)"
 
-USABLE = f"{_WHOLE} WHERE merchant_id = $1 AND retired_at IS NULL"
+USABLE = f"{_WHOLE} WHERE merchant_id = $1 AND retired_at IS NULL ORDER BY is_default DESC, shortcode_id"
 
 FIND = f"{_WHOLE} WHERE shortcode_id = $1"
 
