@@ -38,9 +38,7 @@ class StatusEvidence:
         return Evidence(
             source=Source.STATUS_QUERY,
             proof=Proof.ANSWER,
-            direction=read_direction(
-                result.payees, current | former, debtors=result.payers, amount=result.amount_text
-            ),
+            direction=read_direction(result.payees, current | former, debtors=result.payers, amount=result.amount_text),
             receiver=Receiver(check["env"], check["shortcode"]),
             receipt=result.receipt or check["receipt"],
             handle=None if payment_id is None else Handle(payment_id),

@@ -38,10 +38,15 @@ DELETE FROM status_check WHERE check_id IN (
 )
 """  # noqa: S608 - the clause above
 
-_OF_ENV = f"FROM status_check AS asked WHERE env = $1 AND ($2::uuid IS NULL OR merchant_id = $2) AND {_UNDECIDED}"
-
 # raw SQL: aggregate
-COUNT_UNDECIDED = f"SELECT count(*) FROM (SELECT 1 {_OF_ENV} LIMIT 1000) AS undecided"  # noqa: S608 - the same reason
+COUNT_UNDECIDED = f"""
+SELECT count(*) FROM (
+    SELECT 1 FROM status_check AS asked WHERE env = $1 AND ($2::uuid IS NULL OR merchant_id = $2) AND {_UNDECIDED}
+    LIMIT 1000) AS undecided
+"""  # noqa: S608 - the same reason
 
-# raw SQL: join
-FIND_UNDECIDED = f"SELECT * {_OF_ENV} ORDER BY check_id DESC LIMIT $3"  # noqa: S608 - the same reason
+# raw SQL: expression
+FIND_UNDECIDED = f"""
+SELECT * FROM status_check AS asked WHERE env = $1 AND ($2::uuid IS NULL OR merchant_id = $2) AND {_UNDECIDED}
+ORDER BY check_id DESC LIMIT $3
+"""  # noqa: S608 - the same reason

@@ -76,6 +76,7 @@ PLAIN = {
     "ops_session": "deleted, and written one row at a time",
     "pull_registration": "written one row at a time",
     "refused_callback": "inserted, and locked without waiting",
+    "store_number": "inserted while its shortcode is locked",
     "webhook_former_address": "inserted while its endpoint is locked",
 }
 """Tables without a place in the order, with the reason."""

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.retention import Retention
 from mpesa_gateway_payments.answer_review import StatusAnswerReview
@@ -48,13 +49,14 @@ async def test_resolve_answer_takes_it_off_the_list_and_records_who(harness: Har
     counts = [await review.count("sandbox", one) for one in (None, merchant_id, stranger)]
     assert (counts, await review.count("live"), await shown(harness)) == ([1, 1, 0], 0, ["UKA1B2C3D1"])
     assert await review.newest("sandbox", stranger) == []
-    for env, about, note, problem in (
+    cases: tuple[tuple[Env, str, str, type[Exception]], ...] = (
         ("sandbox", check_id, "no", InvalidFields),
         ("live", check_id, "found on the portal", NotFound),
         ("sandbox", other, "found on the portal", Conflict),
-    ):
+    )
+    for env, about, note, problem in cases:
         with pytest.raises(problem):
-            await review.resolve(env, about, note, actor="a person")  # type: ignore[arg-type] - envs of a table
+            await review.resolve(env, about, note, actor="a person")
     await review.resolve("sandbox", check_id, "found on the portal", actor="a person")
     with pytest.raises(Conflict):
         await review.resolve("sandbox", check_id, "found on the portal", actor="another person")
