@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 
-from mpesa_gateway.env import Env
+import msgspec
+
 from mpesa_gateway.ops_contract import AttentionItem, PageRequest, Redirect, Rendered
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.answer_review import MOST_SHOWN, StatusAnswerReview
 
 ANSWERS = "payments/answers"
 
 
+class _AnswersQuery(msgspec.Struct, frozen=True, kw_only=True):
+    merchant: str | None = None
+
+
 async def answers(visit: PageRequest) -> Rendered:
-    rows = await visit.gateway.port(StatusAnswerReview).newest(visit.env)
+    query = visit.read_query(_AnswersQuery)
+    rows = await visit.gateway.port(StatusAnswerReview).newest(visit.env, query.merchant)
     return Rendered(
         "answers.html",
         {
@@ -25,13 +30,17 @@ async def answers(visit: PageRequest) -> Rendered:
 
 async def resolve_answer(visit: PageRequest) -> Redirect:
     await visit.gateway.port(StatusAnswerReview).resolve(
-        visit.env, visit.text("check_id"), visit.text("note"), actor=visit.visitor.actor
+        visit.env,
+        visit.text("check_id"),
+        visit.text("note"),
+        actor=visit.visitor.actor,
+        merchant_id=visit.merchant_id,
     )
     return Redirect(ANSWERS, "Marked as resolved.")
 
 
-async def undecided(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    count = await gateway.port(StatusAnswerReview).count(env)
+async def undecided(visit: PageRequest) -> Sequence[AttentionItem]:
+    count = await visit.gateway.port(StatusAnswerReview).count(visit.env, visit.merchant_id)
     if not count:
         return ()
     number = "1,000 or more" if count == 1000 else str(count)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from piccolo.columns.combination import And
+
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.env import Env
@@ -31,8 +33,11 @@ class StatusAnswerReview:
     async def newest(self, env: Env, merchant_id: str | None = None) -> list[Row]:
         return await self._db.fetch(status_query_sql.FIND_UNDECIDED, env, merchant_id, MOST_SHOWN)
 
-    async def resolve(self, env: Env, check_id: str, note: str, *, actor: str) -> None:
-        """Record a review. Raises InvalidFields, NotFound, or Conflict if none is pending."""
+    async def resolve(self, env: Env, check_id: str, note: str, *, actor: str, merchant_id: str | None = None) -> None:
+        """Record a review. Raises InvalidFields, NotFound, or Conflict if none is pending.
+
+        With ``merchant_id``, another merchant's answer is not found.
+        """
         if not _SHORTEST_NOTE <= len(note) <= _LONGEST_NOTE:
             raise InvalidFields.field_error("note", "state what was done about it (3 to 500 characters)")
         reviewed: dict[Any, Any] = {
@@ -40,7 +45,9 @@ class StatusAnswerReview:
             StatusCheckRow.reviewed_by: actor,
             StatusCheckRow.review_note: note,
         }
-        is_it = (StatusCheckRow.check_id == check_id) & (StatusCheckRow.env == env)
+        is_it: And = (StatusCheckRow.check_id == check_id) & (StatusCheckRow.env == env)
+        if merchant_id is not None:
+            is_it = is_it & (StatusCheckRow.merchant_id == merchant_id)
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(
                 StatusCheckRow.update(reviewed)

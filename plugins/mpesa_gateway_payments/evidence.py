@@ -34,6 +34,7 @@ class Source(StrEnum):
     STK_QUERY = "stk_query"
     STATUS_QUERY = "status_query"
     STATEMENT = "statement"
+    C2B = "c2b"
 
 
 class Proof(StrEnum):

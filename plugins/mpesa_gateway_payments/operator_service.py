@@ -100,8 +100,10 @@ class PaymentOperatorService:
         found = self._conditions(env, filters, sees_numbers=sees_numbers)
         return await PAYMENTS.count_newer(self._db, found, filters.cursor)
 
-    async def count_needing_review(self, env: Env) -> int:
-        return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
+    async def count_needing_review(self, env: Env, merchant_id: str | None = None) -> int:
+        if merchant_id is None:
+            return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
+        return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW_OF, [env], merchant_id))
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""

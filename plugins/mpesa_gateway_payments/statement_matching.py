@@ -41,6 +41,10 @@ from mpesa_gateway_payments.verdicts import (
 
 _FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
 
+_CAUSES = {Source.STATEMENT: Cause.STATEMENT, Source.C2B: Cause.C2B}
+
+_TEXTS = {Source.STATEMENT: "found on M-Pesa's statement", Source.C2B: "confirmed by M-Pesa as a C2B payment"}
+
 _Group = tuple[str, str, int]
 """Env, receiver and amount."""
 
@@ -183,10 +187,10 @@ class PaymentStatementMatching:
         return await self._write(row, report, verdict)
 
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
-        is_statement = report.source is Source.STATEMENT
-        text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
         # A status answer completed the line.
-        cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
+        source = Source.STATUS_QUERY if report.proof is Proof.ANSWER else report.source
+        cause = _CAUSES.get(source, Cause.STATUS_QUERY)
+        text = _TEXTS.get(report.source, "M-Pesa reports Completed")
         decisions = await self._transitions.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 

@@ -60,8 +60,8 @@ CREATE TABLE payment (
     receipt text COLLATE "C" CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     result_code text,
     result_desc text,
-    completed_by text CHECK (completed_by IN ('callback', 'stk_query', 'status_query', 'statement', 'operator',
-        'merchant')),
+    completed_by text CHECK (completed_by IN ('callback', 'stk_query', 'status_query', 'statement', 'c2b',
+        'operator', 'merchant')),
     failure_reason text CHECK (failure_reason IN ('insufficient_funds', 'cancelled_by_user', 'wrong_pin', 'timeout',
         'unreachable', 'limit_exceeded', 'duplicate_in_progress', 'rejected_by_provider', 'expired', 'not_sent',
         'other')),
@@ -132,7 +132,7 @@ CREATE TABLE payment_step (
         'expired', 'mismatched', 'receipt_learnt', 'asked', 'confirming', 'unconfirmed', 'refund_asked',
         'refund_failed', 'reversed', 'partially_reversed', 'looked_after', 'reversal_seen')),
     cause text NOT NULL CHECK (cause IN ('merchant', 'ack', 'fault', 'callback', 'stk_query', 'expiry', 'status_query',
-        'statement', 'reversal', 'operator')),
+        'statement', 'c2b', 'reversal', 'operator')),
     result_code text,
     detail text NOT NULL,
     PRIMARY KEY (payment_id, number)
@@ -196,6 +196,7 @@ CREATE TABLE payment_stats (
     CONSTRAINT payment_stats_check CHECK ((paid + failed) <= asked),
     PRIMARY KEY (hour, merchant_id, env)
 );
+CREATE INDEX payment_stats_merchant ON payment_stats (merchant_id, env, hour);
 CREATE INDEX payment_stats_counted ON payment_stats (counted_at DESC);
 
 -- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.

@@ -57,7 +57,9 @@ async def test_resolve_answer_takes_it_off_the_list_and_records_who(harness: Har
     for env, about, note, problem in cases:
         with pytest.raises(problem):
             await review.resolve(env, about, note, actor="a person")
-    await review.resolve("sandbox", check_id, "found on the portal", actor="a person")
+    with pytest.raises(NotFound):
+        await review.resolve("sandbox", check_id, "found on the portal", actor="a person", merchant_id=stranger)
+    await review.resolve("sandbox", check_id, "found on the portal", actor="a person", merchant_id=merchant_id)
     with pytest.raises(Conflict):
         await review.resolve("sandbox", check_id, "found on the portal", actor="another person")
     assert (await review.count("sandbox"), await shown(harness)) == (0, [])
