@@ -33,7 +33,9 @@ async def _find_refused(gateway: Runtime, merchant_id: str, number: ErasedNumber
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
-    return {name for row in rows for name in (row["callback_id"], row["subject_id"]) if name}
+    # Without a merchant the subject is a standing address, of all payers.
+    subjects = {row["subject_id"] for row in rows if row["subject_id"] and row["merchant_id"]}
+    return {row["callback_id"] for row in rows} | subjects
 
 
 async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:

@@ -30,7 +30,7 @@ from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.views import event_fields
 from mpesa_gateway_transactions.api import ReportedTransaction, Subject
 
-_SOURCES: Mapping[Cause, str] = {Cause.STATUS_QUERY: "status", Cause.STATEMENT: "pull"}
+_SOURCES: Mapping[Cause, str] = {Cause.STATUS_QUERY: "status", Cause.STATEMENT: "pull", Cause.C2B: "c2b"}
 """The source of a transaction by cause; other causes are reports about a push."""
 
 Step = tuple[str, datetime, str, str, str | None, str]

@@ -178,10 +178,7 @@ class PaymentStatementMatching:
         return await self._write(row, report, verdict)
 
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
-        is_statement = report.source is Source.STATEMENT
-        text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
-        # A status answer completed the line.
-        cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
+        cause, text = _origin(report)
         decisions = await self._transitions.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
@@ -268,6 +265,16 @@ class PaymentStatementMatching:
     def _note(self, facts: _Facts, rows: Sequence[Row]) -> None:
         for row in rows:
             facts.named[row["payment_id"]] = payment_of(row)
+
+
+def _origin(report: Evidence) -> tuple[Cause, str]:
+    if report.source is Source.C2B:
+        return Cause.C2B, "M-Pesa confirms the payment to the shortcode"
+    if report.source is not Source.STATEMENT:
+        return Cause.STATUS_QUERY, "M-Pesa reports Completed"
+    # A status answer may have completed the line.
+    cause = Cause.STATUS_QUERY if report.proof is Proof.ANSWER else Cause.STATEMENT
+    return cause, "found on M-Pesa's statement"
 
 
 def _group(report: Evidence) -> _Group | None:

@@ -41,6 +41,7 @@ class Cause(StrEnum):
     EXPIRY = "expiry"
     STATUS_QUERY = "status_query"
     STATEMENT = "statement"
+    C2B = "c2b"
     REVERSAL = "reversal"
     OPERATOR = "operator"
 

@@ -63,6 +63,6 @@ CREATE TABLE refused_callback (
 CREATE INDEX refused_callback_became ON refused_callback (callback_id) WHERE callback_id IS NOT NULL;
 CREATE INDEX refused_callback_subject ON refused_callback (subject_id) WHERE subject_id IS NOT NULL;
 CREATE INDEX refused_callback_of_strangers ON refused_callback (refused_id) WHERE NOT is_trusted;
--- Trusted callbacks that could not be read, or are of a kind that no enabled plugin declares.
+-- Trusted callbacks that could not be read, name another shortcode than their address, or are of a kind that no enabled plugin declares.
 CREATE INDEX refused_callback_unread ON refused_callback (refused_id)
-    WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind');
+    WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind', 'receiver');
