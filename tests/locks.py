@@ -46,6 +46,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     (
         "reconciliation_line",
         "transaction_witness",
+        "allocation",
         "outgoing_receipt",
         "payment_step",
         "payment_stats",
@@ -80,7 +81,7 @@ BY: Mapping[str, tuple[str, ...]] = {
 """The unique key by which rows of a table are sorted, where that is not plain: the primary key, or for a row that is
 inserted the unique key by which another transaction could wait for it."""
 
-FRESH = {"event", "event_task", "transaction_witness"}
+FRESH = {"event", "event_task", "transaction_witness", "allocation"}
 """Tables whose new rows no transaction can wait for: an event's id is made for it, and a witness is written while its
 row of ``transaction`` is locked. Rows of earlier tables may be locked after they were inserted."""
 

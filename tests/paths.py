@@ -25,6 +25,7 @@ from mpesa_gateway_reconciliation.operator_service import ReconciliationOperator
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.conftest import Harness
 from tests.daraja import Daraja, fault, result, stk_callback
@@ -251,6 +252,24 @@ class Paths:
         review = self.harness.gateway.services.get(ContradictionReview)
         await review.resolve("sandbox", found, "pull", "compared with the portal", actor="a person")
 
+    async def allocated(self) -> None:
+        """A C2B confirmation has the reference of a payment, and comes twice."""
+        made = await self.pay()
+        report = ReportedTransaction(
+            source="c2b",
+            env="sandbox",
+            number="174379",
+            merchant_id=self.merchant_id,
+            direction="in",
+            receipt=f"TKC{self.number:07}",
+            occurred_at=self.harness.gateway.clock.now(),
+            amount_cents=50_000,
+            account_number=made["reference"],
+        )
+        for _ in range(2):
+            async with self.harness.gateway.db.transaction():
+                await self.harness.gateway.port(Allocations).receive([report])
+
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
@@ -334,6 +353,7 @@ class Paths:
         yield self.batched()
         yield self.set_aside()
         yield self.contradicted()
+        yield self.allocated()
         yield self.resolved()
         yield self.delivered()
         yield self.set_up()

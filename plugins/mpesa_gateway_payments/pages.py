@@ -197,6 +197,7 @@ _CAUSES = {
     "expiry": "time",
     "status_query": "a status query",
     "statement": "M-Pesa's statement",
+    "c2b": "a C2B confirmation",
     "reversal": "a reversal",
     "operator": "an operator",
 }

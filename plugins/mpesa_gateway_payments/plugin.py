@@ -7,6 +7,7 @@ from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables, on_event_in
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import status_query_sql, tables
+from mpesa_gateway_payments.allocation_rule import ALLOCATION_RULE
 from mpesa_gateway_payments.callbacks import CALLBACKS
 from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.doctor import CHECKS
@@ -81,7 +82,7 @@ plugin = Plugin(
     ),
     commands=(payments,),
     pages=PAGES,
-    contributes=(OpenWork("payments", _count_open),),
+    contributes=(OpenWork("payments", _count_open), ALLOCATION_RULE),
     checks=CHECKS,
     invariants=INVARIANTS,
     metrics=PaymentMetrics,

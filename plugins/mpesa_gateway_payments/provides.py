@@ -23,7 +23,7 @@ from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
-from mpesa_gateway_transactions.api import Transactions
+from mpesa_gateway_transactions.api import Allocations, Transactions
 
 
 def _service(gateway: Runtime) -> PaymentService:
@@ -132,7 +132,7 @@ def _checks(gateway: Runtime) -> StatusQueryService:
         transitions=gateway.port(Transitions),
         external_reversals=gateway.port(ExternalReversals),
         statement_matching=gateway.port(PaymentStatementMatching),
-        transactions=gateway.port(Transactions),
+        allocations=gateway.port(Allocations),
     )
 
 

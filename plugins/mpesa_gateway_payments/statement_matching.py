@@ -41,6 +41,10 @@ from mpesa_gateway_payments.verdicts import (
 
 _FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
 
+_CAUSES = {Source.STATEMENT: Cause.STATEMENT, Source.C2B: Cause.C2B}
+
+_TEXTS = {Source.STATEMENT: "found on M-Pesa's statement", Source.C2B: "confirmed by M-Pesa as a C2B payment"}
+
 _Group = tuple[str, str, int]
 """Env, receiver and amount."""
 
@@ -178,7 +182,10 @@ class PaymentStatementMatching:
         return await self._write(row, report, verdict)
 
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
-        cause, text = _origin(report)
+        # A status answer completed the line.
+        source = Source.STATUS_QUERY if report.proof is Proof.ANSWER else report.source
+        cause = _CAUSES.get(source, Cause.STATUS_QUERY)
+        text = _TEXTS.get(report.source, "M-Pesa reports Completed")
         decisions = await self._transitions.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
@@ -265,16 +272,6 @@ class PaymentStatementMatching:
     def _note(self, facts: _Facts, rows: Sequence[Row]) -> None:
         for row in rows:
             facts.named[row["payment_id"]] = payment_of(row)
-
-
-def _origin(report: Evidence) -> tuple[Cause, str]:
-    if report.source is Source.C2B:
-        return Cause.C2B, "M-Pesa confirms the payment to the shortcode"
-    if report.source is not Source.STATEMENT:
-        return Cause.STATUS_QUERY, "M-Pesa reports Completed"
-    # A status answer may have completed the line.
-    cause = Cause.STATUS_QUERY if report.proof is Proof.ANSWER else Cause.STATEMENT
-    return cause, "found on M-Pesa's statement"
 
 
 def _group(report: Evidence) -> _Group | None:

@@ -35,7 +35,7 @@ from mpesa_gateway_payments.status_evidence import StatusEvidence
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import payment_of
-from mpesa_gateway_transactions.api import Transactions
+from mpesa_gateway_transactions.api import Allocations
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class StatusQueryService:
         transitions: Transitions,
         external_reversals: ExternalReversals,
         statement_matching: PaymentStatementMatching,
-        transactions: Transactions,
+        allocations: Allocations,
     ) -> None:
         self._runtime = runtime
         self._db = runtime.db
@@ -63,7 +63,7 @@ class StatusQueryService:
         self._transitions = transitions
         self._external_reversals = external_reversals
         self._statement_matching = statement_matching
-        self._transactions = transactions
+        self._allocations = allocations
         self._evidence = StatusEvidence(runtime.db, credentials)
 
     async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
@@ -269,7 +269,7 @@ class StatusQueryService:
             settled = await settle(evidence)
             if settled.payment_id is None:
                 seen = unallocated_transaction(evidence, check["merchant_id"])
-                await self._transactions.defer([] if seen is None else [seen])
+                await self._allocations.receive([] if seen is None else [seen])
             is_own = settled.merchant_id in {None, check["merchant_id"]}
             return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
         payment = await self._named(check, evidence)

@@ -1,11 +1,12 @@
-"""The public API of transactions: recording money that M-Pesa reports."""
+"""The public API of transactions: recording money that M-Pesa reports, and what it pays for."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
 from mpesa_gateway.env import Env
+from mpesa_gateway.runtime import Runtime
 
 Direction = Literal["in", "out"]
 """Direction of the money, seen from the receiver."""
@@ -13,7 +14,10 @@ Direction = Literal["in", "out"]
 
 @dataclass(frozen=True)
 class Subject:
-    """The object that money paid for (``payment``) or paid out (``refund``, ``payout``)."""
+    """The object that money paid for (``payment``, ``account_number``) or paid out (``refund``, ``payout``).
+
+    A payment, refund or payout has one transaction; other subjects may have many.
+    """
 
     kind: str
     subject_id: str
@@ -24,9 +28,9 @@ class ReportedTransaction:
     """A report of money with a receipt.
 
     ``number`` is that of a known receiver. ``amount_cents`` is None if unreadable. ``payer`` is the visible part of the
-    other party's number, ``account_number`` the payer's input, ``kind`` M-Pesa's transaction type. ``conflict_id`` is
-    the payment that the money contradicts. ``merchant_id`` is the merchant of the subject or conflict, otherwise of the
-    request or run.
+    other party's number, ``payer_digest`` its SHA-256 in hexadecimal, ``account_number`` the payer's input, ``kind``
+    M-Pesa's transaction type. ``conflict_id`` is the payment that the money contradicts. ``merchant_id`` is the
+    merchant of the subject or conflict, otherwise of the request or run.
     """
 
     source: str
@@ -39,6 +43,7 @@ class ReportedTransaction:
     amount_cents: int | None
     fee_cents: int | None = None
     payer: str | None = None
+    payer_digest: str | None = None
     payer_name: str | None = None
     account_number: str | None = None
     kind: str | None = None
@@ -77,5 +82,78 @@ class Transactions(Protocol):
         """Record reports at the end of the transaction, or before its next query.
 
         The transaction raises ConcurrentUpdate where ``record`` returns None.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncomingMoney:
+    """Money in that no report gives a subject, for a rule to find it.
+
+    ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner.
+    """
+
+    transaction_id: str | None
+    source: str
+    env: Env
+    receiver_id: str
+    number: str
+    is_till: bool
+    owner_id: str | None
+    merchant_id: str
+    receipt: str
+    amount_cents: int | None
+    occurred_at: datetime
+    account_number: str | None
+    payer: str | None
+    payer_digest: str | None
+    kind: str | None
+
+
+@dataclass(frozen=True)
+class FoundSubject:
+    """``merchant_id`` is the subject's."""
+
+    subject: Subject
+    merchant_id: str
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """``by`` is the rule's name or the actor."""
+
+    transaction_id: str
+    env: Env
+    receiver_id: str
+    merchant_id: str
+    receipt: str
+    amount_cents: int | None
+    subject: Subject
+    by: str
+
+
+@dataclass(frozen=True)
+class AllocationRule:
+    """Finds the subject of incoming money; contributed by the subject's plugin.
+
+    Each rule sees what those of earlier plugins left. ``find`` answers in order, in the recording transaction before
+    it locks transactions; it may lock payments for one money, and raises ConcurrentUpdate for several. ``allocated``
+    follows each allocation to ``subject_kind``, also by a person; it may lock account numbers.
+    """
+
+    name: str
+    subject_kind: str
+    find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
+    allocated: Callable[[Runtime, Sequence[Allocated]], Awaitable[None]] | None = None
+
+
+class Allocations(Protocol):
+    """Records incoming money and finds what it pays for."""
+
+    async def receive(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction]:
+        """Record reports whose subject their caller does not know; return their transactions in order.
+
+        Needs an open transaction without locks after ``payment``. Raises ConcurrentUpdate if another transaction was
+        first, or one of several reports is a payment's: receive each in a transaction of its own.
         """
         ...

@@ -1,8 +1,12 @@
 """Declaration of the transactions plugin."""
 
+from functools import partial
+
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Plugin, Tables
-from mpesa_gateway_transactions.api import Transactions
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, Transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -10,7 +14,31 @@ from mpesa_gateway_transactions.erasure import TRANSACTIONS
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
-from mpesa_gateway_transactions.tables import TransactionRow, WitnessRow
+from mpesa_gateway_transactions.tables import AllocationRow, TransactionRow, WitnessRow
+
+
+def _rules(gateway: Runtime) -> AllocationRules:
+    return AllocationRules(
+        [
+            BoundRule(
+                rule.name,
+                rule.subject_kind,
+                partial(rule.find, gateway),
+                None if rule.allocated is None else partial(rule.allocated, gateway),
+            )
+            for rule in gateway.contributed(AllocationRule)
+        ]
+    )
+
+
+def _incoming(gateway: Runtime) -> IncomingMoneyRecorder:
+    return IncomingMoneyRecorder(
+        db=gateway.db,
+        clock=gateway.clock,
+        transactions=gateway.port(Transactions),
+        rules=gateway.port(AllocationRules),
+    )
+
 
 plugin = Plugin(
     name="transactions",
@@ -22,12 +50,16 @@ plugin = Plugin(
             Transactions,
             lambda gateway: TransactionRecorder(db=gateway.db, clock=gateway.clock, ids=gateway.ids),
         ),
+        (AllocationRules, _rules),
+        (Allocations, _incoming),
         (
             ContradictionReview,
             lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),
         ),
     ),
-    tables=Tables(models=(TransactionRow, WitnessRow), migrations="mpesa_gateway_transactions.migrations"),
+    tables=Tables(
+        models=(TransactionRow, WitnessRow, AllocationRow), migrations="mpesa_gateway_transactions.migrations"
+    ),
     erasers=(TRANSACTIONS,),
     invariants=INVARIANTS,
     pages=PAGES,

@@ -62,6 +62,7 @@ class TransactionRecorder:
             "amount_cents": one.amount_cents,
             "fee_cents": one.fee_cents,
             "payer": one.payer,
+            "payer_digest": one.payer_digest,
             "payer_name": one.payer_name,
             "account_number": one.account_number,
             "occurred_at": one.occurred_at,

@@ -1,6 +1,6 @@
 """Piccolo tables of transactions, and the statement that records them."""
 
-from piccolo.columns import BigInt, Text, Timestamptz
+from piccolo.columns import BigInt, SmallInt, Text, Timestamptz
 from piccolo.table import Table
 
 from mpesa_gateway.db.named import Named
@@ -19,6 +19,7 @@ class TransactionRow(Table, tablename="transaction"):
     amount_cents = BigInt(null=True, default=None)
     fee_cents = BigInt(null=True, default=None)
     payer = Text(null=True, default=None)
+    payer_digest = Text(null=True, default=None)
     payer_name = Text(null=True, default=None)
     account_number = Text(null=True, default=None)
     occurred_at = Timestamptz()
@@ -26,6 +27,10 @@ class TransactionRow(Table, tablename="transaction"):
     subject_id = Text(null=True, default=None)
     conflict_id = Text(null=True, default=None)
     first_source = Text()
+    announce_at = Timestamptz(null=True, default=None)
+    announced_at = Timestamptz(null=True, default=None)
+    refund_reserved_cents = BigInt(default=0)
+    refunded_cents = BigInt(default=0)
 
 
 class WitnessRow(Table, tablename="transaction_witness"):
@@ -40,25 +45,38 @@ class WitnessRow(Table, tablename="transaction_witness"):
     review_note = Text(null=True, default=None)
 
 
+class AllocationRow(Table, tablename="allocation"):
+    """What a rule or a person decided that incoming money is for. Insert-only."""
+
+    transaction_id = Text(primary_key=True)
+    number = SmallInt()
+    subject_kind = Text()
+    subject_id = Text()
+    by = Text()
+    at = Timestamptz()
+    note = Text(null=True, default=None)
+
+
 # raw SQL: hot path - each callback that completes a payment; both statements bind the same values.
 _SEEN = """
     SELECT * FROM unnest($transaction_id::uuid[], $env::text[], $number::text[], $merchant_id::uuid[],
         $direction::text[], $kind::text[], $receipt::text[], $amount_cents::bigint[], $fee_cents::bigint[],
-        $payer::text[], $payer_name::text[], $account_number::text[], $occurred_at::timestamptz[],
-        $subject_kind::text[], $subject_id::uuid[], $conflict_id::uuid[], $source::text[])
+        $payer::text[], $payer_digest::text[], $payer_name::text[], $account_number::text[],
+        $occurred_at::timestamptz[], $subject_kind::text[], $subject_id::uuid[], $conflict_id::uuid[], $source::text[])
         AS t(transaction_id, env, number, merchant_id, direction, kind, receipt, amount_cents, fee_cents, payer,
-        payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id, source)
+        payer_digest, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id, source)
     LIMIT cardinality($transaction_id)
 """
 
 _INSERT = f"""
 INSERT INTO transaction AS known (transaction_id, env, receiver_id, merchant_id, direction, kind, receipt, amount_cents,
-    fee_cents, payer, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id, first_source)
+    fee_cents, payer, payer_digest, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id,
+    first_source)
 SELECT t.transaction_id, t.env, receiver.receiver_id,
     CASE WHEN COALESCE(t.subject_id, t.conflict_id) IS NULL THEN COALESCE(receiver.owner_id, t.merchant_id)
         ELSE t.merchant_id END,
-    t.direction, t.kind, t.receipt, t.amount_cents, t.fee_cents, t.payer, t.payer_name, t.account_number,
-    t.occurred_at, t.subject_kind, t.subject_id, t.conflict_id, t.source
+    t.direction, t.kind, t.receipt, t.amount_cents, t.fee_cents, t.payer, t.payer_digest, t.payer_name,
+    t.account_number, t.occurred_at, t.subject_kind, t.subject_id, t.conflict_id, t.source
 FROM ({_SEEN}) AS t LEFT JOIN receiver ON receiver.env = t.env AND receiver.number = t.number
 ORDER BY t.env, t.direction, t.receipt
 ON CONFLICT (env, direction, receipt) DO UPDATE SET
@@ -73,6 +91,8 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
     payer = COALESCE(known.payer, excluded.payer),
     -- Of an erased payer nothing is learnt again.
+    payer_digest = COALESCE(known.payer_digest,
+        CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.payer_digest END),
     payer_name = COALESCE(known.payer_name,
         CASE WHEN known.payer IS DISTINCT FROM 'erased' THEN excluded.payer_name END),
     account_number = COALESCE(known.account_number,

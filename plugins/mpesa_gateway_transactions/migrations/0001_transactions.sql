@@ -1,7 +1,9 @@
 -- Money that M-Pesa moved: one row for each (env, direction, receipt). A transfer between two of our receivers has two
 -- rows. The subject is the payment, refund or payout of the money, the conflict the payment that it contradicts.
 -- amount_cents is NULL if no report states a readable amount. merchant_id is the merchant of the subject or conflict,
--- otherwise the receiver's owner, otherwise the merchant that reported the money.
+-- otherwise the receiver's owner, otherwise the merchant that reported the money. subject_kind 'resolved' is money that a
+-- person marked as dealt with; its subject is the row itself. announce_at is when transaction.received is due, announced_at
+-- when it was published. refund_* are of refunds without a payment.
 CREATE TABLE transaction (
     transaction_id uuid PRIMARY KEY CHECK (has_prefix(transaction_id, 'txn')),
     receiver_id uuid NOT NULL,
@@ -9,6 +11,10 @@ CREATE TABLE transaction (
     occurred_at timestamptz NOT NULL,
     amount_cents bigint CHECK (amount_cents >= 0),
     fee_cents bigint CHECK (fee_cents >= 0),
+    refund_reserved_cents bigint NOT NULL DEFAULT 0 CHECK (refund_reserved_cents >= 0),
+    refunded_cents bigint NOT NULL DEFAULT 0 CHECK (refunded_cents >= 0),
+    announce_at timestamptz,
+    announced_at timestamptz,
     subject_id uuid CHECK (is_id(subject_id)),
     conflict_id uuid CHECK (is_id(conflict_id)),
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
@@ -16,11 +22,17 @@ CREATE TABLE transaction (
     kind text,
     receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     payer text,
+    payer_digest text COLLATE "C" CHECK (payer_digest ~ '^[0-9a-f]{64}$'),
     payer_name text,
     account_number text,
     subject_kind text,
     first_source text NOT NULL CHECK (first_source <> ''),
     FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
+    CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents = 0
+        OR refund_reserved_cents + refunded_cents <= amount_cents),
+    CONSTRAINT transaction_resolved_is_its_own_subject
+        CHECK (subject_kind <> 'resolved' OR subject_id = transaction_id),
+    CONSTRAINT transaction_announced_once CHECK (num_nonnulls(announce_at, announced_at) <= 1),
     CONSTRAINT transaction_subject_is_whole CHECK ((subject_kind IS NULL) = (subject_id IS NULL)),
     CONSTRAINT transaction_receipt UNIQUE (env, direction, receipt)
 );
@@ -61,3 +73,20 @@ CREATE TABLE transaction_witness (
 );
 CREATE INDEX transaction_witness_unreviewed ON transaction_witness (transaction_id)
     WHERE detail IS NOT NULL AND reviewed_at IS NULL;
+
+-- What a rule (by its name) or a person decided that incoming money is for. The newest row of a transaction is its
+-- subject. Subjects that the report itself names, such as a push's payment, have none.
+CREATE TABLE allocation (
+    transaction_id uuid NOT NULL REFERENCES transaction,
+    subject_id uuid NOT NULL CHECK (is_id(subject_id)),
+    at timestamptz NOT NULL,
+    number smallint NOT NULL CHECK (number > 0),
+    subject_kind text NOT NULL CHECK (subject_kind <> ''),
+    by text NOT NULL CHECK (by <> ''),
+    note text CHECK (length(note) BETWEEN 3 AND 500),
+    PRIMARY KEY (transaction_id, number)
+);
+CREATE TRIGGER allocation_append_only BEFORE UPDATE OR DELETE ON allocation
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER allocation_never_emptied BEFORE TRUNCATE ON allocation
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();

@@ -25,7 +25,23 @@ INSERT INTO transaction_witness (transaction_id, source, seen_at, detail, review
 VALUES ({literal("txn", 1)}, 'pull', now(), %s)
 """  # noqa: S608 - ids that the test chose
 
+ALLOCATION = f"""
+INSERT INTO allocation (transaction_id, number, subject_kind, subject_id, by, at)
+VALUES ({literal("txn", 1)}, 1, 'payment', {literal("pay", 1)}, 'a person', now());
+%s
+"""  # noqa: S608 - ids that the test chose
+
 CASES = {
+    "allocation_append_only": [
+        ALLOCATION % "UPDATE allocation SET by = 'another'",
+        ALLOCATION % "DELETE FROM allocation",
+    ],
+    "allocation_never_emptied": [ALLOCATION % "TRUNCATE allocation"],
+    "transaction_refunds_fit": [CHANGE % "refund_reserved_cents = 30000, refunded_cents = 20001"],
+    "transaction_resolved_is_its_own_subject": [
+        SECOND % ("'TKN0000002'", f"'resolved', {literal('txn', 3)}"),
+    ],
+    "transaction_announced_once": [CHANGE % "announce_at = now(), announced_at = now()"],
     "transaction_receipt": [SECOND % ("receipt", "NULL, NULL")],
     "transaction_subject": [SECOND % ("'TKN0000002'", "subject_kind, subject_id")],
     "transaction_subject_is_whole": [

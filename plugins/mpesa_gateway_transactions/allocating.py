@@ -1,0 +1,171 @@
+"""Recording of incoming money, with the rules that find its subject."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.deferred import ConcurrentUpdate
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway_transactions import allocation_sql
+from mpesa_gateway_transactions.api import (
+    Allocated,
+    FoundSubject,
+    IncomingMoney,
+    RecordedTransaction,
+    ReportedTransaction,
+    Transactions,
+)
+
+
+@dataclass(frozen=True)
+class BoundRule:
+    """A rule of one gateway."""
+
+    name: str
+    subject_kind: str
+    find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
+    allocated: Callable[[Sequence[Allocated]], Awaitable[None]] | None
+
+
+@dataclass(frozen=True)
+class RuleFinding:
+    """A subject with its rule."""
+
+    found: FoundSubject
+    by: str
+
+
+class AllocationRules:
+    """All rules in order."""
+
+    def __init__(self, rules: Sequence[BoundRule]) -> None:
+        self._rules = rules
+
+    async def find(self, money: Sequence[IncomingMoney]) -> dict[str, RuleFinding]:
+        """Return the subjects by ``money_key``."""
+        found: dict[str, RuleFinding] = {}
+        for rule in self._rules:
+            left = [one for one in money if money_key(one.env, one.receipt) not in found]
+            if not left:
+                break
+            for one, answer in zip(left, await rule.find(left), strict=True):
+                if answer is not None:
+                    found[money_key(one.env, one.receipt)] = RuleFinding(answer, rule.name)
+        return found
+
+    async def notify(self, allocated: Sequence[Allocated]) -> None:
+        """Call ``allocated`` of the subjects' rules."""
+        for rule in self._rules:
+            theirs = [one for one in allocated if one.subject.kind == rule.subject_kind]
+            if theirs and rule.allocated is not None:
+                await rule.allocated(theirs)
+
+
+class IncomingMoneyRecorder:
+    """Implements Allocations."""
+
+    def __init__(self, *, db: Database, clock: Clock, transactions: Transactions, rules: AllocationRules) -> None:
+        self._db = db
+        self._clock = clock
+        self._transactions = transactions
+        self._rules = rules
+
+    async def receive(self, seen: Sequence[ReportedTransaction]) -> list[RecordedTransaction]:
+        if not seen:
+            return []
+        known = await self._known(seen)
+        found = await self._rules.find(
+            [_incoming(one, row) for one, row in zip(seen, known, strict=True) if _is_unallocated(one, row)]
+        )
+        reports = [
+            one
+            if (finding := found.get(money_key(one.env, one.receipt))) is None
+            else replace(one, subject=finding.found.subject, merchant_id=finding.found.merchant_id)
+            for one in seen
+        ]
+        recorded: list[RecordedTransaction] = []
+        for one in await self._transactions.record(reports):
+            if one is None:
+                raise ConcurrentUpdate("another transaction has allocated the money")
+            recorded.append(one)
+        await self._note(
+            [
+                _allocated(one, row, result, finding)
+                for one, row, result in zip(reports, known, recorded, strict=True)
+                if (finding := found.get(money_key(one.env, one.receipt))) is not None
+            ]
+        )
+        return recorded
+
+    async def _known(self, seen: Sequence[ReportedTransaction]) -> list[Row]:
+        rows = await self._db.fetch(
+            allocation_sql.KNOWN,
+            [one.env for one in seen],
+            [one.number for one in seen],
+            [one.direction for one in seen],
+            [one.receipt for one in seen],
+        )
+        if len(rows) < len(seen):
+            raise ValueError("a report names an unknown receiver")
+        return rows
+
+    async def _note(self, allocated: Sequence[Allocated]) -> None:
+        if not allocated:
+            return
+        now = self._clock.now()
+        rows: list[dict[str, Any]] = [
+            {
+                "transaction_id": one.transaction_id,
+                "subject_kind": one.subject.kind,
+                "subject_id": one.subject.subject_id,
+                "by": one.by,
+                "note": None,
+            }
+            for one in sorted(allocated, key=lambda one: one.transaction_id)
+        ]
+        noted = {row["transaction_id"] for row in await self._db.fetch(*allocation_sql.NOTE.bind_rows(rows, at=now))}
+        await self._rules.notify([one for one in allocated if one.transaction_id in noted])
+
+
+def money_key(env: str, receipt: str) -> str:
+    return f"{env} {receipt}"
+
+
+def _is_unallocated(one: ReportedTransaction, row: Row) -> bool:
+    is_named = one.subject is not None or one.conflict_id is not None
+    return one.direction == "in" and not is_named and row["subject_id"] is None and row["conflict_id"] is None
+
+
+def _incoming(one: ReportedTransaction, row: Row) -> IncomingMoney:
+    is_known = row["transaction_id"] is not None
+    return IncomingMoney(
+        transaction_id=row["transaction_id"],
+        source=one.source,
+        env=one.env,
+        receiver_id=row["receiver_id"],
+        number=row["number"],
+        is_till=row["kind"] == "till",
+        owner_id=row["owner_id"],
+        merchant_id=one.merchant_id,
+        receipt=one.receipt,
+        amount_cents=row["amount_cents"] if is_known and row["amount_cents"] is not None else one.amount_cents,
+        occurred_at=row["occurred_at"] if is_known else one.occurred_at,
+        account_number=row["account_number"] or one.account_number,
+        payer=row["payer"] or one.payer,
+        payer_digest=row["payer_digest"] or one.payer_digest,
+        kind=row["money_kind"] or one.kind,
+    )
+
+
+def _allocated(one: ReportedTransaction, row: Row, result: RecordedTransaction, finding: RuleFinding) -> Allocated:
+    return Allocated(
+        transaction_id=result.transaction_id,
+        env=one.env,
+        receiver_id=row["receiver_id"],
+        merchant_id=result.merchant_id,
+        receipt=one.receipt,
+        amount_cents=result.amount_cents,
+        subject=finding.found.subject,
+        by=finding.by,
+    )

@@ -1,0 +1,28 @@
+"""Statements of allocations."""
+
+from mpesa_gateway.db.named import Named
+
+# raw SQL: array - each report with its receiver, and its transaction if recorded.
+KNOWN = """
+SELECT known.transaction_id, subject_id, conflict_id, amount_cents, occurred_at, account_number, payer, payer_digest,
+    known.kind AS money_kind, receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS t(env, number, direction, receipt, place)
+    LEFT JOIN transaction AS known ON known.env = t.env AND known.direction = t.direction AND known.receipt = t.receipt
+    JOIN receiver ON receiver.env = t.env
+        AND (CASE WHEN known.transaction_id IS NULL THEN receiver.number = t.number
+            ELSE receiver.receiver_id = known.receiver_id END)
+ORDER BY place
+"""
+
+# raw SQL: array - the transactions are locked, so the numbers are free. A repeated report allocates nothing anew.
+NOTE = Named("""
+INSERT INTO allocation (transaction_id, number, subject_kind, subject_id, by, at, note)
+SELECT t.transaction_id, 1 + (SELECT count(*) FROM allocation AS former WHERE former.transaction_id = t.transaction_id),
+    t.subject_kind, t.subject_id, t.by, $at::timestamptz, t.note
+FROM unnest($transaction_id::uuid[], $subject_kind::text[], $subject_id::uuid[], $by::text[], $note::text[])
+    AS t(transaction_id, subject_kind, subject_id, by, note)
+WHERE NOT EXISTS (SELECT 1 FROM allocation AS former WHERE former.transaction_id = t.transaction_id
+    AND former.subject_id = t.subject_id AND former.subject_kind = t.subject_kind)
+ORDER BY t.transaction_id
+RETURNING transaction_id
+""")
