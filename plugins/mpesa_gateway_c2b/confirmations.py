@@ -5,45 +5,26 @@ from collections.abc import Sequence
 import structlog
 
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.money import Kes
 from mpesa_gateway_c2b import tables
 from mpesa_gateway_c2b.errors import OtherReceiver
 from mpesa_gateway_c2b.events import C2bConfirmed
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import (
-    Direction,
-    Evidence,
-    Proof,
-    Receiver,
-    Source,
-    StatementMatching,
-    possible_times,
-)
-from mpesa_gateway_transactions.api import ReportedTransaction, Transactions
+from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 
 log = structlog.get_logger(__name__)
-
-SOURCE = "c2b"
 
 
 class Confirmations:
     """Records the money of confirmations. Needs the transaction that stores the callback."""
 
     def __init__(
-        self,
-        *,
-        db: Database,
-        callbacks: Callbacks,
-        credentials: Credentials,
-        matching: StatementMatching,
-        transactions: Transactions,
+        self, *, db: Database, callbacks: Callbacks, credentials: Credentials, allocations: Allocations
     ) -> None:
         self._db = db
         self._callbacks = callbacks
         self._credentials = credentials
-        self._matching = matching
-        self._transactions = transactions
+        self._allocations = allocations
 
     async def apply(self, confirmed: Sequence[C2bConfirmed]) -> None:
         """Raises OtherReceiver."""
@@ -54,11 +35,10 @@ class Confirmations:
         address = await self._db.fetchrow(tables.OF_RECEIVER, one.subject_id)
         if address is None or not await self._is_of(address, one.number):
             raise OtherReceiver("this confirmation names another shortcode than its address")
-        # A payment is locked before its transaction.
-        settled = await self._matching.apply(evidence_of(one, address))
-        await self._transactions.record([reported_transaction(one, address)])
+        (recorded,) = await self._allocations.receive([reported_transaction(one, address)])
         await self._callbacks.mark_applied(one.callback_id)
-        log.info("c2b_confirmed", callback_id=one.callback_id, finding=settled.finding, payment_id=settled.payment_id)
+        kind = None if recorded.subject is None else recorded.subject.kind
+        log.info("c2b_confirmed", transaction_id=recorded.transaction_id, is_new=recorded.is_new, subject=kind)
 
     async def _is_of(self, address: Row, number: str) -> bool:
         """M-Pesa names a till by its own number or its store's."""
@@ -67,28 +47,10 @@ class Confirmations:
         )
 
 
-def evidence_of(one: C2bConfirmed, address: Row) -> Evidence:
-    """Return what the confirmation states. Its token proves the sender."""
-    time = () if one.paid_at is None else possible_times((one.paid_at,), now=one.received_at)
-    shillings, cents = divmod(one.amount_cents, 100)
-    return Evidence(
-        source=Source.C2B,
-        proof=Proof.ADDRESS,
-        direction=Direction.IN,
-        receiver=Receiver(address["env"], address["number"], address["kind"] == "till"),
-        receipt=one.receipt,
-        reference=one.account_number,
-        amount=f"{shillings}.{cents:02}" if cents else Kes(shillings),
-        payer=one.payer or one.payer_digest,
-        time=time,
-        is_impossible=one.paid_at is not None and not time,
-    )
-
-
 def reported_transaction(one: C2bConfirmed, address: Row) -> ReportedTransaction:
     """Return the money. Without an owner, it is of the merchant that registered last."""
     return ReportedTransaction(
-        source=SOURCE,
+        source="c2b",
         env=address["env"],
         number=address["number"],
         merchant_id=address["owner_id"] or address["merchant_id"],
@@ -97,6 +59,7 @@ def reported_transaction(one: C2bConfirmed, address: Row) -> ReportedTransaction
         occurred_at=one.paid_at or one.received_at,
         amount_cents=one.amount_cents,
         payer=one.payer,
+        payer_digest=one.payer_digest,
         payer_name=one.payer_name,
         account_number=one.account_number,
         kind=one.transaction_type,

@@ -7,8 +7,7 @@ from mpesa_gateway_c2b.confirmations import Confirmations
 from mpesa_gateway_c2b.registration import C2bRegistrations
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import StatementMatching
-from mpesa_gateway_transactions.api import Transactions
+from mpesa_gateway_transactions.api import Allocations
 
 
 def _registrations(gateway: Runtime) -> C2bRegistrations:
@@ -29,8 +28,7 @@ def _confirmations(gateway: Runtime) -> Confirmations:
         db=gateway.db,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        matching=gateway.port(StatementMatching),
-        transactions=gateway.port(Transactions),
+        allocations=gateway.port(Allocations),
     )
 
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, cast
 
 from mpesa_gateway.daraja.numerals import read_number
@@ -10,6 +11,7 @@ from mpesa_gateway.daraja.wire import (
     ContradictoryCallback,
     DuplicateField,
     InvalidCallback,
+    read_amount,
     read_json_with_duplicates,
     read_moments,
     read_receipt,
@@ -93,7 +95,8 @@ def read_payer(text: str | None) -> Payer:
 
 
 def _cents(text: str | None) -> int | None:
-    number = None if text is None else read_number(text.replace(",", ""))
+    whole = read_amount(text)
+    number = Decimal(whole) if whole is not None else None if text is None else read_number(text)
     if number is None or not 0 < number < _MOST_CENTS or (cents := number * 100) != cents.to_integral_value():
         return None
     return int(cents)

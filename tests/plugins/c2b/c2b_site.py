@@ -12,7 +12,8 @@ from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
 from tests.daraja import Daraja, c2b_body, scripted_daraja
 
 PHONE = "254708374149"
-DIGEST = "39e46f4ae0d4fd2b3cbd4dd1c07bac4c6dd9ec7ac5d7dfd0d2cbc57ee4c71b5f"
+DIGEST = "bbff37cea44ac0b2d964ee0dfb8d2df8513dc7ba1b36129a929fc3fbd6dd4af4"
+"""SHA-256 of the phone."""
 
 
 @dataclass(frozen=True)
