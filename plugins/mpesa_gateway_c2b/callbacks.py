@@ -1,10 +1,13 @@
 """Callback kinds of c2b: confirmations, and validation requests with their answer."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
+from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind, StandingAddress
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_c2b.addresses import C2bAddresses
 from mpesa_gateway_c2b.events import C2bConfirmed
+from mpesa_gateway_c2b.validation import TEXTS, Validation
 from mpesa_gateway_c2b.wire import read_body
 from mpesa_gateway_callbacks.api import described
 
@@ -62,6 +65,10 @@ def _read(body: bytes) -> CallbackContent:
     return CallbackContent(money.receipt, "0", same, fields)
 
 
+async def _validate(gateway: Runtime, address: StandingAddress, body: bytes) -> Mapping[str, Any]:
+    return await gateway.port(Validation).answer(address, body)
+
+
 CALLBACKS = (
     CallbackKind(
         name="c2b",
@@ -71,5 +78,22 @@ CALLBACKS = (
         examples={"c2b": EXAMPLE},
         addresses=C2bAddresses,
         is_alone=True,
+    ),
+    CallbackKind(
+        name="c2b-validation",
+        read=_read,
+        event=None,
+        schema=BODY,
+        examples={"c2b-validation": EXAMPLE | {"OrgAccountBalance": ""}},
+        addresses=C2bAddresses,
+        reply=_validate,
+        answer_schema={
+            "type": "object",
+            "required": ["ResultCode", "ResultDesc"],
+            "properties": {
+                "ResultCode": {"enum": ["0", *TEXTS]},
+                "ResultDesc": {"type": "string", "maxLength": 90},
+            },
+        },
     ),
 )

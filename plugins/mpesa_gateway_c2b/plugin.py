@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 
-from mpesa_gateway.plugin import Plugin, SealedColumn, Tables, on_event_in_transaction
+from mpesa_gateway.ids import IdPrefix
+from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_c2b.account_routes import routes as account_routes
+from mpesa_gateway_c2b.account_tables import AccountEntryRow, AccountNumberRow
+from mpesa_gateway_c2b.allocation_rule import ALLOCATION_RULE, count_completed, count_reversed
 from mpesa_gateway_c2b.callbacks import CALLBACKS
 from mpesa_gateway_c2b.confirmations import Confirmations
-from mpesa_gateway_c2b.events import C2bConfirmed
+from mpesa_gateway_c2b.events import AccountOverpaid, AccountPaid, AccountPartPaid, C2bConfirmed
+from mpesa_gateway_c2b.invariants import INVARIANTS
+from mpesa_gateway_c2b.jobs import allocate_waiting
+from mpesa_gateway_c2b.metrics import C2bMetrics
 from mpesa_gateway_c2b.operations import OPERATIONS
 from mpesa_gateway_c2b.provides import PROVIDES
 from mpesa_gateway_c2b.routes import routes
 from mpesa_gateway_c2b.settings import C2bSettings
 from mpesa_gateway_c2b.tables import AddressRow
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 
 
 async def take_confirmations(confirmed: Sequence[C2bConfirmed], gateway: Runtime) -> None:
@@ -23,14 +31,23 @@ plugin = Plugin(
     summary="Records money that payers send unasked, validates account numbers, and counts part payments.",
     requires=("credentials", "callbacks", "transactions", "payments"),
     settings=C2bSettings,
-    routes=routes,
+    id_prefixes=(IdPrefix("acc", "account number"),),
+    routes=(*routes, *account_routes),
     operations=OPERATIONS,
     callbacks=CALLBACKS,
-    publishes=(C2bConfirmed,),
-    subscribers=(on_event_in_transaction(C2bConfirmed, take_confirmations),),
+    publishes=(C2bConfirmed, AccountPartPaid, AccountPaid, AccountOverpaid),
+    jobs=(Job(allocate_waiting, timeout=60, cron="* * * * *", queue="maintenance"),),
+    subscribers=(
+        on_event_in_transaction(C2bConfirmed, take_confirmations),
+        on_event_in_transaction(PaymentCompleted, count_completed),
+        on_event_in_transaction(PaymentReversed, count_reversed),
+    ),
+    contributes=(ALLOCATION_RULE,),
+    invariants=INVARIANTS,
+    metrics=C2bMetrics,
     provides=PROVIDES,
     tables=Tables(
-        models=(AddressRow,),
+        models=(AddressRow, AccountNumberRow, AccountEntryRow),
         migrations="mpesa_gateway_c2b.migrations",
         sealed=(
             SealedColumn(

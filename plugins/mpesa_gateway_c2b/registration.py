@@ -1,8 +1,7 @@
 """Registration of a receiver's addresses at Safaricom."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -18,6 +17,7 @@ from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_c2b import tables
 from mpesa_gateway_c2b.addresses import C2bAddresses
 from mpesa_gateway_c2b.errors import AddressRefused, RegistrationInProgress
+from mpesa_gateway_c2b.explanations import LOST, meaning_of, state_of, steps_to_remove
 from mpesa_gateway_c2b.operations import REGISTER, RegistrationAnswer, UrlRegistration, Version, is_refused_version
 from mpesa_gateway_c2b.schemas import C2bAddresses as AddressesView
 from mpesa_gateway_c2b.schemas import C2bRegistered, C2bRemoved, C2bRequest, C2bView
@@ -29,11 +29,6 @@ log = structlog.get_logger(__name__)
 
 KIND = "c2b"
 VALIDATION_KIND = "c2b-validation"
-
-_LOST = timedelta(minutes=3)
-"""Longest time of a registration, with two versions and a renewed token each."""
-
-_State = Literal["unknown", "registering", "registered", "already_registered", "refused", "removed"]
 
 
 def problem_of(public_url: str, env: Env) -> str | None:
@@ -109,7 +104,7 @@ class C2bRegistrations:
         return await self._view(await self._find(credentials), credentials.shortcode)
 
     async def remove(self, caller: Caller, shortcode: str) -> C2bRemoved:
-        """Note that the registration is to be removed. Confirmations are still stored. Raises NotFound, ReceiverOwned."""
+        """Note that the registration is to be removed. Raises NotFound and ReceiverOwned."""
         credentials = await self._own(caller, shortcode)
         row = await self._find(credentials)
         async with self._db.transaction():
@@ -123,13 +118,7 @@ class C2bRegistrations:
                 env=caller.env,
                 detail={"shortcode": credentials.shortcode},
             )
-        steps = [
-            "Safaricom has no API for this: in live, two people with the role Business Manager or Business Administrator "
-            f"delete the addresses of {credentials.shortcode} on the developer portal, under Self Services, URL "
-            "Management",
-            "until then this gateway takes the confirmations of money as before, and accepts each validation request",
-        ]
-        return C2bRemoved(shortcode=credentials.shortcode, to_do=steps)
+        return C2bRemoved(shortcode=credentials.shortcode, to_do=steps_to_remove(credentials.shortcode))
 
     async def addresses_of(self, caller: Caller, shortcode: str) -> AddressesView:
         """Return the addresses, for the host. Raises NotFound and ReceiverOwned."""
@@ -165,7 +154,7 @@ class C2bRegistrations:
                     response_type=wanted.response_type,
                     validation=wanted.validation,
                     now=now,
-                    lost_before=now - _LOST,
+                    lost_before=now - LOST,
                 )
             )
             if row is None:
@@ -281,32 +270,3 @@ class C2bRegistrations:
             last_confirmation_at=last,
             **{name: row[name] for name in kept},
         )
-
-
-def state_of(row: Row, now: datetime) -> _State:
-    """Return the state; a registration whose process crashed is unknown."""
-    if row["attempted_at"] is not None:
-        return "registering" if row["attempted_at"] >= now - _LOST else "unknown"
-    return cast("_State", row["state"])
-
-
-def meaning_of(state: _State, row: Row, shortcode: str, last: datetime | None) -> str:
-    """Explain a state, with the next step."""
-    if state == "registered":
-        return f"Safaricom calls this gateway about each payment to {shortcode}"
-    if state == "registering":
-        return "a registration is in flight"
-    if state == "removed":
-        return "two people have to delete the addresses on Safaricom's developer portal"
-    if state == "refused":
-        return f"Safaricom refused the registration ({row['answer_text'] or row['answer_code']}); payers' money is seen by Pull only"
-    if state == "unknown":
-        return "Safaricom's answer is unknown: register again"
-    since = row["registered_at"] or row["created_at"]
-    if last is not None and last >= since:
-        return f"the registration stands, and leads here: the last confirmation came at {last:%Y-%m-%d %H:%M} UTC"
-    return (
-        "Safaricom has addresses for this shortcode, perhaps of another system. Pay a small amount to it: if no "
-        "confirmation arrives, delete them on the developer portal (Self Services, URL Management; two people) and "
-        "register again"
-    )

@@ -57,5 +57,6 @@ SELECT receiver_id, receiver.env, token_digest, validation FROM c2b_address JOIN
 ADDRESS_OF = f"{ADDRESSES} WHERE token_digest = $1"
 
 OF_RECEIVER = """
-SELECT c2b_address.*, receiver.number, receiver.kind, receiver.owner_id FROM c2b_address JOIN receiver USING (receiver_id) WHERE receiver_id = $1
+SELECT c2b_address.*, receiver.number, receiver.kind, receiver.owner_id
+FROM c2b_address JOIN receiver USING (receiver_id) WHERE receiver_id = $1
 """
