@@ -96,5 +96,7 @@ class CallbackKind:
     """The port with the tokens of this kind. None: a token belongs to one request of ours."""
     reply: Reply | None = None
     """Answers a question of Safaricom's. The body is neither read as a callback nor stored."""
+    personal: frozenset[str] = frozenset()
+    """Fields of the body that an erasure replaces, as they show the payer in no searchable form."""
     is_alone: bool = False
     """True if each callback is stored in a transaction of its own."""

@@ -81,9 +81,9 @@ FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[])
     JOIN receiver USING (receiver_id)
 WHERE is_active AND NOT EXISTS (SELECT 1 FROM payment
     WHERE payment.env = receiver.env AND payment.shortcode = receiver.number AND amount = t.amount_cents / 100
-        AND receipt IS NULL AND status = 'pending' AND upper(reference) = t.number)
+        AND receipt IS NULL AND status IN ('pending', 'completed') AND upper(reference) = t.number)
 """
-"""Money that may be a pending payment's is left for its callback, and for the job that allocates later."""
+"""Money that may be that of a payment without receipt is left for its callback, and for the job that allocates later."""
 
 OF_PAYMENTS = """
 SELECT payment_id, amount, account_id FROM unnest($1::uuid[], $2::text[]) AS t(payment_id, number)
@@ -153,7 +153,18 @@ FROM account_number AS account
     JOIN receiver USING (receiver_id)
     JOIN transaction ON transaction.receiver_id = account.receiver_id
         AND upper(transaction.account_number) = account.number AND transaction.merchant_id = account.merchant_id
+        AND transaction.env = account.env
 WHERE is_active AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL AND amount_cents IS NOT NULL
     AND transaction.transaction_id >= id_least('txn', $1::timestamptz)
 ORDER BY transaction.transaction_id LIMIT $2
+"""
+
+RECEIPTS_OF_CASE = """
+SELECT receipt FROM transaction WHERE direction = 'in' AND (transaction_id = ANY($1::uuid[])
+    OR (subject_kind IN ('payment', 'refund', 'payout') AND subject_id = ANY($1::uuid[])))
+"""
+
+NUMBERS_OF_CASE = """
+SELECT account_id, number FROM transaction JOIN account_number ON account_id = subject_id
+WHERE transaction_id = ANY($1::uuid[]) AND subject_kind = 'account_number'
 """

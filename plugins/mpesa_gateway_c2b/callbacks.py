@@ -77,6 +77,7 @@ CALLBACKS = (
         schema=BODY,
         examples={"c2b": EXAMPLE},
         addresses=C2bAddresses,
+        personal=frozenset({"MSISDN", "FirstName", "MiddleName", "LastName"}),
         is_alone=True,
     ),
     CallbackKind(

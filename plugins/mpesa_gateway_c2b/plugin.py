@@ -9,7 +9,10 @@ from mpesa_gateway_c2b.account_routes import routes as account_routes
 from mpesa_gateway_c2b.account_tables import AccountEntryRow, AccountNumberRow
 from mpesa_gateway_c2b.allocation_rule import ALLOCATION_RULE, count_completed, count_reversed
 from mpesa_gateway_c2b.callbacks import CALLBACKS
+from mpesa_gateway_c2b.commands import accounts, c2b
 from mpesa_gateway_c2b.confirmations import Confirmations
+from mpesa_gateway_c2b.doctor import CHECKS
+from mpesa_gateway_c2b.erasure import CONFIRMATIONS
 from mpesa_gateway_c2b.events import AccountOverpaid, AccountPaid, AccountPartPaid, C2bConfirmed
 from mpesa_gateway_c2b.invariants import INVARIANTS
 from mpesa_gateway_c2b.jobs import allocate_waiting
@@ -43,6 +46,9 @@ plugin = Plugin(
         on_event_in_transaction(PaymentReversed, count_reversed),
     ),
     contributes=(ALLOCATION_RULE,),
+    commands=(c2b, accounts),
+    checks=CHECKS,
+    erasers=(CONFIRMATIONS,),
     invariants=INVARIANTS,
     metrics=C2bMetrics,
     provides=PROVIDES,

@@ -120,10 +120,6 @@ class C2bRegistrations:
             )
         return C2bRemoved(shortcode=credentials.shortcode, to_do=steps_to_remove(credentials.shortcode))
 
-    async def addresses_of(self, caller: Caller, shortcode: str) -> AddressesView:
-        """Return the addresses, for the host. Raises NotFound and ReceiverOwned."""
-        return self._urls(await self._find(await self._own(caller, shortcode)))
-
     # -- steps ----------------------------------------------------------------------------------------------------
 
     async def _own(self, caller: Caller, shortcode: str) -> MpesaCredentials:

@@ -60,3 +60,21 @@ OF_RECEIVER = """
 SELECT c2b_address.*, receiver.number, receiver.kind, receiver.owner_id
 FROM c2b_address JOIN receiver USING (receiver_id) WHERE receiver_id = $1
 """
+
+OF_MERCHANT = """
+SELECT c2b_address.*, receiver.number, receiver.owner_id FROM c2b_address JOIN receiver USING (receiver_id)
+WHERE receiver.env = $2 AND COALESCE(receiver.owner_id, c2b_address.merchant_id) = $1
+    AND EXISTS (SELECT 1 FROM shortcode WHERE shortcode.receiver_id = c2b_address.receiver_id
+        AND shortcode.merchant_id = $1 AND retired_at IS NULL)
+ORDER BY receiver.number
+"""
+
+COUNT_UNCONFIRMED = """
+SELECT count(*) FROM (
+    SELECT 1 FROM transaction WHERE receiver_id = $1 AND direction = 'in' AND subject_id IS NULL
+        AND conflict_id IS NULL AND transaction_id >= id_least('txn', $2::timestamptz) AND first_source = 'pull'
+        AND NOT EXISTS (SELECT 1 FROM transaction_witness AS witness
+            WHERE witness.transaction_id = transaction.transaction_id AND witness.source = 'c2b')
+    LIMIT 1000
+) AS missed
+"""

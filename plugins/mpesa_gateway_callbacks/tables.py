@@ -202,9 +202,9 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 """  # noqa: S608 - the clause above
 
 OF_CASE = """
-SELECT callback_id, received_at, merchant_id, subject_id, handle, verdict, body FROM callback
+SELECT callback_id, kind, received_at, merchant_id, subject_id, handle, verdict, body FROM callback
 WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[])
-    OR (handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL)
+    OR (handle = ANY($2::text[]) AND handle <> '' AND (subject_id IS NULL OR merchant_id IS NULL))
 FOR UPDATE NOWAIT
 """
 

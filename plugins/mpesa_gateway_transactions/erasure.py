@@ -58,6 +58,8 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
         # A NULL would be filled by the next report of the receipt. Money of the case's payments is the payer's.
         is_hidden = row["payer"] is None and row["direction"] == "in" and row["subject_id"] in case.ids
         cleaned["payer"] = ERASED if is_hidden or case.number.is_in(row["payer"]) else row["payer"]
+        if cleaned["payer"] == ERASED:
+            cleaned["payer_name"] = None
         is_digest = row["payer_digest"] == case.number.forms[0]
         cleaned["payer_digest"] = None if is_digest or cleaned["payer"] == ERASED else row["payer_digest"]
         if any(cleaned[name] != row[name] for name in cleaned):

@@ -27,8 +27,9 @@ CREATE TABLE callback (
 );
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
--- Callbacks without a subject, and unapplied callbacks, are found by their handle.
-CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE subject_id IS NULL AND handle <> '';
+-- Callbacks without a subject or at a standing address, and unapplied callbacks, are found by their handle.
+CREATE INDEX callback_handle ON callback (handle, callback_id)
+    WHERE (subject_id IS NULL OR merchant_id IS NULL) AND handle <> '';
 CREATE INDEX callback_waiting_handle ON callback (handle, callback_id) WHERE verdict <> 'applied' AND handle <> '';
 CREATE INDEX callback_newest ON callback (env, callback_id);
 CREATE INDEX callback_unapplied ON callback (env, callback_id) WHERE verdict <> 'applied';

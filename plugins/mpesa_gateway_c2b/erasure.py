@@ -1,0 +1,31 @@
+"""Erasure: the confirmations of a case's transactions, found by their receipts."""
+
+from collections.abc import Mapping, Sequence
+
+from mpesa_gateway.erasure import ErasureCase
+from mpesa_gateway.plugin import Eraser
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_c2b import account_tables
+
+
+async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
+    rows = await gateway.db.fetch(account_tables.RECEIPTS_OF_CASE, case.named)
+    return {row["receipt"] for row in rows}
+
+
+async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:
+    """An account number is the merchant's; it may be the payer's phone number."""
+    rows = await gateway.db.fetch(account_tables.NUMBERS_OF_CASE, case.named)
+    return [
+        f"the account number {row['account_id']} is this phone number: delete it, or PUT another one"
+        for row in rows
+        if case.number.is_in(row["number"])
+    ]
+
+
+async def _erase(_: Runtime, __: ErasureCase) -> Mapping[str, int]:
+    # Transactions and callbacks are erased by their plugins.
+    return {}
+
+
+CONFIRMATIONS = Eraser(widen=_widen, erase=_erase, keeps=_keeps)
