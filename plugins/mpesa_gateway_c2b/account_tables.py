@@ -67,12 +67,6 @@ ON CONFLICT (source_id) DO NOTHING
 RETURNING source_id
 """
 
-COUNT = """
-UPDATE account_number SET received_cents = received_cents + t.amount_cents, updated_at = $3
-FROM unnest($1::uuid[], $2::bigint[]) AS t(account_id, amount_cents)
-WHERE account_number.account_id = t.account_id
-"""
-
 OF_MONEY = """
 SELECT place, account_id, account.merchant_id
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[])
@@ -83,7 +77,7 @@ WHERE is_active AND NOT EXISTS (SELECT 1 FROM payment
     WHERE payment.env = receiver.env AND payment.shortcode = receiver.number AND amount = t.amount_cents / 100
         AND receipt IS NULL AND status IN ('pending', 'completed') AND upper(reference) = t.number)
 """
-"""Money that may be that of a payment without receipt is left for its callback, and for the job that allocates later."""
+"""Money that a payment without receipt may have had is left for its callback, and for the job."""
 
 OF_PAYMENTS = """
 SELECT payment_id, amount, account_id FROM unnest($1::uuid[], $2::text[]) AS t(payment_id, number)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
@@ -9,6 +10,7 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
 from mpesa_gateway_c2b import account_tables
 from mpesa_gateway_c2b.account_states import AccountState, as_text, crossed, normalise
+from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, Subject
@@ -111,8 +113,12 @@ class AccountCounting:
             state = crossed(before, expected, before + one.amount_cents, expected)
             if state is not None:
                 crossings.append((state, one.account_id, before + one.amount_cents, one.amount_cents))
-        changes = {key: received[key] - row["received_cents"] for key, row in locked.items()}
-        await self._db.execute(account_tables.COUNT, list(changes), list(changes.values()), now)
+        for account_id in accounts:
+            values: dict[Any, Any] = {
+                AccountNumberRow.received_cents: received[account_id],
+                AccountNumberRow.updated_at: now,
+            }
+            await self._db.run(AccountNumberRow.update(values).where(AccountNumberRow.account_id == account_id))
         await self.publish(crossings)
 
     async def publish(self, crossings: Sequence[tuple[AccountState, str, int, int | None]]) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mpesa_gateway.testing.serving import SANDBOX, gateway_values
+from mpesa_gateway.testing.serving import SANDBOX, eventually, gateway_values
 from mpesa_gateway_c2b.validation import TEXTS, Rules, decide
 from mpesa_gateway_c2b.wire import read_body
 from tests.daraja import c2b_body
@@ -149,6 +149,10 @@ async def test_more_requests_than_look_ups_are_answered_at_once(values: dict[str
             assert {*codes, await first} <= {"C2B00016", "C2B00012"}
 
 
+async def stored(site: C2bSite, path: str) -> bool:
+    return (await site.confirm(path, account="House 7")).status == 200
+
+
 async def test_postgres_away_answers_validation_and_refuses_confirmations(valkey_url: str) -> None:
     with running_postgres() as server, database_of(server) as url:
         values = gateway_values(url, valkey_url) | {"c2b": {"on_doubt": "refuse"}, "worker": {"in_process": False}}
@@ -162,6 +166,8 @@ async def test_postgres_away_answers_validation_and_refuses_confirmations(valkey
             assert time.monotonic() - began < 3
             away = await site.confirm(confirmation, account="House 7")
             assert (away.status, "Retry-After" in away.headers) == (503, True)
+            server.start()
+            await eventually(lambda: stored(site, confirmation))
 
 
 def test_texts_fit_into_safaricoms_answer() -> None:
