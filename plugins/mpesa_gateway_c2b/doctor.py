@@ -21,7 +21,7 @@ async def check_registrations(gateway: Runtime, context: CheckContext) -> AsyncI
     rows = await gateway.db.fetch(tables.OF_MERCHANT, merchant_id, env)
     refusal = problem_of(gateway.url("/"), env)
     if refusal is not None and (rows or env == "live"):
-        make = problem if env == "live" else warning
+        make = note if not rows else problem if env == "live" else warning
         yield make("c2b.address", refusal, "change public_url before you register a shortcode for C2B")
     for row in rows:
         number, state = row["number"], state_of(row, context.now)
@@ -34,10 +34,8 @@ async def check_registrations(gateway: Runtime, context: CheckContext) -> AsyncI
             yield warning("c2b.registered", text, _REGISTER.format(number))
             continue
         yield ok("c2b.registered", text) if state == "registered" else note("c2b.registered", text)
-        missed = await gateway.db.fetchval(
-            tables.COUNT_UNCONFIRMED, row["receiver_id"], max(context.now - _RECENT, row["created_at"])
-        )
-        if missed and state != "removed":
+        rows_missed = await gateway.db.fetch(tables.COUNT_UNCONFIRMED, context.now - _RECENT, row["receiver_id"])
+        for missed in (each["count"] for each in rows_missed):
             yield warning(
                 "c2b.confirmations",
                 f"Pull alone saw {missed} unallocated payments to {number} in the last 24 hours: Safaricom sends "

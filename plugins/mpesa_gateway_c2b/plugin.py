@@ -16,7 +16,7 @@ from mpesa_gateway_c2b.erasure import CONFIRMATIONS
 from mpesa_gateway_c2b.events import AccountOverpaid, AccountPaid, AccountPartPaid, C2bConfirmed
 from mpesa_gateway_c2b.invariants import INVARIANTS
 from mpesa_gateway_c2b.jobs import allocate_waiting
-from mpesa_gateway_c2b.metrics import C2bMetrics
+from mpesa_gateway_c2b.metrics import COLLECTORS, C2bMetrics
 from mpesa_gateway_c2b.operations import OPERATIONS
 from mpesa_gateway_c2b.provides import PROVIDES
 from mpesa_gateway_c2b.routes import routes
@@ -51,6 +51,7 @@ plugin = Plugin(
     erasers=(CONFIRMATIONS,),
     invariants=INVARIANTS,
     metrics=C2bMetrics,
+    collectors=COLLECTORS,
     provides=PROVIDES,
     tables=Tables(
         models=(AddressRow, AccountNumberRow, AccountEntryRow),

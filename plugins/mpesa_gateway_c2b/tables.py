@@ -50,6 +50,7 @@ RETURNING *
 """Returns no row if a later attempt has begun."""
 
 # raw SQL: join
+# raw SQL: aggregate
 ADDRESSES = """
 SELECT receiver_id, receiver.env, token_digest, validation FROM c2b_address JOIN receiver USING (receiver_id)
 """
@@ -70,11 +71,15 @@ ORDER BY receiver.number
 """
 
 COUNT_UNCONFIRMED = """
-SELECT count(*) FROM (
-    SELECT 1 FROM transaction WHERE receiver_id = $1 AND direction = 'in' AND subject_id IS NULL
-        AND conflict_id IS NULL AND transaction_id >= id_least('txn', $2::timestamptz) AND first_source = 'pull'
+SELECT address.env, count(*) AS count FROM c2b_address AS address CROSS JOIN LATERAL (
+    SELECT 1 FROM transaction WHERE transaction.receiver_id = address.receiver_id AND direction = 'in'
+        AND subject_id IS NULL AND conflict_id IS NULL AND first_source = 'pull'
+        AND transaction_id >= id_least('txn', greatest($1::timestamptz, address.created_at))
         AND NOT EXISTS (SELECT 1 FROM transaction_witness AS witness
             WHERE witness.transaction_id = transaction.transaction_id AND witness.source = 'c2b')
     LIMIT 1000
-) AS missed
+) AS unconfirmed
+WHERE state IN ('registered', 'already_registered') AND (address.receiver_id = $2 OR $2 IS NULL)
+GROUP BY address.env
 """
+"""Money that Pull alone has seen since a time, of one receiver or all."""
