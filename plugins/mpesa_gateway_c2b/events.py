@@ -79,7 +79,8 @@ class AccountPaid(AccountEvent, frozen=True, kw_only=True):
     """The expected amount has been received."""
 
     kind: ClassVar[str] = "account.paid"
-    EXAMPLE: ClassVar[Mapping[str, Any]] = AccountEvent.EXAMPLE | {
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **AccountEvent.EXAMPLE,
         "received": "12000.00",
         "outstanding": "0.00",
         "amount": "8000.00",
@@ -90,7 +91,8 @@ class AccountOverpaid(AccountEvent, frozen=True, kw_only=True):
     """More than the expected amount has been received."""
 
     kind: ClassVar[str] = "account.overpaid"
-    EXAMPLE: ClassVar[Mapping[str, Any]] = AccountEvent.EXAMPLE | {
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **AccountEvent.EXAMPLE,
         "received": "13000.00",
         "outstanding": "0.00",
         "amount": "9000.00",

@@ -32,7 +32,8 @@ async def rules(site: C2bSite, **account: Any) -> str:
     found = (await site.register(validation="rules")).data["addresses"]["validation"]
     answer = await site.api.call("PUT", "/v1/account-numbers/House%207", account)
     assert answer.status == 200, answer.body
-    return urlsplit(found).path
+    path: str = urlsplit(found).path
+    return path
 
 
 async def ask(site: C2bSite, path: str, **body: Any) -> str:
