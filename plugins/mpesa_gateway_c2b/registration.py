@@ -101,12 +101,12 @@ class C2bRegistrations:
     async def get(self, caller: Caller, shortcode: str) -> C2bView:
         """Raises NotFound and ReceiverOwned."""
         credentials = await self._own(caller, shortcode)
-        return await self._view(await self._find(credentials), credentials.shortcode)
+        return await self._view(await self._find(caller, credentials), credentials.shortcode)
 
     async def remove(self, caller: Caller, shortcode: str) -> C2bRemoved:
         """Note that the registration is to be removed. Raises NotFound and ReceiverOwned."""
         credentials = await self._own(caller, shortcode)
-        row = await self._find(credentials)
+        row = await self._find(caller, credentials)
         async with self._db.transaction():
             values: dict[Any, Any] = {AddressRow.state: "removed", AddressRow.validation: "accept"}
             await self._db.run(AddressRow.update(values).where(AddressRow.receiver_id == row["receiver_id"]))
@@ -127,9 +127,10 @@ class C2bRegistrations:
         credentials.check_owner("C2B")
         return credentials
 
-    async def _find(self, credentials: MpesaCredentials) -> Row:
+    async def _find(self, caller: Caller, credentials: MpesaCredentials) -> Row:
         row = await self._db.fetchrow(tables.OF_RECEIVER, credentials.receiver_id)
-        if row is None:
+        # Without an owner, the registration is of the merchant that registered last.
+        if row is None or caller.merchant_id != (row["owner_id"] or row["merchant_id"]):
             raise NotFound(
                 f"C2B is not registered for {credentials.shortcode}: POST the same address to register it, and "
                 "money that payers send unasked is known at once"

@@ -213,6 +213,16 @@ async def test_registration_of_a_till_names_the_till(two_envs: TwoEnvSite) -> No
     assert sent["ShortCode"] == "5123456"
 
 
+async def test_registration_of_a_shared_number_is_of_the_last_merchant(site: C2bSite) -> None:
+    first = (await site.register()).data["addresses"]
+    async with shop(site.gateway, site.base) as other:
+        for method in ("GET", "DELETE"):
+            assert (await other.call(method, PATH)).status == 404
+        assert (await site.register(other)).data["addresses"] == first
+        assert (await other.call("GET", PATH)).data["state"] == "registered"
+        assert (await site.api.call("GET", PATH)).status == 404
+
+
 async def test_registration_removed_names_the_steps_and_keeps_the_address(site: C2bSite) -> None:
     path, _ = await site.addresses()
     removed = (await site.api.call("DELETE", PATH)).data
