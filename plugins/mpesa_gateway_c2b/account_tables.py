@@ -54,7 +54,7 @@ LOCK = "SELECT * FROM account_number WHERE account_id = ANY($1::uuid[]) ORDER BY
 
 LOCK_BY_NUMBER = """
 SELECT * FROM account_number WHERE receiver_id = $1 AND merchant_id = $2 AND number = ANY($3::text[])
-ORDER BY number FOR NO KEY UPDATE
+ORDER BY account_id FOR NO KEY UPDATE
 """
 
 # raw SQL: array
@@ -153,9 +153,12 @@ WHERE is_active AND direction = 'in' AND subject_id IS NULL AND conflict_id IS N
 ORDER BY transaction.transaction_id LIMIT $2
 """
 
-RECEIPTS_OF_CASE = """
-SELECT receipt FROM transaction WHERE direction = 'in' AND (transaction_id = ANY($1::uuid[])
+OF_CASE = """
+SELECT transaction_id, receipt FROM transaction WHERE direction = 'in' AND (transaction_id = ANY($1::uuid[])
     OR (subject_kind IN ('payment', 'refund', 'payout') AND subject_id = ANY($1::uuid[])))
+UNION
+SELECT transaction_id, receipt FROM transaction
+WHERE env = ANY('{sandbox,live}') AND direction = 'in' AND receipt = ANY($2::text[]) AND merchant_id = $3
 """
 
 NUMBERS_OF_CASE = """

@@ -1,4 +1,4 @@
-"""Erasure: the confirmations of a case's transactions, found by their receipts."""
+"""Erasure: a case has the confirmations of its transactions, and the reverse, by their receipts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,8 +9,8 @@ from mpesa_gateway_c2b import account_tables
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    rows = await gateway.db.fetch(account_tables.RECEIPTS_OF_CASE, case.named)
-    return {row["receipt"] for row in rows}
+    rows = await gateway.db.fetch(account_tables.OF_CASE, case.named, case.named, case.merchant_id)
+    return {name for row in rows for name in (row["transaction_id"], row["receipt"])}
 
 
 async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:

@@ -37,7 +37,8 @@ async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
     # Without a merchant the subject is a standing address, of all payers.
     subjects = {row["subject_id"] for row in rows if row["subject_id"] and row["merchant_id"]}
-    return {row["callback_id"] for row in rows} | subjects
+    handles = {row["handle"] for row in rows if row["subject_id"] and not row["merchant_id"]}
+    return {row["callback_id"] for row in rows} | subjects | handles
 
 
 async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:

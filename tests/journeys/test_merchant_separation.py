@@ -107,7 +107,7 @@ OPEN = {
 }
 """Operations without a key, with the reason. The simulator and the operator pages have tests of their own."""
 
-ELSEWHERE = ("/simulator", "/ops")
+ELSEWHERE = ("/simulator", "/v1/simulator", "/ops")
 
 
 def test_tenant_tables_name_every_operation() -> None:
