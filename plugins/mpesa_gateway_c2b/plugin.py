@@ -19,6 +19,7 @@ from mpesa_gateway_c2b.jobs import allocate_waiting
 from mpesa_gateway_c2b.metrics import COLLECTORS, C2bMetrics
 from mpesa_gateway_c2b.operations import OPERATIONS
 from mpesa_gateway_c2b.provides import PROVIDES
+from mpesa_gateway_c2b.readiness import NEEDS
 from mpesa_gateway_c2b.routes import routes
 from mpesa_gateway_c2b.settings import C2bSettings
 from mpesa_gateway_c2b.tables import AddressRow
@@ -45,7 +46,7 @@ plugin = Plugin(
         on_event_in_transaction(PaymentCompleted, count_completed),
         on_event_in_transaction(PaymentReversed, count_reversed),
     ),
-    contributes=(ALLOCATION_RULE,),
+    contributes=(ALLOCATION_RULE, *NEEDS),
     commands=(c2b, accounts),
     checks=CHECKS,
     erasers=(CONFIRMATIONS,),

@@ -1,5 +1,6 @@
 """Protects money that nobody asked for: recorded once, for the right merchant, and never another's payment."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.security.master_key_rotation import reseal
 from mpesa_gateway.security.sealing import generate
-from mpesa_gateway.testing.serving import INITIATED, SANDBOX, Api, shop
+from mpesa_gateway.testing.serving import INITIATED, SANDBOX, Api, eventually, shop
 from mpesa_gateway_c2b.addresses import C2bAddresses
 from tests.daraja import c2b_body, stk_callback
+from tests.ledger import broken_invariants
 from tests.plugins.c2b.c2b_site import DIGEST, PHONE, C2bSite, c2b_site
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
@@ -261,3 +263,37 @@ async def test_address_of_another_process_is_known_at_its_first_callback(values:
         site.gateway.port(C2bAddresses)._known.clear()
         assert (await site.confirm(path)).status == 200
         assert len(await site.transactions()) == 1
+
+
+async def test_confirmation_beside_the_stk_callback_leaves_one_record(site: C2bSite) -> None:
+    """Both reports of each payment arrive at once, each twice: no deadlock, one transaction, one completion."""
+    path, _ = await site.addresses()
+    made = [(await site.api.pay(f"2547083741{number:02}", key=f"k-{number}")).data for number in range(12)]
+    urls = [urlsplit(one["CallBackURL"]).path for one in site.daraja.requests_of("stkpush")]
+
+    def reports(number: int, payment: dict[str, Any]) -> list[Any]:
+        receipt = f"TKN00000{number:02}"
+        stk = stk_callback(payment["provider_ref"], receipt=receipt, phone=int(payment["phone"]))
+        c2b = c2b_body(receipt, account=payment["reference"], phone=payment["phone"])
+        sent = ((urls[number], stk), (path, c2b), (path, c2b), (urls[number], stk))
+        return [site.api.call("POST", to, body) for to, body in sent]
+
+    answers = await asyncio.gather(*(one for number, payment in enumerate(made) for one in reports(number, payment)))
+    assert {answer.status for answer in answers} == {200}
+
+    async def all_applied() -> bool:
+        return not await site.gateway.db.fetchval("SELECT count(*) FROM callback WHERE verdict <> 'applied'")
+
+    await eventually(all_applied)
+    rows = await site.transactions()
+    assert sorted(row["subject_id"] for row in rows) == sorted(payment["id"] for payment in made)
+    assert await broken_invariants(site.gateway) == {}
+
+
+async def test_confirmation_sent_ten_times_at_once_is_one_record(site: C2bSite) -> None:
+    path, _ = await site.addresses()
+    body = c2b_body()
+    answers = await asyncio.gather(*(site.api.call("POST", path, body) for _ in range(10)))
+    assert {answer.status for answer in answers} == {200}
+    assert len(await site.transactions()) == 1
+    assert await site.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
