@@ -17,6 +17,7 @@ from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_c2b.accounts import AccountNumbers
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_payments.answer_review import StatusAnswerReview
 from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.external_reversals import ExternalReversals
@@ -243,6 +244,17 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
 
+    async def undecided(self) -> None:
+        """A status answer is ambiguous, and an operator reviews it."""
+        made = await self.pay()
+        receipt = f"UND{self.number:07}"
+        await self.answered(receipt)
+        asked = "SELECT check_id FROM status_check WHERE receipt = $1 AND finding = 'ambiguous'"
+        check_id = await self.harness.gateway.db.fetchval(asked, receipt)
+        review = self.harness.gateway.services.get(StatusAnswerReview)
+        await review.resolve("sandbox", check_id, "found on the portal", actor="a person")
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt))
+
     async def contradicted(self) -> None:
         """A statement shows another amount for a paid receipt, and an operator reviews it."""
         made = await self.paid()
@@ -393,6 +405,7 @@ class Paths:
         yield self.ended()
         yield self.batched()
         yield self.set_aside()
+        yield self.undecided()
         yield self.contradicted()
         yield self.allocated()
         yield self.confirmed()
