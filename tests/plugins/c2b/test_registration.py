@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.daraja.addresses import find_filtered_words
 from mpesa_gateway.testing.serving import shop
 from tests.daraja import DarajaAnswer, fault
 from tests.plugins.c2b.c2b_site import C2bSite, c2b_site
@@ -151,6 +152,7 @@ async def test_registration_repeated_keeps_the_address(site: C2bSite) -> None:
     first, second = await site.addresses(), await site.addresses()
     assert first == second
     token = first[0].rpartition("/")[2]
+    assert find_filtered_words(token) == ()
     row = await site.gateway.db.fetchrow("SELECT * FROM c2b_address")
     assert row is not None
     assert token not in str(dict(row))
