@@ -1,5 +1,7 @@
 """Protects the constraints of C2B's tables: each has a statement that violates it."""
 
+import pytest
+
 from tests.conftest import Harness
 from tests.constraints import added, refusals
 from tests.identifiers import literal
@@ -34,6 +36,7 @@ def test_constraints_each_have_a_violation() -> None:
     assert set(CASES) == added("mpesa_gateway_c2b.migrations")
 
 
+@pytest.mark.as_owner
 async def test_constraints_reject_their_violations(harness: Harness) -> None:
     await harness.gateway.db.execute(ROWS)
     assert await refusals(harness.gateway.db, CASES) == {}
