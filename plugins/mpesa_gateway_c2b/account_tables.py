@@ -145,6 +145,7 @@ SELECT open.env, receiver.number AS shortcode, open.merchant_id, receipt, occurr
 FROM receiver CROSS JOIN LATERAL (
     SELECT * FROM transaction WHERE transaction.receiver_id = receiver.receiver_id AND direction = 'in'
         AND subject_id IS NULL AND conflict_id IS NULL AND amount_cents IS NOT NULL AND account_number IS NOT NULL
+        AND refund_reserved_cents + refunded_cents = 0
         AND transaction_id >= id_least('txn', $1::timestamptz)
 ) AS open
     JOIN account_number AS account ON account.receiver_id = open.receiver_id AND account.merchant_id = open.merchant_id
