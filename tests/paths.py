@@ -317,9 +317,10 @@ class Paths:
         self.merchant_id = made["merchant_id"]
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=f"TKD{self.number:07}"))
         refund_id = gateway.ids.new("rfd")
+        refunds = gateway.port(RefundablePayments)
         async with gateway.db.transaction():
-            refunds = gateway.port(RefundablePayments)
             reserved = await refunds.reserve(self.merchant_id, "sandbox", made["id"], None, refund_id)
+        async with gateway.db.transaction():
             await refunds.reverse(made["id"], refund_id, reserved.amount, None)
         assert (await call("GET", f"/v1/account-numbers/{number}")).data["received"] == "500.00"
         self.daraja.add_answers("c2bregister2", (500, b""))
