@@ -133,7 +133,9 @@ def _c2b(gateway: Runtime) -> C2bPayments:
 
 
 def _phones(gateway: Runtime) -> Phones:
-    return Phones(db=gateway.db, prompts=gateway.port(Prompts), pulse=gateway.port(ChangeSignal))
+    return Phones(
+        db=gateway.db, prompts=gateway.port(Prompts), c2b=gateway.port(C2bPayments), pulse=gateway.port(ChangeSignal)
+    )
 
 
 def make_front(gateway: Runtime, app: ASGIApp) -> RootRoutes:

@@ -29,7 +29,7 @@ DARAJA: frozenset[str] = frozenset(
 )
 """Daraja's paths that the simulator serves."""
 
-OWN = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "hold", "let-go", "turn"})
+OWN = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "pay", "hold", "let-go", "turn"})
 """The first path segments of the simulator's pages and control API."""
 
 _REFUSALS = {404: Fault(404, "404.001.01", "Resource not found"), 405: Fault(405, "405.001", "Method Not Allowed")}
