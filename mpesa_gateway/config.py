@@ -211,6 +211,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         "payments",
         "refunds",
         "reconciliation",
+        "qr",
         "webhooks",
         "ops",
     )

@@ -30,6 +30,7 @@ PLUGINS = (
     "payments",
     "refunds",
     "reconciliation",
+    "qr",
     "webhooks",
     "ops",
     "simulator",

@@ -21,6 +21,7 @@ DARAJA: frozenset[str] = frozenset(
         "/mpesa/reversal/v1/request",
         "/pulltransactions/v1/register",
         "/pulltransactions/v1/query",
+        "/mpesa/qrcode/v1/generate",
         "/mpesa/c2b/v1/registerurl",
         "/mpesa/c2b/v2/registerurl",
         "/mpesa/c2b/v1/simulate",
