@@ -23,6 +23,8 @@ from tests.routes import Operation, operation, operations
 THEIRS = {
     "GET /v1/payments/{payment_id}",
     "POST /v1/payments/{payment_id}/query",
+    "POST /v1/payments/{payment_id}/qr",
+    "POST /v1/merchant/shortcodes/{shortcode}/qr",
     "POST /v1/payments/mpesa/check-status/{receipt}",
     "GET /v1/payments/mpesa/checks/{check_id}",
     "POST /v1/refunds",
@@ -95,7 +97,7 @@ OPEN = {
 }
 """Operations without a key, with the reason. The simulator and the operator pages have tests of their own."""
 
-ELSEWHERE = ("/simulator", "/ops")
+ELSEWHERE = ("/simulator", "/v1/simulator", "/ops")
 
 
 def test_tenant_tables_name_every_operation() -> None:
@@ -218,6 +220,8 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
+    "POST /v1/payments/{payment_id}/qr": lambda *_: {},
+    "POST /v1/merchant/shortcodes/{shortcode}/qr": lambda *_: {"amount": 1},
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
@@ -432,6 +436,8 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
 
 
 ASKS_DARAJA = {
+    "POST /v1/payments/{payment_id}/qr",
+    "POST /v1/merchant/shortcodes/{shortcode}/qr",
     "POST /v1/merchant/providers/mpesa/verify",
     "POST /v1/payments",
     "POST /v1/payments/{payment_id}/query",
@@ -452,7 +458,11 @@ async def test_live_key_of_a_sandbox_merchant_changes_nothing(merchants: TwoMerc
     live = Merchant(merchants.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
     before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     pushes = await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push")
-    bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
+    bodies = OWN_BODIES | {
+        "POST /v1/refunds": {"payment_id": one.ids["payment_id"]},
+        "POST /v1/payments/{payment_id}/qr": {},
+        "POST /v1/merchant/shortcodes/{shortcode}/qr": {"amount": 1},
+    }
     for name in sorted(ASKS_DARAJA):
         answer = await live.call_operation(operation(name), one.ids, bodies.get(name))
         # The key does not find sandbox objects, and live has no credentials for new ones.

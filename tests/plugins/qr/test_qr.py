@@ -149,7 +149,7 @@ async def test_answer_without_a_whole_image_is_unavailable_and_can_be_repeated(h
     ("fault", "status", "code"),
     [
         ("400.002.02", 502, "PROVIDER_REJECTED"),
-        ("401.003.01", 502, "PROVIDER_REJECTED"),
+        ("403.002.1001", 502, "PROVIDER_REJECTED"),
         ("proxy_spike_arrest_429", 503, "PROVIDER_UNAVAILABLE"),
         ("500.003.1001", 503, "PROVIDER_UNAVAILABLE"),
         ("html_200", 503, "PROVIDER_UNAVAILABLE"),
