@@ -82,7 +82,7 @@ class CredentialReader:
         for row in await self._active(merchant_id, env):
             if row["number"] == number:
                 return self._opened(row)
-        raise NotFound(f"there is no active {env} shortcode {number}: GET /v1/merchant/shortcodes lists them")
+        raise NotFound("there is no such active shortcode: GET /v1/merchant/shortcodes lists the stored ones")
 
     async def all_active(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
         return [self._opened(row) for row in await self._active(merchant_id, env)]
