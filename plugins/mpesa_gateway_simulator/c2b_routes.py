@@ -128,7 +128,7 @@ class C2bFilters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/simulator/control/c2b", dependencies={"filters": query_dependency(C2bFilters)}, **_CONTROL)
-async def list_c2b_payments(
+async def list_unprompted_payments(
     services: NamedDependency[Services], filters: NamedDependency[C2bFilters]
 ) -> Success[list[C2bPaymentView]]:
     """List payments without a prompt, newest first."""
@@ -152,4 +152,4 @@ def _view(row: Found) -> C2bPaymentView:
     return C2bPaymentView(**{name: row[name] for name in C2bPaymentView.__struct_fields__})
 
 
-routes = (c2b_register, c2b_simulate, pay_without_prompt, pay_by_control, list_c2b_payments, repeat_confirmation)
+routes = (c2b_register, c2b_simulate, pay_without_prompt, pay_by_control, list_unprompted_payments, repeat_confirmation)

@@ -27,6 +27,7 @@ SIZES = range(50, 1001)
 _CODES = {"BG": SHORTCODE_PATTERN, "PB": SHORTCODE_PATTERN, "WA": SHORTCODE_PATTERN}
 _CODES |= {"SM": PHONE_PATTERN, "SB": PHONE_PATTERN}
 _BORDER = 4
+_MOST_TEXT = 100
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -81,7 +82,7 @@ def read_qr_request(body: dict[str, Any]) -> QrRequest:
     """Raises Fault for the first invalid field."""
     name, reference = read_text(body, "MerchantName"), read_text(body, "RefNo")
     for field, value in (("MerchantName", name), ("RefNo", reference)):
-        if not value.strip():
+        if not value.strip() or len(value) > _MOST_TEXT:
             raise bad_field(field)
     amount = read_amount(body)
     code, receiver = read_text(body, "TrxCode"), read_text(body, "CPI")
@@ -105,7 +106,7 @@ def read_qr_request(body: dict[str, Any]) -> QrRequest:
 def _modules(wanted: QrRequest) -> list[list[bool]]:
     """Return a QR code's modules with a light border. Only M-Pesa's apps know the real text."""
     text = "|".join(str(value) for value in msgspec.structs.astuple(wanted)[:-1])
-    rows = segno.make(text, error="m", micro=False).matrix_iter(border=_BORDER)
+    rows = segno.make(text.encode("utf-8", "replace"), error="m", micro=False).matrix_iter(border=_BORDER)
     return [[bool(module) for module in row] for row in rows]
 
 
