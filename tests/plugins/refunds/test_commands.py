@@ -38,8 +38,8 @@ async def test_refunds_commands_list_show_and_query_refunds(database_url: str, v
         for words in (("--status", "completed"), ("--needs-review",), ("--live",), ("--payment", made["id"])):
             assert await run_cli("refunds", "list", "--json", *words) == (0, "[]", ""), words
 
-        for words in ((), ("--json",)):
-            status, out, _ = await run_cli("refunds", "show", made["id"], *words)
+        for form in ([], ["--json"]):
+            status, out, _ = await run_cli("refunds", "show", made["id"], *form)
             assert (status, "asked by 2547****000" in out, PHONE in out) == (0, True, False)
 
         status, _, err = await run_cli("refunds", "show", "rfd_00000000000000000000000000")
