@@ -36,6 +36,7 @@ class MpesaCredentials:
     consumer_secret: Secret
     passkey: Secret
     store_number: str | None = None
+    name: str | None = None
     initiator: str | None = None
     security_credential: Secret | None = None
     result_url: str | None = None
@@ -45,6 +46,7 @@ class MpesaCredentials:
     owner_id: str | None = None
     is_allowed: bool = False
     is_default: bool = True
+    created_at: datetime
     updated_at: datetime
     retired_at: datetime | None = field(default=None)
     verified_at: datetime | None = None
@@ -172,9 +174,13 @@ class Credentials(Protocol):
     async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
         """Return the numbers of all receivers that M-Pesa may name by ``number``.
 
-        They are the receiver with this number and the tills of this store, also of retired shortcodes: payers can
-        still pay those.
+        They are the receiver with this number and the tills that have or had this store number, also of retired
+        shortcodes: payers can still pay those.
         """
+        ...
+
+    async def stores_of(self, env: Env, number: str) -> frozenset[str]:
+        """Return the store numbers that credentials of a receiver have stated, former ones too."""
         ...
 
     async def statement_sources(self) -> list[StatementSource]:

@@ -46,6 +46,15 @@ class ShortcodeRow(Table, tablename="shortcode"):
     verified_at = Timestamptz(null=True, default=None)
 
 
+class StoreNumberRow(Table, tablename="store_number"):
+    """A store number that credentials of a till state, or stated."""
+
+    env = Text(primary_key=True)
+    number = Text()
+    receiver_id = Text()
+    noted_at = Timestamptz()
+
+
 # raw SQL: lock - serialises changes of a merchant's shortcodes, or of a receiver.
 LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
 """Inserts that refer to the merchant do not wait for this lock."""
@@ -60,22 +69,24 @@ ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
 """
 
 STORE = Named("""
-INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, consumer_key, consumer_secret,
+INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, name, consumer_key, consumer_secret,
     passkey, initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, is_default,
     created_at, updated_at)
-VALUES ($shortcode_id, $merchant_id, $env, $receiver_id, $store_number, $consumer_key, $consumer_secret, $passkey,
-    $initiator, $security_credential, $result_url, $timeout_url, $nominated_number, $account_reference, true, $now,
-    $now)
+VALUES ($shortcode_id, $merchant_id, $env, $receiver_id, $store_number, $name, $consumer_key, $consumer_secret,
+    $passkey, $initiator, $security_credential, $result_url, $timeout_url, $nominated_number, $account_reference,
+    $is_default, $now, $now)
 ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.store_number,
+    name = CASE WHEN $keeps_name THEN shortcode.name ELSE excluded.name END,
     consumer_key = excluded.consumer_key, consumer_secret = excluded.consumer_secret, passkey = excluded.passkey,
     initiator = excluded.initiator, security_credential = excluded.security_credential,
     result_url = excluded.result_url, timeout_url = excluded.timeout_url,
-    nominated_number = excluded.nominated_number, account_reference = excluded.account_reference, is_default = true,
+    nominated_number = excluded.nominated_number, account_reference = excluded.account_reference,
+    is_default = excluded.is_default,
     updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL,
     verified_at = NULL
 RETURNING shortcode_id
 """)
-"""Stores credentials as the default shortcode, and revives a retired one."""
+"""Stores credentials, and revives a retired shortcode."""
 
 # raw SQL: aggregate
 ENVS = """
@@ -87,6 +98,10 @@ FROM shortcode WHERE merchant_id = $1 AND wiped_at IS NULL
 _WHOLE = "SELECT shortcode.*, receiver.number, receiver.owner_id FROM shortcode JOIN receiver USING (receiver_id, env)"
 
 USABLE = f"{_WHOLE} WHERE merchant_id = $1 AND retired_at IS NULL ORDER BY is_default DESC, shortcode_id"
+
+ACTIVE = f"{_WHOLE} WHERE merchant_id = $1 AND env = $2 AND retired_at IS NULL ORDER BY shortcode_id"
+
+FIND_NUMBER = f"{_WHOLE} WHERE merchant_id = $1 AND env = $2 AND number = $3 AND wiped_at IS NULL"
 
 FIND = f"{_WHOLE} WHERE shortcode_id = $1"
 
@@ -101,7 +116,13 @@ WHERE merchant_id = $1 AND env = $2 AND passkey IS NOT NULL ORDER BY retired_at 
 
 NAMED = """
 SELECT number FROM receiver WHERE env = $1 AND number = $2
-UNION SELECT number FROM shortcode JOIN receiver USING (receiver_id, env) WHERE env = $1 AND store_number = $2
+UNION SELECT receiver.number FROM store_number JOIN receiver USING (receiver_id, env)
+    WHERE env = $1 AND store_number.number = $2
+"""
+
+STORES_OF = """
+SELECT store_number.number FROM store_number JOIN receiver USING (receiver_id)
+WHERE receiver.env = $1 AND receiver.number = $2
 """
 
 WITH_STATEMENTS = """
@@ -117,6 +138,14 @@ SELECT merchant_id, merchant.name, owner_id = merchant_id AS is_owner, is_allowe
 FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
 WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
 """
+
+OF_MERCHANT = KeysetList(
+    table="shortcode",
+    key="shortcode_id",
+    prefix="shc",
+    source="shortcode JOIN receiver USING (receiver_id, env)",
+    columns="shortcode.*, receiver.number, receiver.owner_id",
+)
 
 SHORTCODES = KeysetList(
     table="shortcode",

@@ -5,10 +5,14 @@ from tests.conftest import Harness
 from tests.ledger import drop_constraints, find_missed_corruptions
 
 VIOLATIONS = {
+    "credentials.active_shortcodes_have_a_default": """
+        UPDATE shortcode SET is_default = false RETURNING merchant_id
+    """,
     "credentials.envs_are_the_shortcodes": """
         UPDATE merchant SET envs = '{live}' WHERE name = 'Other' RETURNING merchant_id;
         UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id
     """,
+    "credentials.store_numbers_are_kept": "UPDATE shortcode SET store_number = '600001' RETURNING shortcode_id",
     "credentials.owners_have_credentials": """
         UPDATE receiver SET env = 'live', owner_id = (SELECT merchant_id FROM merchant WHERE name = 'Other')
         RETURNING receiver_id
