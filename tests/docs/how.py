@@ -200,6 +200,7 @@ PAGES = {
             How(f'{UNASKED}, "amount": 4000, {PAYBILL} "HOUSE 77', says=r'"state":"refused","code":"C2B00012"'),
             How("ORDER=", says=r'"kind":"completed","cause":"c2b"'),
             How(f'{REGISTER} "accept', says=r'"account_number":"JANE"'),
+            How(f'{UNASKED}, "amount": 90', says=r'"status":"completed"'),
             How("MONEY=", says=r'"allocated_to":\{"type":"resolved"'),
         )
     ),
