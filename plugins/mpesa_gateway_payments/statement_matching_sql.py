@@ -74,5 +74,8 @@ SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[]
 UNION
 SELECT receipt FROM transaction
 WHERE env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
+UNION
+SELECT receipt FROM transaction
+WHERE env = $1 AND direction = 'in' AND receipt = ANY($2::text[]) AND refund_reserved_cents + refunded_cents > 0
 """
-"""Receipts that pay for nothing: reversed as a whole, or of our refunds."""
+"""Receipts that pay for nothing: reversed as a whole, of our refunds, or refunded without a payment."""

@@ -24,6 +24,7 @@ from mpesa_gateway_payments.api import PaymentId
 from mpesa_gateway_refunds.result_codes import ReversalWord
 
 RefundId = Annotated[str, id_field("rfd")]
+TransactionId = Annotated[str, id_field("txn")]
 
 _LONGEST_REASON = 90
 """Characters of a reason. Daraja's remarks have 2 to 100."""
@@ -59,7 +60,7 @@ RefundStatus = Annotated[Literal["pending", "completed", "failed"], named("Refun
 
 
 class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A requested refund; without ``amount``, of the whole remaining amount."""
+    """A requested refund of a payment, or of a transaction that pays none; without ``amount``, of all that is left."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "amount": Rule(
@@ -76,13 +77,21 @@ class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "reason": "ordered twice",
     }
 
-    payment_id: str
+    TOGETHER: ClassVar[Mapping[str, Any]] = {
+        "oneOf": [
+            {"properties": {given: {"type": "string"}, other: {"type": "null"}}, "required": [given]}
+            for given, other in (("payment_id", "transaction_id"), ("transaction_id", "payment_id"))
+        ]
+    }
+
+    payment_id: str | None = None
+    transaction_id: str | None = None
     amount: msgspec.Raw = msgspec.field(default_factory=lambda: _ALL)
     reason: str | None = None
 
 
 class RefundView(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund.
+    """A refund of a payment or transaction; the other id is null.
 
     ``outcome`` is a stable word for the result, ``advice`` the next step after a failure. ``attention`` is the reason
     for a review: M-Pesa has reported no result, or a contradictory one.
@@ -95,6 +104,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
         "provider_ref": "AG_20261123_2010759fd5662ef6d054",
         "outcome": "reversed",
         "advice": None,
+        "transaction_id": None,
         "result_code": "0",
         "result_desc": "The service request is processed successfully.",
         "attention": None,
@@ -103,7 +113,8 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     id: RefundId
     merchant_id: MerchantId
     env: Environment
-    payment_id: PaymentId
+    payment_id: PaymentId | None
+    transaction_id: TransactionId | None
     amount: Amount
     currency: Currency
     provider: Provider
@@ -126,6 +137,7 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Filters of refunds."""
 
     payment_id: str | None = None
+    transaction_id: str | None = None
     status: RefundStatus | None = None
     since: Moment | None = None
     until: Moment | None = None

@@ -13,6 +13,7 @@ from mpesa_gateway_transactions.api import (
     FoundSubject,
     IncomingMoney,
     RecordedTransaction,
+    RefundedMoney,
     ReportedTransaction,
     Transactions,
 )
@@ -24,6 +25,7 @@ class BoundRule:
     subject_kind: str
     find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
     allocated: Callable[[Sequence[Allocated]], Awaitable[None]] | None
+    refunded: Callable[[RefundedMoney], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class AllocationRules:
             theirs = [one for one in allocated if one.subject.kind == rule.subject_kind]
             if theirs and rule.allocated is not None:
                 await rule.allocated(theirs)
+
+    async def notify_refunded(self, money: RefundedMoney) -> None:
+        """Call ``refunded`` of the subject's rule."""
+        for rule in self._rules:
+            if money.subject is not None and money.subject.kind == rule.subject_kind and rule.refunded is not None:
+                await rule.refunded(money)
 
 
 class IncomingMoneyRecorder:
@@ -126,7 +134,8 @@ def money_key(env: str, receipt: str) -> str:
 
 def _is_unallocated(one: ReportedTransaction, row: Row) -> bool:
     is_named = one.subject is not None or one.conflict_id is not None
-    return one.direction == "in" and not is_named and row["subject_id"] is None and row["conflict_id"] is None
+    is_free = row["subject_id"] is None and row["conflict_id"] is None and not row["is_refunded"]
+    return one.direction == "in" and not is_named and is_free
 
 
 def _incoming(one: ReportedTransaction, row: Row) -> IncomingMoney:

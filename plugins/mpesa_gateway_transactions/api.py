@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from mpesa_gateway.env import Env
+from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
 
 Direction = Literal["in", "out"]
@@ -74,7 +75,8 @@ class Transactions(Protocol):
     async def record(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction | None]:
         """Record reports and return their transactions in order.
 
-        None for a report whose subject cannot have the money: it has another subject, amount or receiver.
+        None for a report whose subject cannot have the money: it has another subject, amount or receiver, or is
+        refunded.
         """
         ...
 
@@ -132,19 +134,82 @@ class Allocated:
     by: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReservedMoney:
+    """A transaction with ``amount`` KES reserved for a refund; ``left_cents`` are neither refunded nor reserved."""
+
+    transaction_id: str
+    number: str
+    receipt: str
+    amount: Kes
+    amount_cents: int
+    left_cents: int
+    subject: Subject | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefundedMoney:
+    """Money of which one refund has returned ``refund_cents`` to the payer, and all refunds ``refunded_cents``."""
+
+    transaction_id: str
+    env: Env
+    receiver_id: str
+    number: str
+    merchant_id: str
+    receipt: str
+    amount_cents: int
+    refund_id: str
+    refund_cents: int
+    refunded_cents: int
+    account_number: str | None
+    subject: Subject | None
+
+
+class RefundableTransactions(Protocol):
+    """Changes transactions without a payment for refunds. Each call but ``has_come_in`` needs an open transaction."""
+
+    async def reserve(self, merchant_id: str, env: Env, transaction_id: str, amount: Kes | None) -> ReservedMoney:
+        """Reserve an amount, by default all that is left; lock the transaction.
+
+        The merchant owns the receiver, or the transaction's subject. Raises NotFound, InvalidFields if cents are left,
+        or Conflict for money out, a payment's money, and money of which less is left.
+        """
+        ...
+
+    async def reserve_again(self, transaction_id: str, amount: Kes) -> None:
+        """Reserve for a refund that M-Pesa carried out late. Raises Conflict."""
+        ...
+
+    async def release(self, transaction_id: str, amount: Kes) -> None:
+        """Release the amount of a refund that failed."""
+        ...
+
+    async def complete(
+        self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None
+    ) -> RefundedMoney:
+        """Mark a reserved amount as refunded, and record the money out if the reversal's receipt is known."""
+        ...
+
+    async def has_come_in(self, env: Env, receipt: str) -> bool:
+        """Return True if the receipt is of money in."""
+        ...
+
+
 @dataclass(frozen=True)
 class AllocationRule:
     """Finds the subject of incoming money; contributed by the subject's plugin.
 
     Each rule sees what those of earlier plugins left. ``find`` answers in order, in the recording transaction before
     it locks transactions; it may lock payments for one money, and raises ConcurrentUpdate for several. ``allocated``
-    follows each allocation to ``subject_kind``, also by a person; it may lock account numbers.
+    follows each allocation to ``subject_kind``, also by a person, and ``refunded`` each refund of its money; both may
+    lock account numbers.
     """
 
     name: str
     subject_kind: str
     find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
     allocated: Callable[[Runtime, Sequence[Allocated]], Awaitable[None]] | None = None
+    refunded: Callable[[Runtime, RefundedMoney], Awaitable[None]] | None = None
 
 
 class Allocations(Protocol):

@@ -6,7 +6,7 @@ from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, Transactions
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -14,6 +14,7 @@ from mpesa_gateway_transactions.erasure import TRANSACTIONS
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
+from mpesa_gateway_transactions.refunding import TransactionRefunds
 from mpesa_gateway_transactions.tables import AllocationRow, TransactionRow, WitnessRow
 
 
@@ -25,6 +26,7 @@ def _rules(gateway: Runtime) -> AllocationRules:
                 rule.subject_kind,
                 partial(rule.find, gateway),
                 None if rule.allocated is None else partial(rule.allocated, gateway),
+                None if rule.refunded is None else partial(rule.refunded, gateway),
             )
             for rule in gateway.contributed(AllocationRule)
         ]
@@ -33,6 +35,15 @@ def _rules(gateway: Runtime) -> AllocationRules:
 
 def _incoming(gateway: Runtime) -> IncomingMoneyRecorder:
     return IncomingMoneyRecorder(
+        db=gateway.db,
+        clock=gateway.clock,
+        transactions=gateway.port(Transactions),
+        rules=gateway.port(AllocationRules),
+    )
+
+
+def _refunds(gateway: Runtime) -> TransactionRefunds:
+    return TransactionRefunds(
         db=gateway.db,
         clock=gateway.clock,
         transactions=gateway.port(Transactions),
@@ -52,6 +63,7 @@ plugin = Plugin(
         ),
         (AllocationRules, _rules),
         (Allocations, _incoming),
+        (RefundableTransactions, _refunds),
         (
             ContradictionReview,
             lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),

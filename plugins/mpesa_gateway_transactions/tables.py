@@ -102,9 +102,10 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     -- Money of another receiver contradicts no payment of this one: the witness states the difference.
     conflict_id = COALESCE(known.conflict_id,
         CASE WHEN known.receiver_id = excluded.receiver_id THEN excluded.conflict_id END)
--- No row for money of another subject, amount or receiver: the writer decides again.
+-- No row for money that is refunded or of another subject, amount or receiver: the writer decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
+        AND known.refund_reserved_cents + known.refunded_cents = 0
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
             OR known.conflict_id = excluded.subject_id))
 RETURNING known.transaction_id, known.env, known.direction, known.receipt, known.amount_cents, known.subject_kind,
