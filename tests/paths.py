@@ -29,6 +29,7 @@ from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.conftest import Harness
 from tests.daraja import Daraja, fault, result, stk_callback
+from tests.loose_money import receive_loose
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
@@ -270,6 +271,20 @@ class Paths:
             async with self.harness.gateway.db.transaction():
                 await self.harness.gateway.port(Allocations).receive([report])
 
+    async def returned(self) -> None:
+        """Money that pays nothing is refunded: a part fails, then all of it goes back."""
+        self.number += 1
+        money = await receive_loose(self.harness, f"TKL{self.number:07}")
+        headers = {"Idempotency-Key": f"l{self.number}"}
+        for code, body in ((1, {"amount": 200}), (0, {})):
+            wanted: dict[str, Any] = {"transaction_id": money, **body}
+            refund = (await self.harness.api.call("POST", "/v1/refunds", wanted, headers=headers if body else {})).data
+            self.merchant_id = refund["merchant_id"]
+            await self.harness.api.call("POST", "/v1/refunds", {"transaction_id": money})
+            says = {"OriginalTransactionID": refund["receipt"]}
+            said = result(code, transaction_id=f"TKV{self.number:07}", says=says)
+            await self.call_back("reversal", refund["id"], said)
+
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
@@ -354,6 +369,7 @@ class Paths:
         yield self.set_aside()
         yield self.contradicted()
         yield self.allocated()
+        yield self.returned()
         yield self.resolved()
         yield self.delivered()
         yield self.set_up()

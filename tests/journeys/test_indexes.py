@@ -54,6 +54,7 @@ FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, NEEDS_REVIEW),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
+    (REFUNDS, "transaction_id = gen_random_uuid()"),
     (REFUNDS, "attention IS NOT NULL"),
     (DELIVERIES, "status = ''"),
     (DELIVERIES, "event_type = ''"),

@@ -24,16 +24,16 @@ VIOLATIONS = {
         UPDATE refund SET env = 'live' WHERE idempotency_key = 'refund back-5' RETURNING refund_id
     """,
     "refunds.sums_are_the_transactions": """
-        UPDATE transaction SET refunded_cents = 4999 WHERE receipt = 'LOOSE00001' RETURNING transaction_id;
-        UPDATE transaction SET refund_reserved_cents = 100 WHERE receipt = 'LOOSE00002' RETURNING transaction_id
+        UPDATE transaction SET refunded_cents = 4999 WHERE account_number = 'loose-1' RETURNING transaction_id;
+        UPDATE transaction SET refund_reserved_cents = 100 WHERE account_number = 'loose-2' RETURNING transaction_id
     """,
     "refunds.fits_its_transaction": """
-        UPDATE refund SET original_amount = 999 WHERE receipt = 'LOOSE00003' RETURNING refund_id;
-        UPDATE refund SET receipt = 'LOOSE99999' WHERE receipt = 'LOOSE00004' RETURNING refund_id
+        UPDATE refund SET original_amount = 999 WHERE reason = 'loose-3' RETURNING refund_id;
+        UPDATE refund SET receipt = 'LOOSE99999' WHERE reason = 'loose-4' RETURNING refund_id
     """,
     "refunds.completed_was_published": """
         DELETE FROM event USING refund WHERE subject_id = transaction_id AND event.kind = 'transaction.refunded'
-        AND receipt = 'LOOSE00005' RETURNING refund_id;
+        AND reason = 'loose-5' RETURNING refund_id;
         UPDATE event SET body = replace(body, '"rfd_', '"rfx_') FROM refund
         WHERE subject_id = payment_id AND kind = 'payment.reversed' AND idempotency_key = 'refund back-6'
         RETURNING refund_id
@@ -79,10 +79,12 @@ async def create_refund(harness: Harness, key: str, number: int) -> str:
     return refund_id
 
 
-async def refund_loose(harness: Harness, receipt: str) -> str:
+async def refund_loose(harness: Harness, name: str) -> str:
     """Receive money that names no payment and refund it; returns the refund's id."""
-    money = await receive_loose(harness, receipt)
-    refund_id: str = (await harness.api.call("POST", "/v1/refunds", {"transaction_id": money})).data["id"]
+    walk_in = {"phone": "254711000099", "amount": 500, "shortcode": "174379", "reference": name}
+    receipt = (await harness.api.call("POST", "/simulator/control/ledger", walk_in)).data["receipt"]
+    body = {"transaction_id": await receive_loose(harness, receipt, account_number=name), "reason": name}
+    refund_id: str = (await harness.api.call("POST", "/v1/refunds", body)).data["id"]
     return refund_id
 
 
@@ -106,7 +108,7 @@ async def test_invariants_report_each_violation_and_nothing_else(harness: Harnes
     for number, key in enumerate(f"back-{count}" for count in range(1, 9)):
         await await_status(harness, await create_refund(harness, key, number), "completed")
     for number in range(1, 6):
-        await await_status(harness, await refund_loose(harness, f"LOOSE{number:05}"), "completed")
+        await await_status(harness, await refund_loose(harness, f"loose-{number}"), "completed")
     await set_initiator(harness, "locked")
     for number, key in enumerate(("never-1", "never-2", "never-3"), 20):
         await await_status(harness, await create_refund(harness, key, number), "failed")
