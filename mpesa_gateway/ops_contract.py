@@ -30,6 +30,7 @@ __all__ = [
     "NO_PAGES",
     "Action",
     "AttentionItem",
+    "Concern",
     "FirstOperator",
     "Menu",
     "MerchantRole",
@@ -61,10 +62,11 @@ _OFFERED = 200
 class FirstOperator:
     """Contribution of the plugin that signs people in.
 
-    ``create`` takes an e-mail address and the actor; returns the password, or None if a person exists.
+    ``create`` takes an e-mail address, the actor and a merchant that the person owns, if any. It returns the password,
+    or None if a person exists.
     """
 
-    create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
+    create: Callable[[Runtime, str, str, str | None], Awaitable[Secret | None]]
 
 
 class WrongEnvironment(Exception):
@@ -306,6 +308,14 @@ class AttentionItem:
     state: str = "attention"
 
 
+@dataclass(frozen=True)
+class Concern:
+    """A source of the overview's attention items. ``read`` counts one merchant's objects if the request has one."""
+
+    read: Callable[[PageRequest], Awaitable[Sequence[AttentionItem]]]
+    needs: Permission
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetupState:
     """``text`` is the fact, or the effect of the missing step. ``action`` labels the button to ``to``.
@@ -348,7 +358,7 @@ class Pages:
     acts: tuple[Action, ...] = ()
     panels: tuple[Panel, ...] = ()
     traces: tuple[TimelineSource, ...] = ()
-    concerns: tuple[Callable[[Runtime, Env], Awaitable[Sequence[AttentionItem]]], ...] = ()
+    concerns: tuple[Concern, ...] = ()
     finder: Callable[[PageRequest, str], Awaitable[str | None]] | None = None
     owners: Mapping[str, Owner] = field(default_factory=dict[str, "Owner"])
     setup: tuple[SetupStep, ...] = ()

@@ -67,6 +67,8 @@ class Banner:
         if self.operator_password is not None:
             _bare(console, "\nSign in to the operators' pages with this name and password, shown only now:\n")
             _bare(console, f"{FIRST_OPERATOR}\n{self.operator_password.reveal()}\n")
+            if self.shop is not None:
+                _bare(console, f"This person administers the gateway and owns the merchant {self.shop.merchant_id}.")
         if self.shop is not None and self.has_simulator:
             self._lines_for(self.shop, console)
         if self.has_simulator:

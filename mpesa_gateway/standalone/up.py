@@ -326,7 +326,9 @@ async def _create_first_accounts(
         password: Secret | None = None
         if may_create:
             for first in gateway.contributed(FirstOperator):
-                password = await first.create(gateway, FIRST_OPERATOR, actor())
+                password = await first.create(
+                    gateway, FIRST_OPERATOR, actor(), None if shop is None else shop.merchant_id
+                )
         return shop, password
 
 

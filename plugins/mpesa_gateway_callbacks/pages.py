@@ -7,11 +7,11 @@ from typing import Literal
 import msgspec
 
 from mpesa_gateway.db.engine import Found
-from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
+    Concern,
     Menu,
     Page,
     PageRequest,
@@ -20,7 +20,6 @@ from mpesa_gateway.ops_contract import (
     Redirect,
     Rendered,
 )
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, Replayed, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out, truncated
 
@@ -118,8 +117,8 @@ async def _replay(visit: PageRequest, callback_id: str) -> Replayed:
     return await operators.replay(callback_id, actor=visit.visitor.actor, vouches=True)
 
 
-async def unused_callbacks(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    operators, found = gateway.port(CallbackOperatorService), list[AttentionItem]()
+async def unused_callbacks(visit: PageRequest) -> Sequence[AttentionItem]:
+    env, operators, found = visit.env, visit.gateway.port(CallbackOperatorService), list[AttentionItem]()
     if count := await operators.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} without a matching payment"
         found.append(AttentionItem(text=text, to="callbacks?verdict=unmatched"))
@@ -145,5 +144,5 @@ PAGES = Pages(
         Action("callbacks/{callback_id}/offer", "offer", offer, Permission.OPERATE, back="callbacks/{callback_id}"),
         Action("callbacks/refused/{refused_id}", "replay", replay, Permission.ADMINISTER),
     ),
-    concerns=(unused_callbacks,),
+    concerns=(Concern(unused_callbacks, Permission.GATEWAY),),
 )

@@ -12,6 +12,7 @@ from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
+    Concern,
     Menu,
     Page,
     PageRequest,
@@ -135,10 +136,10 @@ async def summary(visit: PageRequest, merchant_id: str) -> Rendered | None:
     return Rendered("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
 
 
-async def endangered(gateway: Runtime, _: Env) -> Sequence[AttentionItem]:
+async def endangered(visit: PageRequest) -> Sequence[AttentionItem]:
     # Only the live certificate matters to operators, once a merchant is live.
-    used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
-    found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]
+    used: list[Env] = ["live"] if await visit.gateway.merchants.any_live() else []
+    found = [each for each in certificates(visit.gateway) if each.env in used and each.state != "valid"]
     return [
         AttentionItem(
             text=f"Safaricom's {each.env} certificate is {each.state}"
@@ -170,6 +171,6 @@ PAGES = Pages(
         *forms.ACTS,
     ),
     panels=(Panel("merchant", summary, Permission.VIEW, 20),),
-    concerns=(endangered,),
+    concerns=(Concern(endangered, Permission.GATEWAY),),
     setup=forms.STEPS,
 )

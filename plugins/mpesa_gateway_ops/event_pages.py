@@ -6,7 +6,6 @@ import msgspec
 
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.db.outbox_admin import EventsQuery, OutboxAdmin
-from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Permission, Redirect, Rendered
@@ -62,9 +61,9 @@ async def wake(visit: PageRequest) -> Redirect:
     return Redirect(f"events/{event_id}", "Retry queued.")
 
 
-async def stuck(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
+async def stuck(visit: PageRequest) -> Sequence[AttentionItem]:
     """Report events that a subscriber cannot process."""
-    count = len(await _log(gateway).stuck(env))
+    count = len(await _log(visit.gateway).stuck(visit.env))
     if not count:
         return ()
     text = f"{count if count < 100 else '100 or more'} {'event' if count == 1 else 'events'} with a failing subscriber"

@@ -4,7 +4,6 @@ from typing import Any
 
 from valkey.exceptions import ValkeyError
 
-from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import check_parts
 from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.runtime import Runtime
@@ -14,10 +13,10 @@ from mpesa_gateway_ops.setup import read_checklist
 
 async def overview(visit: PageRequest) -> Rendered:
     gateway = visit.gateway
-    if not visit.visitor.may(Permission.GATEWAY):
-        own = visit.merchant_id
-        setup = None if own is None else await read_checklist(visit, own)
-        return Rendered("overview.html", {"concerns": (), "has_merchant": True, "setup": setup})
+    concerns = await gateway.port(PageRegistry).attention_items(visit)
+    if visit.merchant_id is not None:
+        setup = await read_checklist(visit, visit.merchant_id)
+        return Rendered("overview.html", {"concerns": concerns, "has_merchant": True, "setup": setup})
     parts = await check_parts(gateway)
     merchants = [each for each in (await gateway.merchants.page(2)).rows if each.is_active]
     return Rendered(
@@ -28,7 +27,7 @@ async def overview(visit: PageRequest) -> Rendered:
             # With several merchants, each merchant's page has its own.
             "setup": await read_checklist(visit, merchants[0].merchant_id) if len(merchants) == 1 else None,
             "queue": await _queue_counts(gateway),
-            "concerns": await gateway.port(PageRegistry).attention_items(visit.env),
+            "concerns": concerns,
         },
     )
 
@@ -54,8 +53,9 @@ def _counts(info: dict[str, Any], failed: int) -> dict[str, int]:
     }
 
 
-async def failing_parts(gateway: Runtime, _: Env) -> list[AttentionItem]:
+async def failing_parts(visit: PageRequest) -> list[AttentionItem]:
     """Report failing parts of the gateway and failed jobs."""
+    gateway = visit.gateway
     found = [
         AttentionItem(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
         for name, part in (await check_parts(gateway)).items()

@@ -8,10 +8,9 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest
+from mpesa_gateway.ops_contract import Action, AttentionItem, Concern, Menu, Page, PageRequest
 from mpesa_gateway.permissions import is_of_merchant
 from mpesa_gateway.plugin import Plugin, PluginError
 from mpesa_gateway.runtime import Runtime
@@ -53,7 +52,7 @@ class PageRegistry:
         )
         self.traces = [trace for _, pages in brought for trace in pages.traces]
         self.setup = sorted((step for _, pages in brought for step in pages.setup), key=lambda step: step.order)
-        self._concerns = [reader for _, pages in brought for reader in pages.concerns]
+        self.concerns: list[Concern] = [concern for _, pages in brought for concern in pages.concerns]
         self._finders = [pages.finder for _, pages in brought if pages.finder is not None]
         self._owners = {name: owner for _, pages in brought for name, owner in pages.owners.items()}
         declared: list[Page | Action] = [*every, *(act for _, pages in brought for act in pages.acts)]
@@ -106,11 +105,12 @@ class PageRegistry:
                 return path
         return None
 
-    async def attention_items(self, env: Env) -> list[AttentionItem]:
-        """Return the items of all plugins, failures first."""
-        found = await asyncio.gather(*(run_safely(reader(self._runtime, env)) for reader in self._concerns))
-        concerns = [concern for part in found if part is not None for concern in part]
-        return sorted(concerns, key=lambda concern: concern.state != "failed")
+    async def attention_items(self, visit: PageRequest) -> list[AttentionItem]:
+        """Return the items that the visitor may see, failures first."""
+        seen = [concern for concern in self.concerns if visit.visitor.may(concern.needs)]
+        found = await asyncio.gather(*(run_safely(concern.read(visit)) for concern in seen))
+        items = [item for part in found if part is not None for item in part]
+        return sorted(items, key=lambda item: item.state != "failed")
 
 
 async def run_safely(work: Awaitable[T]) -> T | None:

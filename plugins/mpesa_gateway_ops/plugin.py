@@ -5,7 +5,7 @@ import re
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.ops_contract import FirstOperator, Pages
+from mpesa_gateway.ops_contract import Concern, FirstOperator, MerchantRole, Pages, Permission
 from mpesa_gateway.plugin import Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -27,6 +27,7 @@ from mpesa_gateway_ops import (
 from mpesa_gateway_ops.access import COOKIE
 from mpesa_gateway_ops.commands import people
 from mpesa_gateway_ops.doctor import CHECKS
+from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.provides import PROVIDES
 from mpesa_gateway_ops.routes import routes
@@ -43,8 +44,14 @@ def _vouches(gateway: Runtime, scope: Message, _: str) -> bool:
     return found is not None and gateway.port(Sessions).was_open(Secret(found[1].decode()))
 
 
-async def _create_first(gateway: Runtime, email: str, actor: str) -> Secret | None:
-    return await gateway.port(People).create_first(email, actor=actor)
+async def _create_first(gateway: Runtime, email: str, actor: str, merchant_id: str | None) -> Secret | None:
+    people = gateway.port(People)
+    async with gateway.db.transaction():
+        password = await people.create_first(email, actor=actor)
+        if password is not None and merchant_id is not None:
+            person = await people.find(email)
+            await gateway.port(Memberships).add(merchant_id, person.person_id, MerchantRole.OWNER, actor=actor)
+        return password
 
 
 plugin = Plugin(
@@ -93,7 +100,10 @@ plugin = Plugin(
         ),
         panels=people_pages.PANELS,
         owners={"merchant_id": merchant_pages.owner_of},
-        concerns=(overview.failing_parts, event_pages.stuck),
+        concerns=(
+            Concern(overview.failing_parts, Permission.GATEWAY),
+            Concern(event_pages.stuck, Permission.GATEWAY),
+        ),
         setup=setup.STEPS,
     ),
     checks=CHECKS,

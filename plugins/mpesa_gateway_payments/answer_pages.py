@@ -2,22 +2,27 @@
 
 from collections.abc import Sequence
 
-from mpesa_gateway.env import Env
+import msgspec
+
 from mpesa_gateway.ops_contract import AttentionItem, PageRequest, Rendered
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
 
 ANSWERS = "payments/answers"
 
 
+class _AnswersQuery(msgspec.Struct, frozen=True, kw_only=True):
+    merchant: str | None = None
+
+
 async def answers(visit: PageRequest) -> Rendered:
-    rows = await visit.gateway.port(PaymentOperatorService).undecided_answers(visit.env)
+    query, service = visit.read_query(_AnswersQuery), visit.gateway.port(PaymentOperatorService)
+    rows = await service.undecided_answers(visit.env, query.merchant)
     names = await visit.gateway.merchants.names([row["merchant_id"] for row in rows])
     return Rendered("answers.html", {"rows": rows, "names": names})
 
 
-async def undecided(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    count = await gateway.port(PaymentOperatorService).count_undecided_answers(env)
+async def undecided(visit: PageRequest) -> Sequence[AttentionItem]:
+    count = await visit.gateway.port(PaymentOperatorService).count_undecided_answers(visit.env, visit.merchant_id)
     if not count:
         return ()
     number = "1,000 or more" if count == 1000 else str(count)

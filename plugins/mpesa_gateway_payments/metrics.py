@@ -122,7 +122,7 @@ async def collect_open(gateway: Runtime, gauges: Gauges) -> None:
         open_payments.add_metric((env,), 0 if row is None else row["open"])
         oldest.add_metric((env,), seconds_since(None if row is None else row["oldest"], gateway.clock))
         held.add_metric((env,), await gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
-        undecided.add_metric((env,), await gateway.db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since))
+        undecided.add_metric((env,), await gateway.db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since, None))
 
 
 COLLECTORS = (Collector(_window_gauges, collect_windows), Collector(_open_gauges, collect_open))

@@ -101,17 +101,20 @@ class PaymentOperatorService:
         found = self._conditions(env, filters, sees_numbers=sees_numbers)
         return await PAYMENTS.count_newer(self._db, found, filters.cursor)
 
-    async def count_needing_review(self, env: Env) -> int:
-        return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
+    async def count_needing_review(self, env: Env, merchant_id: str | None = None) -> int:
+        if merchant_id is None:
+            return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
+        return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW_OF, [env], merchant_id))
 
-    async def count_undecided_answers(self, env: Env) -> int:
+    async def count_undecided_answers(self, env: Env, merchant_id: str | None = None) -> int:
         """Count the ambiguous status answers of the last 48 hours whose money no payment has."""
         since = self._clock.now() - SHOWN_FOR
-        return int(await self._db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since))
+        return int(await self._db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since, merchant_id))
 
-    async def undecided_answers(self, env: Env) -> list[Row]:
+    async def undecided_answers(self, env: Env, merchant_id: str | None = None) -> list[Row]:
         """Return the newest of them."""
-        return await self._db.fetch(status_query_sql.FIND_UNDECIDED, env, self._clock.now() - SHOWN_FOR)
+        since = self._clock.now() - SHOWN_FOR
+        return await self._db.fetch(status_query_sql.FIND_UNDECIDED, env, since, merchant_id)
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""

@@ -8,12 +8,12 @@ import msgspec
 from litestar import Response
 
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
+    Concern,
     Menu,
     Page,
     PageRequest,
@@ -287,8 +287,8 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     ]
 
 
-async def held(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    count = await gateway.port(PaymentOperatorService).count_needing_review(env)
+async def held(visit: PageRequest) -> Sequence[AttentionItem]:
+    count = await visit.gateway.port(PaymentOperatorService).count_needing_review(visit.env, visit.merchant_id)
     if not count:
         return ()
     text = f"{count} {'payment needs' if count == 1 else 'payments need'} review: mismatched, or reversed by M-Pesa"
@@ -302,7 +302,7 @@ PAGES = Pages(
         Page("payments/newer", "New payments", newer, Permission.VIEW, is_part=True),
         Page("payments/total", "Total", total, Permission.VIEW, is_part=True),
         Page("payments/export", "Payments as CSV", export, Permission.NUMBERS),
-        Page(ANSWERS, "Ambiguous status answers", answers, Permission.GATEWAY),
+        Page(ANSWERS, "Ambiguous status answers", answers, Permission.VIEW),
         Page("payments/{payment_id}", "Payment", payment, Permission.VIEW, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, Permission.VIEW, is_part=True),
         *first_payment.PAGES,
@@ -318,9 +318,9 @@ PAGES = Pages(
         ),
         *first_payment.ACTS,
     ),
-    panels=(Panel("overview", figures, Permission.GATEWAY, 10),),
+    panels=(Panel("overview", figures, Permission.VIEW, 10),),
     traces=(TimelineSource("payment", past),),
-    concerns=(held, undecided),
+    concerns=(Concern(held, Permission.VIEW), Concern(undecided, Permission.VIEW)),
     finder=find,
     owners={"payment_id": owner_of},
     setup=first_payment.STEPS,

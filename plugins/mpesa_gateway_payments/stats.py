@@ -96,7 +96,7 @@ class PaymentStatsReader:
         log.debug("payment_stats_updated", hours=counted)
         return counted
 
-    async def read(self, env: Env) -> StatsPeriod | None:
+    async def read(self, env: Env, merchant_id: str | None = None) -> StatsPeriod | None:
         """None before the first payment."""
         now = self._clock.now().astimezone(EAT)
         this_hour = now.replace(minute=0, second=0, microsecond=0)
@@ -104,7 +104,12 @@ class PaymentStatsReader:
         first = today - DAY * (DAYS - 1)
         oldest = first - DAY * DAYS
         counted_at = await self._counted_at()
-        rows = await self._db.fetch(stats_sql.STATS_BY_HOUR, env, oldest)
+        if merchant_id is None:
+            rows = await self._db.fetch(stats_sql.STATS_BY_HOUR, env, oldest)
+            reasons = await self._db.fetch(stats_sql.FAILURE_REASONS, first)
+        else:
+            rows = await self._db.fetch(stats_sql.STATS_BY_HOUR_OF, env, oldest, merchant_id)
+            reasons = await self._db.fetch(stats_sql.FAILURE_REASONS_OF, env, first, merchant_id)
         if not rows or counted_at is None:
             return None
         known = {
@@ -134,11 +139,7 @@ class PaymentStatsReader:
             days=list(days.values())[DAYS:],
             earlier=list(days.values())[:DAYS],
             yesterday_so_far=yesterday,
-            reasons=[
-                (row["reason"], row["count"])
-                for row in await self._db.fetch(stats_sql.FAILURE_REASONS, first)
-                if row["env"] == env
-            ],
+            reasons=[(row["reason"], row["count"]) for row in reasons if row["env"] == env],
             counted_at=counted_at,
         )
 

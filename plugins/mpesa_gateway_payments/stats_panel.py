@@ -25,7 +25,7 @@ _LABELLED = 6
 
 
 async def figures(visit: PageRequest, _: str) -> Rendered | None:
-    stats = await visit.gateway.port(PaymentStatsReader).read(visit.env)
+    stats = await visit.gateway.port(PaymentStatsReader).read(visit.env, visit.merchant_id)
     if stats is None:
         return Rendered("figures.html", {"stats": None})
     last_day = sum(stats.hours[1:], stats.hours[0])

@@ -41,12 +41,14 @@ ON CONFLICT (hour, merchant_id, env) DO UPDATE SET asked = EXCLUDED.asked, paid 
 WHERE known.counted_at <= EXCLUDED.counted_at
 """
 
-STATS_BY_HOUR = """
+_BY_HOUR = """
 SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
     sum(taken)::bigint AS taken, sum(returned)::bigint AS returned, ARRAY[sum(waits[1])::bigint, sum(waits[2])::bigint,
         sum(waits[3])::bigint, sum(waits[4])::bigint, sum(waits[5])::bigint, sum(waits[6])::bigint] AS waits
-FROM payment_stats WHERE env = $1 AND hour >= $2 GROUP BY hour
-"""
+FROM payment_stats WHERE env = $1 AND hour >= $2"""
+
+STATS_BY_HOUR = f"{_BY_HOUR} GROUP BY hour"
+STATS_BY_HOUR_OF = f"{_BY_HOUR} AND merchant_id = $3 GROUP BY hour"
 
 STATS_BY_ENV = """
 SELECT env, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
@@ -57,5 +59,12 @@ FROM payment_stats WHERE hour >= $1 GROUP BY env
 FAILURE_REASONS = """
 SELECT env, key AS reason, sum(value::bigint)::bigint AS count
 FROM payment_stats CROSS JOIN LATERAL jsonb_each_text(reasons) WHERE hour >= $1 GROUP BY env, key
+ORDER BY count DESC, key
+"""
+
+FAILURE_REASONS_OF = """
+SELECT env, key AS reason, sum(value::bigint)::bigint AS count
+FROM payment_stats CROSS JOIN LATERAL jsonb_each_text(reasons)
+WHERE env = $1 AND hour >= $2 AND merchant_id = $3 GROUP BY env, key
 ORDER BY count DESC, key
 """

@@ -25,6 +25,7 @@ DELETE FROM status_check WHERE check_id IN (
 
 _UNDECIDED = """FROM status_check AS asked
 WHERE env = $1 AND finding = 'ambiguous' AND check_id >= id_least('chk', $2)
+    AND ($3::uuid IS NULL OR asked.merchant_id = $3)
     AND NOT EXISTS (SELECT FROM payment
         WHERE payment.env = asked.env AND payment.receipt = COALESCE(answered_receipt, asked.receipt))
     AND NOT EXISTS (SELECT FROM transaction AS money
@@ -32,7 +33,9 @@ WHERE env = $1 AND finding = 'ambiguous' AND check_id >= id_least('chk', $2)
             AND money.receipt = COALESCE(answered_receipt, asked.receipt) AND money.subject_id IS NOT NULL)
     AND (answered_receipt IS NOT NULL OR NOT EXISTS (SELECT FROM payment
         WHERE payment.payment_id = asked.payment_id AND payment.receipt IS NOT NULL))"""
-"""Answers whose money no payment has. A payment with another receipt does not have the money that an answer states."""
+"""Answers whose money no payment has.
+
+A payment with another receipt does not have the money that an answer states."""
 
 # raw SQL: aggregate
 COUNT_UNDECIDED = f"SELECT count(*) FROM (SELECT 1 {_UNDECIDED} LIMIT 1000) AS undecided"  # noqa: S608 - the clause above

@@ -303,6 +303,7 @@ FROM (
 """
 
 COUNT_NEEDING_REVIEW = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {NEEDS_REVIEW}"  # noqa: S608 - the clause above
+COUNT_NEEDING_REVIEW_OF = f"{COUNT_NEEDING_REVIEW} AND merchant_id = $2"
 
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number

@@ -47,7 +47,7 @@ async def collect_findings(gateway: Runtime, gauges: Gauges) -> None:
     for env in ENVS:
         for finding in FINDINGS:
             unresolved.add_metric((env, finding), counts.get((env, finding), 0))
-        failing.add_metric((env,), await gateway.db.fetchval(tables.COUNT_FAILING, [env]))
+        failing.add_metric((env,), await gateway.db.fetchval(tables.COUNT_FAILING, [env], None))
 
 
 COLLECTORS = (Collector(_finding_gauges, collect_findings),)

@@ -63,14 +63,13 @@ class ReconciliationOperatorService:
         """Return the number of unresolved lines and the sum of their readable amounts."""
         return await LINES.total(self._db, _unresolved(env, query))
 
-    async def count_unresolved(self, env: Env) -> tuple[int, int]:
+    async def count_unresolved(self, env: Env, merchant_id: str | None) -> tuple[int, int]:
         """Return the number of lines that contradict a payment or fit several, and of all unresolved lines."""
-        row = await self._db.fetchrow(tables.COUNT_UNRESOLVED, env)
+        row = await self._db.fetchrow(tables.COUNT_UNRESOLVED, env, merchant_id)
         return (0, 0) if row is None else (row["conflicting"], row["total"])
 
-    async def count_failing(self, env: Env) -> int:
-        """Return the number of merchants whose last run failed."""
-        return int(await self._db.fetchval(tables.COUNT_FAILING, [env]))
+    async def count_failing(self, env: Env, merchant_id: str | None) -> int:
+        return int(await self._db.fetchval(tables.COUNT_FAILING, [env], merchant_id))
 
     async def line(self, line_id: str) -> Row:
         """Raises NotFound."""

@@ -8,7 +8,6 @@ import msgspec
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.keyset import OperatorQuery
-from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields, NotFound
 from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.http.validation import read_body
@@ -16,6 +15,7 @@ from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
+    Concern,
     Menu,
     Page,
     PageRequest,
@@ -29,6 +29,7 @@ from mpesa_gateway.ops_contract import (
 )
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Finding, Payments
 from mpesa_gateway_reconciliation.agreement import Agreement, read_agreements
@@ -53,7 +54,7 @@ async def runs(visit: PageRequest) -> Rendered:
     sources = await gateway.port(Credentials).statement_sources()
     with_statements = {source.merchant_id for source in sources if not source.is_retired}
     whose = await visit.merchant_names(page.rows)
-    conflicting, total = await service.count_unresolved(visit.env)
+    conflicting, total = await service.count_unresolved(visit.env, query.merchant)
     return Rendered(
         "runs.html",
         {
@@ -228,10 +229,17 @@ async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
     return Rendered("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
+async def _compared_merchants(visit: PageRequest) -> tuple[Sequence[Merchant], bool]:
+    if visit.merchant_id is not None:
+        return [await visit.gateway.merchants.require(visit.merchant_id)], False
+    page = await visit.gateway.merchants.page(_COMPARED)
+    return page.rows, page.next_cursor is not None
+
+
 async def agreement(visit: PageRequest, _: str) -> Rendered | None:
     gateway = visit.gateway
-    page = await gateway.merchants.page(_COMPARED)
-    merchants = [each for each in page.rows if visit.env in each.envs]
+    compared_merchants, others = await _compared_merchants(visit)
+    merchants = [each for each in compared_merchants if visit.env in each.envs]
     sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
     names = {each.merchant_id: each.name for each in merchants}
     compared: list[tuple[str, Agreement]] = []
@@ -244,7 +252,6 @@ async def agreement(visit: PageRequest, _: str) -> Rendered | None:
         if len(found) < wanted:
             unread[names[merchant_id]] = wanted - len(found)
     without = len(names.keys() - {each.merchant_id for each in sources})
-    others = page.next_cursor is not None
     if not (compared or unread or without or others):
         return None
     values = {"compared": compared, "unread": unread, "without": without, "others": others, "clock": _clock}
@@ -270,13 +277,15 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
     ]
 
 
-async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
+async def unresolved(visit: PageRequest) -> Sequence[AttentionItem]:
     """Lines that contradict a payment are graver."""
-    service, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
-    if failing := await service.count_failing(env):
-        text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"
+    env, owner = visit.env, visit.merchant_id
+    service, found = visit.gateway.port(ReconciliationOperatorService), list[AttentionItem]()
+    if failing := await service.count_failing(env, owner):
+        whose = "" if owner else f" of {failing} {'merchant' if failing == 1 else 'merchants'}"
+        text = f"the last statement run{whose} failed"
         found.append(AttentionItem(text=text, to="reconciliation"))
-    conflicting, total = await service.count_unresolved(env)
+    conflicting, total = await service.count_unresolved(env, owner)
     if conflicting:
         text = f"{conflicting} statement {'line' if conflicting == 1 else 'lines'} to match manually"
         found.append(AttentionItem(text=text, to="reconciliation/lines", state="failed"))
@@ -308,8 +317,8 @@ PAGES = Pages(
             back="credentials/{merchant_id}",
         ),
     ),
-    panels=(Panel("credentials", registered, Permission.VIEW), Panel("overview", agreement, Permission.GATEWAY, 15)),
+    panels=(Panel("credentials", registered, Permission.VIEW), Panel("overview", agreement, Permission.VIEW, 15)),
     traces=(TimelineSource("payment", past_of_payment),),
-    concerns=(unresolved,),
+    concerns=(Concern(unresolved, Permission.VIEW),),
     owners={"run_id": owner_of_run, "line_id": owner_of_line},
 )

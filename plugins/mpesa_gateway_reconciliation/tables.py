@@ -272,7 +272,7 @@ SELECT count(*) FILTER (WHERE finding <> 'not_found') AS conflicting, count(*) A
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
         SELECT finding FROM statement_note
         WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = $1 AND {UNRESOLVED}
-        LIMIT 1000) AS open) AS lines
+        LIMIT 1000) AS open WHERE $2::uuid IS NULL OR merchant.merchant_id = $2) AS lines
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
@@ -301,7 +301,7 @@ SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN 
     SELECT status FROM reconciliation_run
     WHERE reconciliation_run.merchant_id = merchant.merchant_id AND reconciliation_run.env = world
     ORDER BY run_id DESC LIMIT 1) AS last
-WHERE last.status = 'failed'
+WHERE last.status = 'failed' AND ($2::uuid IS NULL OR merchant.merchant_id = $2)
 """
 
 

@@ -72,9 +72,8 @@ class RefundOperatorService:
         )
         return rows
 
-    async def count_waiting(self, env: Env) -> int:
-        """Count the refunds of ``env`` that need review."""
-        count: int = await self._db.run(waiting_of(env))
+    async def count_waiting(self, env: Env, merchant_id: str | None) -> int:
+        count: int = await self._db.run(waiting_of(env, merchant_id))
         return count
 
     async def payment(self, payment_id: str) -> PaymentView:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from mpesa_gateway.db.engine import Found
-from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.local_time import format_near
 from mpesa_gateway.money import Kes
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
+    Concern,
     Menu,
     Page,
     PageRequest,
@@ -177,8 +177,8 @@ async def past(gateway: Runtime, refund_id: str) -> Sequence[TimelineEntry]:
     return moments
 
 
-async def waiting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    count = await gateway.port(RefundOperatorService).count_waiting(env)
+async def waiting(visit: PageRequest) -> Sequence[AttentionItem]:
+    count = await visit.gateway.port(RefundOperatorService).count_waiting(visit.env, visit.merchant_id)
     if not count:
         return ()
     text = f"{count} {'refund needs' if count == 1 else 'refunds need'} review on M-Pesa's portal"
@@ -199,6 +199,6 @@ PAGES = Pages(
     ),
     panels=(Panel("payment", of_payment, Permission.VIEW, 20),),
     traces=(TimelineSource("payment", past_of_payment), TimelineSource("refund", past)),
-    concerns=(waiting,),
+    concerns=(Concern(waiting, Permission.VIEW),),
     owners={"refund_id": owner_of},
 )

@@ -22,9 +22,9 @@ from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import PaymentId
 from mpesa_gateway_refunds.result_codes import ReversalWord
+from mpesa_gateway_transactions.api import TransactionId
 
 RefundId = Annotated[str, id_field("rfd")]
-TransactionId = Annotated[str, id_field("txn")]
 
 _LONGEST_REASON = 90
 """Characters of a reason. Daraja's remarks have 2 to 100."""

@@ -49,9 +49,10 @@ def pending(refund_id: str) -> tuple[Where, Where]:
     return RefundRow.refund_id == refund_id, RefundRow.status == "pending"
 
 
-def waiting_of(env: Env) -> Any:
-    """Return the query that counts the refunds of ``env`` that need review."""
-    return RefundRow.count().where(RefundRow.attention.is_not_null(), RefundRow.env == env)
+def waiting_of(env: Env, merchant_id: str | None = None) -> Any:
+    """Count the refunds that need review."""
+    found = RefundRow.count().where(RefundRow.attention.is_not_null(), RefundRow.env == env)
+    return found if merchant_id is None else found.where(RefundRow.merchant_id == merchant_id)
 
 
 # raw SQL: lock - a refund is locked before its payment or transaction.

@@ -1,22 +1,21 @@
 """Ends due prompts, posts due callbacks and results, and stores the answers."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, cast
 
-import niquests
 import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.dns import ClientResolver, NameResolver
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.c2b import C2bPayments
+from mpesa_gateway_simulator.c2b_confirmations import CONFIRMATION
 from mpesa_gateway_simulator.callback_bodies import callback_body
-from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal, ExchangeLog
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal
 from mpesa_gateway_simulator.outcomes import by_name
+from mpesa_gateway_simulator.poster import AT_ONCE, CallbackPoster
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.settings import SimulatorSettings
@@ -24,14 +23,10 @@ from mpesa_gateway_simulator.tables import CallbackRow, ResultRow
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE = 50
-"""Concurrent callbacks."""
-
 _LONGEST_SLEEP = 0.25
 """Seconds between two polls without a wake-up."""
 
 _LEASE = timedelta(seconds=20)
-_ANSWER_WITHIN = 10.0
 
 _HELD_BACK = 20.0
 """The longest delay of a push's answer, in seconds, for a callback that comes first."""
@@ -45,36 +40,26 @@ class CallbackCaller:
         *,
         db: Database,
         clock: Clock,
-        names: NameResolver,
         settings: SimulatorSettings,
         chance: SeededRandom,
         prompts: Prompts,
         pulse: ChangeSignal,
-        diary: ExchangeLog,
+        poster: CallbackPoster,
+        c2b: C2bPayments,
         due: DueSignal,
     ) -> None:
         self._db = db
         self._clock = clock
-        self._names = names
         self._settings = settings
         self._chance = chance
         self._prompts = prompts
         self._pulse = pulse
-        self._diary = diary
+        self._poster = poster
+        self._c2b = c2b
         self._due = due
         self._dispatcher: asyncio.Task[None] | None = None
-        self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
-        session = niquests.AsyncSession(
-            # Pushes name the addresses: slow DNS must not block the event loop's threads.
-            resolver=cast("Any", ClientResolver(self._names)),
-            retries=0,
-            disable_http3=True,
-            pool_maxsize=_AT_ONCE * 2,
-        )
-        session.trust_env = False
-        self._session = session
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def stop(self) -> None:
@@ -82,9 +67,6 @@ class CallbackCaller:
             self._dispatcher.cancel()
             await asyncio.gather(self._dispatcher, return_exceptions=True)
             self._dispatcher = None
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
 
     async def send_results_now(self, result_ids: list[int]) -> None:
         for result_id in result_ids:
@@ -153,6 +135,7 @@ class CallbackCaller:
                     await self._prompts.end_due()
                     + await self._send_all(tables.CLAIM_CALLBACKS, self._send)
                     + await self._send_all(tables.CLAIM_RESULTS, self._send_result)
+                    + await self._c2b.start_due()
                 )
                 if not worked:
                     await self._rest()
@@ -174,7 +157,7 @@ class CallbackCaller:
     async def _send_all(self, claim: str, send: Callable[[Row], Awaitable[int]]) -> int:
         now = self._clock.now()
         rows = await self._db.fetch(claim, now, now + _LEASE)
-        slots = asyncio.Semaphore(_AT_ONCE)
+        slots = asyncio.Semaphore(AT_ONCE)
 
         async def one(row: Row) -> None:
             async with slots:
@@ -202,31 +185,10 @@ class CallbackCaller:
     def _noted(self, row: Found, status: int) -> tuple[datetime | None, int, datetime]:
         """The time of the next try (None: no more), the status, and now."""
         now = self._clock.now()
-        is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
+        is_confirmation = row.get("operation") == CONFIRMATION
+        is_done = is_confirmation or 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
         return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
 
     async def _post(self, row: Found, headers: Mapping[str, str] | None = None) -> int:
-        began, status, text = time.perf_counter(), 0, "no answer"
-        try:
-            async with asyncio.timeout(_ANSWER_WITHIN):
-                response = await self._http.post(
-                    row["callback_url"],
-                    data=str(row["body"]).encode(row["encoding"]),
-                    headers={"Content-Type": "application/json"} | dict(headers or {}),
-                    allow_redirects=False,
-                    timeout=_ANSWER_WITHIN,
-                )
-            status = response.status_code or 0
-            text = response.text or ""
-        except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
-            log.info("simulator_callback_unanswered", error=type(problem).__name__)
-        ms = round((time.perf_counter() - began) * 1000)
-        log.info("simulator_called_back", status=status, ms=ms)
-        self._diary.record_sent(row["callback_url"], row["body"], status, text, ms)
+        status, _ = await self._poster.post(row["callback_url"], str(row["body"]), row["encoding"], headers)
         return status
-
-    @property
-    def _http(self) -> niquests.AsyncSession:
-        if self._session is None:
-            raise RuntimeError("the simulator has not been started")
-        return self._session

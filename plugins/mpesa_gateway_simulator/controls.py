@@ -7,6 +7,8 @@ from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.exchange_log import ChangeSignal
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import (
+    C2bPaymentRow,
+    C2bRegistrationRow,
     CallbackRow,
     FaultRow,
     HabitRow,
@@ -26,6 +28,8 @@ _FORGOTTEN = (
     ReversalRow,
     ResultRow,
     TransactionRow,
+    C2bPaymentRow,
+    C2bRegistrationRow,
     FaultRow,
     KnobRow,
     RegistrationRow,

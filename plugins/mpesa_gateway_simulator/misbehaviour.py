@@ -32,6 +32,16 @@ PULL_HABITS: frozenset[str] = frozenset(
     }
 )
 
+C2B_REGISTER_HABITS: frozenset[str] = frozenset(
+    {
+        *("normal", "only_v1", "only_v2", "code_zeros", "already_registered", "already_without_code"),
+        *("held_by_broker", "ack_lost", "internal_error"),
+    }
+)
+"""``already_…`` refuses a second registration, as Daraja does for live shortcodes."""
+
+C2B_SIMULATE_HABITS: frozenset[str] = frozenset({"normal", "forgets_registration"})
+
 OAUTH_HABITS: frozenset[str] = frozenset(
     {"normal", "expires_huge", "expires_number", "expires_float", "expires_absent", "expires_text", "token_line_break"}
 )

@@ -165,6 +165,11 @@ _REFUSED = {
     "1032": "You cancelled the request to pay {money} to {shop}.",
     "1037": "You did not answer the request to pay {money} to {shop} in time.",
     "2001": "You have entered the wrong PIN. Nothing was paid to {shop}.",
+    "C2B:C2B00011": "Failed. {shop} does not accept payments from this number. Nothing was paid.",
+    "C2B:C2B00012": "Failed. You have entered the wrong account number {account} for {shop}. Nothing was paid.",
+    "C2B:C2B00013": "Failed. {money} is not an amount that {shop} accepts. Nothing was paid.",
+    "C2B:C2B00014": "Failed. Your M-PESA details do not match those of {shop}. Nothing was paid.",
+    "C2B:C2B00015": "Failed. {shop} is not a valid business number. Nothing was paid.",
 }
 
 
@@ -173,13 +178,14 @@ def _message(row: Found, balance: int) -> Message:
     when = f"{at.day}/{at.month}/{at:%y} at {at.hour % 12 or 12}:{at:%M} {'AM' if at.hour < 12 else 'PM'}"
     money, left = f"Ksh{row['amount']:,}.00", f"New M-PESA balance is Ksh{balance:,}.00."
     if row["result_code"] == "0":
+        account = f" for account {row['reference']}" if row["reference"] else ""
         text = (
-            f"{row['receipt']} Confirmed. {money} sent to {row['receiver']} for account {row['reference']} on {when}. "
+            f"{row['receipt']} Confirmed. {money} sent to {row['receiver']}{account} on {when}. "
             f"{left} Transaction cost, Ksh0.00."
         )
     elif row["result_code"] == "reversed":
         text = f"{row['receipt']} confirmed. {money} of {row['original']} was reversed to you on {when}. {left}"
     else:
         template = _REFUSED.get(row["result_code"], "The request to pay {money} to {shop} failed.")
-        text = template.format(money=money, shop=row["receiver"])
+        text = template.format(money=money, shop=row["receiver"], account=row["reference"])
     return Message(row["at"], text, row["result_code"] in {"0", "reversed"})

@@ -2,7 +2,7 @@
 
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.plugin import Plugin, Tables
-from mpesa_gateway_simulator import phone_pages
+from mpesa_gateway_simulator import c2b_routes, phone_pages
 from mpesa_gateway_simulator.commands import demo
 from mpesa_gateway_simulator.daraja_routes import daraja_routes
 from mpesa_gateway_simulator.doctor import CHECKS
@@ -10,6 +10,8 @@ from mpesa_gateway_simulator.provides import PROVIDES, make_front
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import (
+    C2bPaymentRow,
+    C2bRegistrationRow,
     CallbackRow,
     FaultRow,
     HabitRow,
@@ -32,7 +34,7 @@ plugin = Plugin(
     name="simulator",
     summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
     settings=SimulatorSettings,
-    routes=(*daraja_routes, *routes, *phone_pages.routes),
+    routes=(*daraja_routes, *routes, *c2b_routes.routes, *phone_pages.routes),
     provides=PROVIDES,
     tables=Tables(
         models=(
@@ -41,6 +43,8 @@ plugin = Plugin(
             TransactionRow,
             ResultRow,
             ReversalRow,
+            C2bRegistrationRow,
+            C2bPaymentRow,
             FaultRow,
             KnobRow,
             HabitRow,

@@ -8,6 +8,8 @@ import msgspec
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway_simulator import bystanders, tables
+from mpesa_gateway_simulator.c2b_bodies import C2bMoney
+from mpesa_gateway_simulator.c2b_confirmations import C2bConfirmations
 from mpesa_gateway_simulator.callback_bodies import callback_body
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal
@@ -29,6 +31,7 @@ class Prompts:
         clock: Clock,
         controls: Controls,
         results: Results,
+        confirmations: C2bConfirmations,
         chance: SeededRandom,
         pulse: ChangeSignal,
         due: DueSignal,
@@ -37,6 +40,7 @@ class Prompts:
         self._clock = clock
         self._controls = controls
         self._results = results
+        self._confirmations = confirmations
         self._chance = chance
         self._pulse = pulse
         self._due = due
@@ -179,6 +183,7 @@ class Prompts:
                 **shown,
             )
             await self._results.record(movement)
+            await self._confirm(row, receipt, acted_at)
         if behaviour.callback == "never":
             return []
         late = await self._controls.knob("late_delay") if behaviour.callback == "late" else 0.0
@@ -193,3 +198,17 @@ class Prompts:
                 await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, encoding, due)
             )
         return owed
+
+    async def _confirm(self, row: Row, receipt: str, at: datetime) -> None:
+        """A shortcode with C2B addresses gets a confirmation of its pushes too, whatever becomes of the callback."""
+        is_till = row["receiver"] != row["shortcode"]
+        money = C2bMoney(
+            receipt=receipt,
+            phone=row["phone"],
+            amount=row["amount"],
+            shortcode=row["receiver"],
+            account_number="" if is_till else row["reference"],
+            kind="buy_goods" if is_till else "pay_bill",
+            at=at,
+        )
+        await self._confirmations.confirm_push(money, row["shortcode"])

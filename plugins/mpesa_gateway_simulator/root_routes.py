@@ -21,6 +21,10 @@ DARAJA: frozenset[str] = frozenset(
         "/mpesa/reversal/v1/request",
         "/pulltransactions/v1/register",
         "/pulltransactions/v1/query",
+        "/mpesa/c2b/v1/registerurl",
+        "/mpesa/c2b/v2/registerurl",
+        "/mpesa/c2b/v1/simulate",
+        "/mpesa/c2b/v2/simulate",
     }
 )
 """Daraja's paths that the simulator serves."""

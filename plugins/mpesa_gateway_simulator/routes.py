@@ -19,6 +19,8 @@ from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.misbehaviour import (
     ACK_HABITS,
+    C2B_REGISTER_HABITS,
+    C2B_SIMULATE_HABITS,
     CALLBACK_HABITS,
     OAUTH_HABITS,
     PULL_HABITS,
@@ -172,7 +174,17 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"fault": one_of(FAULTS)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
 
-    operation: Literal["oauth", "stkpush", "stkquery", "transactionstatus", "reversal", "pullregister", "pullquery"]
+    operation: Literal[
+        "oauth",
+        "stkpush",
+        "stkquery",
+        "transactionstatus",
+        "reversal",
+        "pullregister",
+        "pullquery",
+        "c2bregister",
+        "c2bsimulate",
+    ]
     fault: str
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
 
@@ -205,6 +217,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     callback_jitter: Seconds | None = None
     slow_answer: Seconds | None = None
     prompt_timeout: Seconds | None = None
+    validation_timeout: Seconds | None = None
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     strangers: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
@@ -241,6 +254,8 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         "transactionstatus": one_of(STATUS_HABITS),
         "reversal": one_of(REVERSAL_HABITS),
         "pullquery": one_of(PULL_HABITS),
+        "c2bregister": one_of(C2B_REGISTER_HABITS),
+        "c2bsimulate": one_of(C2B_SIMULATE_HABITS),
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"reversal": "late"}
 
@@ -252,6 +267,8 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     transactionstatus: str | None = None
     reversal: str | None = None
     pullquery: str | None = None
+    c2bregister: str | None = None
+    c2bsimulate: str | None = None
 
 
 @patch(

@@ -10,6 +10,9 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.c2b import C2bPayments
+from mpesa_gateway_simulator.c2b_bodies import Version
+from mpesa_gateway_simulator.c2b_registrations import C2bRegistrations
 from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.exchange_log import DueSignal
@@ -45,6 +48,8 @@ class SimulatedDaraja:
         controls: Controls,
         results: Results,
         statements: Statements,
+        registrations: C2bRegistrations,
+        c2b: C2bPayments,
         chance: SeededRandom,
         prompts: Prompts,
         caller: CallbackCaller,
@@ -57,6 +62,8 @@ class SimulatedDaraja:
         self._controls = controls
         self._results = results
         self._statements = statements
+        self._registrations = registrations
+        self._c2b = c2b
         self._chance = chance
         self._prompts = prompts
         self._caller = caller
@@ -166,6 +173,18 @@ class SimulatedDaraja:
         await self._check_token(authorization)
         await self._controls.play_fault("pullquery")
         return await self._statements.pull(body)
+
+    async def c2b_register(self, version: Version, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
+        """Register C2B addresses. Raises Fault and AckLost."""
+        await self._check_token(authorization)
+        await self._controls.play_fault("c2bregister")
+        return await self._registrations.register(version, body)
+
+    async def c2b_simulate(self, version: Version, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+        """Accept a payment without a prompt. Raises Fault."""
+        await self._check_token(authorization)
+        await self._controls.play_fault("c2bsimulate")
+        return await self._c2b.simulate(version, body)
 
     async def fault_body(self, fault: Fault) -> dict[str, str]:
         """Return a fault in Daraja's form with a new requestId."""

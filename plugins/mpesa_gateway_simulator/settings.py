@@ -15,10 +15,13 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     AccountReference over 12, blanks around TransactionType. ``one_token_per_key`` ends a consumer key's token when the
     next one is issued, as documented; otherwise tokens stay valid until they expire. ``lock_subscriber`` refuses a
     second push to a phone whose prompt is open, as Daraja does; ``https_callbacks`` refuses callback addresses without
-    TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of pushes to unlisted numbers that fail at
-    random; ``seed`` makes randomness, receipts and ids repeatable. ``strangers`` is the mean number of unrelated
-    payments, payouts, charges and portal reversals for each push. ``hosts`` are further names for its pages and control
-    API, in addition to loopback and the hosts of ``public_url`` and ``daraja.sandbox_url``.
+    TLS, as Daraja does for live shortcodes. ``c2b_live`` registers C2B addresses as Daraja does for live shortcodes:
+    once, with TLS, a public host and no tunnel; and it has no ``simulate``. ``external_validation`` asks the validation
+    address before a C2B payment, and waits ``validation_timeout`` for its answer. ``chaos`` is the share (0 to 1) of
+    pushes to unlisted numbers that fail at random; ``seed`` makes randomness, receipts and ids repeatable.
+    ``strangers`` is the mean number of unrelated payments, payouts, charges and portal reversals for each push.
+    ``hosts`` are further names for its pages and control API, in addition to loopback and the hosts of ``public_url``
+    and ``daraja.sandbox_url``.
     """
 
     callback_delay: Pause = 0.3
@@ -33,6 +36,9 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     one_token_per_key: bool = True
     lock_subscriber: bool = False
     https_callbacks: bool = False
+    c2b_live: bool = False
+    external_validation: bool = True
+    validation_timeout: Pause = 8.0
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     strangers: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
     hosts: tuple[str, ...] = ()

@@ -84,6 +84,34 @@ class TransactionRow(Table, tablename="sim_transaction"):
     is_out = Boolean()
 
 
+class C2bRegistrationRow(Table, tablename="sim_c2b_registration"):
+    """The C2B addresses of a shortcode."""
+
+    shortcode = Text(primary_key=True)
+    version = Text()
+    response_type = Text()
+    confirmation_url = Text()
+    validation_url = Text()
+    registered_at = Timestamptz()
+
+
+class C2bPaymentRow(Table, tablename="sim_c2b_payment"):
+    """A payment without a prompt; ``manner`` is JSON."""
+
+    receipt = Text(primary_key=True)
+    phone = Text()
+    amount = Integer()
+    shortcode = Text()
+    account_number = Text()
+    kind = Text()
+    manner = Text()
+    state = Text()
+    code = Text(null=True, default=None)
+    created_at = Timestamptz()
+    due_at = Timestamptz(null=True, default=None)
+    ended_at = Timestamptz(null=True, default=None)
+
+
 class FaultRow(Table, tablename="sim_fault"):
     """The fault for the next requests of an operation."""
 
@@ -141,11 +169,20 @@ RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.encoding, si
 """
 
 CLAIM_RESULTS = """
-UPDATE sim_result SET due_at = $2, tries = tries + 1
+UPDATE sim_result SET due_at = CASE WHEN operation <> 'c2bconfirmation' THEN $2::timestamptz END, tries = tries + 1
 WHERE result_id IN (
     SELECT result_id FROM sim_result WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
 )
-RETURNING result_id, body, encoding, tries, callback_url
+RETURNING result_id, operation, body, encoding, tries, callback_url
+"""
+"""A confirmation is sent once: a crash loses it."""
+
+CLAIM_C2B = """
+UPDATE sim_c2b_payment SET due_at = $2
+WHERE receipt IN (
+    SELECT receipt FROM sim_c2b_payment WHERE due_at <= $1 ORDER BY due_at LIMIT 50 FOR UPDATE SKIP LOCKED
+)
+RETURNING *
 """
 
 # raw SQL: hot path - each request, push and callback of a benchmark.
@@ -211,7 +248,8 @@ ANSWERED = "UPDATE sim_callback SET due_at = $2, last_status = $3, answered_at =
 NEXT_DUE = """
 SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
              (SELECT min(due_at) FROM sim_callback WHERE due_at IS NOT NULL),
-             (SELECT min(due_at) FROM sim_result WHERE due_at IS NOT NULL))
+             (SELECT min(due_at) FROM sim_result WHERE due_at IS NOT NULL),
+             (SELECT min(due_at) FROM sim_c2b_payment WHERE due_at IS NOT NULL))
 """
 
 # raw SQL: aggregate - sums of money.
@@ -256,6 +294,9 @@ MESSAGES = """
 UNION ALL
 (SELECT ended_at, result_code, NULL, amount, receiver, reference, NULL
     FROM sim_push WHERE phone = $1 AND state = 'ended' AND result_code <> '0' ORDER BY ended_at DESC LIMIT $2)
+UNION ALL
+(SELECT ended_at, 'C2B:' || code, NULL, amount, shortcode, account_number, NULL
+    FROM sim_c2b_payment WHERE phone = $1 AND state = 'refused' ORDER BY created_at DESC LIMIT $2)
 UNION ALL
 (SELECT sim_reversal.at, 'reversed', sim_reversal.receipt, sim_reversal.amount, shortcode, reference, original
     FROM sim_reversal JOIN sim_transaction ON sim_transaction.receipt = original WHERE phone = $1

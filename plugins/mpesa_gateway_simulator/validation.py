@@ -27,7 +27,7 @@ _MOST_BITS = 128
 MOST_PROMPT = 182
 """Characters of the longest prompt; longer ones end with result 1025."""
 
-_PHONE = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
+PHONE_PATTERN = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
 _SHORTCODE = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
 _MOMENT = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})[ T]([0-9]{1,2}):([0-9]{1,2})(?::([0-9]{1,3}))?\Z", re.ASCII)
 _TYPES = frozenset({"CustomerPayBillOnline", "CustomerBuyGoodsOnline"})
@@ -145,7 +145,7 @@ def named_fault(code: str) -> Fault | NotJson:
     return FAULTS[code]
 
 
-def _bad(field: str) -> Fault:
+def bad_field(field: str) -> Fault:
     return Fault(400, "400.002.02", f"Bad Request - Invalid {field}")
 
 
@@ -159,25 +159,25 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
     if isinstance(kind, str) and not strict:
         kind = kind.strip()
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise _bad("TransactionType")
-    amount, phone = _amount(body), _text(body, "PhoneNumber")
-    if not _PHONE.match(phone):
-        raise _bad("PhoneNumber")
+        raise bad_field("TransactionType")
+    amount, phone = read_amount(body), read_text(body, "PhoneNumber")
+    if not PHONE_PATTERN.match(phone):
+        raise bad_field("PhoneNumber")
     # PartyA may differ from the prompted phone.
-    party = _text(body, "PartyA")
-    if not _PHONE.match(party) and not _SHORTCODE.match(party):
-        raise _bad("PartyA")
-    receiver = _text(body, "PartyB")
+    party = read_text(body, "PartyA")
+    if not PHONE_PATTERN.match(party) and not _SHORTCODE.match(party):
+        raise bad_field("PartyA")
+    receiver = read_text(body, "PartyB")
     if not _SHORTCODE.match(receiver) or (kind == "CustomerPayBillOnline" and receiver != shortcode):
-        raise _bad("PartyB")
-    callback_url = _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
-    reference = _text(body, "AccountReference")
+        raise bad_field("PartyB")
+    callback_url = read_url(body, "CallBackURL", https_callbacks=https_callbacks)
+    reference = read_text(body, "AccountReference")
     # The one optional field.
-    description = _text(body, "TransactionDesc") if "TransactionDesc" in body else ""
+    description = read_text(body, "TransactionDesc") if "TransactionDesc" in body else ""
     if not reference or (strict and len(reference) > 12):
-        raise _bad("AccountReference")
+        raise bad_field("AccountReference")
     if strict and len(description) > 13:
-        raise _bad("TransactionDesc")
+        raise bad_field("TransactionDesc")
     return Push(
         shortcode=shortcode,
         receiver=receiver,
@@ -191,19 +191,19 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
 
 def read_signed(body: dict[str, Any]) -> str:
     """Return the shortcode of a request with a valid password and timestamp. Raises Fault."""
-    shortcode, timestamp = _text(body, "BusinessShortCode"), _text(body, "Timestamp")
+    shortcode, timestamp = read_text(body, "BusinessShortCode"), read_text(body, "Timestamp")
     if not _SHORTCODE.match(shortcode):
-        raise _bad("BusinessShortCode")
+        raise bad_field("BusinessShortCode")
     if not re.match(r"[0-9]{14}\Z", timestamp, re.ASCII):
-        raise _bad("Timestamp")
+        raise bad_field("Timestamp")
     try:
         datetime.strptime(timestamp, "%Y%m%d%H%M%S")  # noqa: DTZ007 - only whether it is a time at all
     except ValueError:
-        raise _bad("Timestamp") from None
+        raise bad_field("Timestamp") from None
     try:
-        password = base64.b64decode(_text(body, "Password"), validate=True).decode()
+        password = base64.b64decode(read_text(body, "Password"), validate=True).decode()
     except (binascii.Error, ValueError):
-        raise _bad("Password") from None
+        raise bad_field("Password") from None
     passkey = password.removeprefix(shortcode).removesuffix(timestamp)
     is_consistent = password.startswith(shortcode) and password.endswith(timestamp) and passkey
     if not is_consistent or (shortcode == SANDBOX_SHORTCODE and passkey != SANDBOX_PASSKEY):
@@ -211,12 +211,12 @@ def read_signed(body: dict[str, Any]) -> str:
     return shortcode
 
 
-def _text(body: dict[str, Any], name: str) -> str:
+def read_text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _bad(name)
+        raise bad_field(name)
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        raise _bad(name)
+        raise bad_field(name)
     return str(value)
 
 
@@ -257,13 +257,13 @@ def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest
     receipt = body.get("TransactionID") or None
     conversation_id = body.get("OriginalConversationID") or body.get("OriginatorConversationID") or None
     if receipt is None and conversation_id is None:
-        raise _bad("TransactionID")
+        raise bad_field("TransactionID")
     for name, value in (("TransactionID", receipt), ("OriginalConversationID", conversation_id)):
         if value is not None and not isinstance(value, str):
-            raise _bad(name)
-    shortcode = _shortcode(body, "PartyA")
-    if _text(body, "IdentifierType") not in {"1", "2", "4"}:
-        raise _bad("IdentifierType")
+            raise bad_field(name)
+    shortcode = read_shortcode(body, "PartyA")
+    if read_text(body, "IdentifierType") not in {"1", "2", "4"}:
+        raise bad_field("IdentifierType")
     result_url, timeout_url = _read_ending(body, https_callbacks=https_callbacks)
     return StatusRequest(
         shortcode=shortcode,
@@ -277,14 +277,14 @@ def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest
 def read_reversal(body: dict[str, Any], *, https_callbacks: bool) -> ReversalRequest:
     """Raises Fault for the first invalid field."""
     initiator = _read_initiator(body, "TransactionReversal")
-    receipt = _text(body, "TransactionID")
+    receipt = read_text(body, "TransactionID")
     if not re.match(r"[A-Z0-9]{6,20}\Z", receipt):
-        raise _bad("TransactionID")
-    amount = _amount(body)
-    shortcode = _shortcode(body, "ReceiverParty")
+        raise bad_field("TransactionID")
+    amount = read_amount(body)
+    shortcode = read_shortcode(body, "ReceiverParty")
     # The documentation's table says 11, its older sample 4.
-    if _text(body, "RecieverIdentifierType") not in {"4", "11"}:
-        raise _bad("RecieverIdentifierType")
+    if read_text(body, "RecieverIdentifierType") not in {"4", "11"}:
+        raise bad_field("RecieverIdentifierType")
     result_url, timeout_url = _read_ending(body, https_callbacks=https_callbacks)
     return ReversalRequest(
         initiator=initiator,
@@ -298,91 +298,91 @@ def read_reversal(body: dict[str, Any], *, https_callbacks: bool) -> ReversalReq
 
 def read_registration(body: dict[str, Any], *, https_callbacks: bool) -> str:
     """Return the shortcode of a Pull registration. Raises Fault for the first invalid field."""
-    shortcode = _shortcode(body, "ShortCode")
+    shortcode = read_shortcode(body, "ShortCode")
     if body.get("RequestType") != "Pull":
-        raise _bad("RequestType")
+        raise bad_field("RequestType")
     try:
-        Msisdn.parse(_text(body, "NominatedNumber"))
+        Msisdn.parse(read_text(body, "NominatedNumber"))
     except InvalidPhone:
-        raise _bad("NominatedNumber") from None
-    _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
+        raise bad_field("NominatedNumber") from None
+    read_url(body, "CallBackURL", https_callbacks=https_callbacks)
     return shortcode
 
 
 def read_pull_query(body: dict[str, Any], now: datetime) -> PullQuery:
     """Raises Fault for the first invalid field."""
-    shortcode = _shortcode(body, "ShortCode")
+    shortcode = read_shortcode(body, "ShortCode")
     start, end = _moment(body, "StartDate"), _moment(body, "EndDate")
     if start < now - timedelta(hours=48, minutes=1):
-        raise _bad("StartDate")
+        raise bad_field("StartDate")
     if end <= start:
-        raise _bad("EndDate")
-    offset = _text(body, "OffSetValue")
+        raise bad_field("EndDate")
+    offset = read_text(body, "OffSetValue")
     if not offset.isascii() or not offset.isdigit() or len(offset) > 9:
-        raise _bad("OffSetValue")
+        raise bad_field("OffSetValue")
     return PullQuery(shortcode=shortcode, start=start, end=end, offset=int(offset))
 
 
 def _read_initiator(body: dict[str, Any], command: str) -> str:
-    initiator = _text(body, "Initiator")
+    initiator = read_text(body, "Initiator")
     if not initiator:
-        raise _bad("Initiator")
+        raise bad_field("Initiator")
     try:
-        secret = base64.b64decode(_text(body, "SecurityCredential"), validate=True)
+        secret = base64.b64decode(read_text(body, "SecurityCredential"), validate=True)
     except (binascii.Error, ValueError):
-        raise _bad("SecurityCredential") from None
+        raise bad_field("SecurityCredential") from None
     if len(secret) < _SHORTEST_CREDENTIAL:
-        raise _bad("SecurityCredential")
+        raise bad_field("SecurityCredential")
     if body.get("CommandID") != command:
-        raise _bad("CommandID")
+        raise bad_field("CommandID")
     return initiator
 
 
 def _read_ending(body: dict[str, Any], *, https_callbacks: bool) -> tuple[str, str]:
-    result_url = _callback_url(body, "ResultURL", https_callbacks=https_callbacks)
-    timeout_url = _callback_url(body, "QueueTimeOutURL", https_callbacks=https_callbacks)
-    if not 1 <= len(_text(body, "Remarks")) <= 100:
-        raise _bad("Remarks")
+    result_url = read_url(body, "ResultURL", https_callbacks=https_callbacks)
+    timeout_url = read_url(body, "QueueTimeOutURL", https_callbacks=https_callbacks)
+    if not 1 <= len(read_text(body, "Remarks")) <= 100:
+        raise bad_field("Remarks")
     if len(str(body.get("Occasion") or "")) > 100:
-        raise _bad("Occasion")
+        raise bad_field("Occasion")
     return result_url, timeout_url
 
 
-def _amount(body: dict[str, Any]) -> int:
+def read_amount(body: dict[str, Any]) -> int:
     """Whole KES, also as text, as in the documentation's samples."""
     amount = body.get("Amount")
     if isinstance(amount, str) and amount.isascii() and amount.isdigit() and len(amount) <= 6:
         amount = int(amount)
     if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= 250_000:
-        raise _bad("Amount")
+        raise bad_field("Amount")
     return amount
 
 
-def _shortcode(body: dict[str, Any], name: str) -> str:
-    shortcode = _text(body, name)
+def read_shortcode(body: dict[str, Any], name: str) -> str:
+    shortcode = read_text(body, name)
     if not _SHORTCODE.match(shortcode):
-        raise _bad(name)
+        raise bad_field(name)
     return shortcode
 
 
-def _callback_url(body: dict[str, Any], name: str, *, https_callbacks: bool) -> str:
-    url = _text(body, name)
+def read_url(body: dict[str, Any], name: str, *, https_callbacks: bool) -> str:
+    url = read_text(body, name)
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
     except ValueError:
-        raise _bad(name) from None
+        raise bad_field(name) from None
     if scheme not in ({"https"} if https_callbacks else {"http", "https"}) or not host:
-        raise _bad(name)
+        raise bad_field(name)
     return url
 
 
 def _moment(body: dict[str, Any], name: str) -> datetime:
     """A time in East Africa, with or without seconds; the documentation has ``8:36:00`` and ``10:10:000``."""
-    found = _MOMENT.match(_text(body, name))
+    found = _MOMENT.match(read_text(body, name))
     if found is None:
-        raise _bad(name)
+        raise bad_field(name)
     year, month, day, hour, minute, second = (int(part or 0) for part in found.groups())
     try:
         return datetime(year, month, day, hour, minute, second, tzinfo=EAT).astimezone(UTC)
     except ValueError:
-        raise _bad(name) from None
+        raise bad_field(name) from None

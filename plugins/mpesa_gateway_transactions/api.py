@@ -3,11 +3,20 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from mpesa_gateway.env import Env
+from mpesa_gateway.errors import Conflict
+from mpesa_gateway.http.fields import id_field
 from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
+
+
+class NotAllocatable(Conflict):
+    """The money cannot be allocated, or M-Pesa's evidence fits another payment."""
+
+
+TransactionId = Annotated[str, id_field("txn")]
 
 Direction = Literal["in", "out"]
 """Direction of the money, seen from the receiver."""
@@ -50,6 +59,8 @@ class ReportedTransaction:
     kind: str | None = None
     subject: Subject | None = None
     conflict_id: str | None = None
+    is_announced: bool = False
+    """True if the writer of a subject knows that ``transaction.received`` was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +86,13 @@ class Transactions(Protocol):
     async def record(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction | None]:
         """Record reports and return their transactions in order.
 
-        None for a report whose subject cannot have the money: it has another subject, amount or receiver, or is
-        refunded.
+        None for a report whose subject cannot have the money: it has another subject, amount or receiver, is refunded,
+        or was announced and the report does not know.
         """
+        ...
+
+    async def announced(self, env: Env, receipts: Sequence[str]) -> set[str]:
+        """Return the receipts of incoming money that was announced as ``transaction.received``."""
         ...
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
@@ -195,6 +210,21 @@ class RefundableTransactions(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A person's choice of ``subject_id`` for ``money``.
+
+    ``assign`` awaits ``lock``, which locks the transaction, after it has locked the subject and before any write. The
+    subject is ``merchant_id``'s, or with None any merchant's. An operator's choice may differ from the evidence.
+    """
+
+    money: IncomingMoney
+    subject_id: str
+    merchant_id: str | None
+    by_operator: bool
+    lock: Callable[[], Awaitable[None]]
+
+
 @dataclass(frozen=True)
 class AllocationRule:
     """Finds the subject of incoming money; contributed by the subject's plugin.
@@ -209,6 +239,10 @@ class AllocationRule:
     subject_kind: str
     find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
     allocated: Callable[[Runtime, Sequence[Allocated]], Awaitable[None]] | None = None
+    is_expected: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None = None
+    """True for money that may still find its subject by itself: it is announced later."""
+    assign: Callable[[Runtime, Assignment], Awaitable[FoundSubject]] | None = None
+    """Gives money the subject that a person chose, or raises NotFound or Conflict with the reason."""
     refunded: Callable[[Runtime, RefundedMoney], Awaitable[None]] | None = None
 
 

@@ -29,7 +29,7 @@ _NEWEST = f"""
 SELECT transaction_id, witness.source, witness.seen_at, detail, transaction.merchant_id, direction, receipt,
     amount_cents, first_source, subject_kind, subject_id, number
 FROM transaction_witness AS witness JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
-WHERE {_OPEN}
+WHERE {_OPEN} AND ($3::uuid IS NULL OR transaction.merchant_id = $3)
 ORDER BY transaction_id DESC, witness.source LIMIT $2
 """  # noqa: S608 - the same reason
 
@@ -48,18 +48,22 @@ class ContradictionReview:
         self._clock = clock
         self._audit = audit
 
-    async def count(self, env: Env) -> int:
+    async def count(self, env: Env, merchant_id: str | None = None) -> int:
         """Return the number of unreviewed contradictions, at most 1,000."""
-        return int(await self._db.fetchval(COUNT, env))
-
-    async def count_of(self, merchant_id: str, env: Env) -> int:
+        if merchant_id is None:
+            return int(await self._db.fetchval(COUNT, env))
         return int(await self._db.fetchval(COUNT_OF, env, merchant_id))
 
-    async def newest(self, env: Env) -> list[Row]:
-        return await self._db.fetch(_NEWEST, env, MOST_SHOWN)
+    async def newest(self, env: Env, merchant_id: str | None = None) -> list[Row]:
+        return await self._db.fetch(_NEWEST, env, MOST_SHOWN, merchant_id)
 
-    async def resolve(self, env: Env, transaction_id: str, source: str, note: str, *, actor: str) -> None:
-        """Record a review. Raises InvalidFields, NotFound, or Conflict if none is pending."""
+    async def resolve(
+        self, env: Env, transaction_id: str, source: str, note: str, *, actor: str, merchant_id: str | None = None
+    ) -> None:
+        """Record a review. Raises InvalidFields, NotFound, or Conflict if none is pending.
+
+        With ``merchant_id``, another merchant's report is not found.
+        """
         if not _SHORTEST_NOTE <= len(note) <= _LONGEST_NOTE:
             raise InvalidFields.field_error("note", "state what was done about it (3 to 500 characters)")
         reviewed: dict[Any, Any] = {
@@ -69,7 +73,7 @@ class ContradictionReview:
         }
         async with self._db.transaction():
             found = await self._db.fetchrow(LOCK, transaction_id, source)
-            if found is None or found["env"] != env:
+            if found is None or found["env"] != env or merchant_id not in {None, found["merchant_id"]}:
                 raise NotFound("there is no such report")
             rows = await self._db.run(
                 WitnessRow.update(reviewed)

@@ -10,7 +10,7 @@ from mpesa_gateway_transactions.contradictions import ContradictionReview
 async def check_contradictions(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
     """Count the reports of M-Pesa that state another amount or receiver than the first report of their receipt."""
     merchant_id = context.require_merchant.merchant_id
-    count = await gateway.port(ContradictionReview).count_of(merchant_id, context.env)
+    count = await gateway.port(ContradictionReview).count(context.env, merchant_id)
     if count:
         yield warning(
             "transactions.contradictions",

@@ -27,8 +27,8 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
         TransactionRow.select(TransactionRow.transaction_id)
         .where(
             TransactionRow.merchant_id == merchant_id,
-            TransactionRow.payer.is_in(list(number.forms)),
-            TransactionRow.subject_id.is_null(),
+            TransactionRow.payer.is_in(list(number.forms)) | (TransactionRow.payer_digest == number.forms[0]),
+            TransactionRow.subject_id.is_null() | TransactionRow.subject_kind.not_in(["payment", "refund", "payout"]),
             TransactionRow.transaction_id > after,
         )
         .order_by(TransactionRow.transaction_id)

@@ -2,17 +2,31 @@
 
 from collections.abc import Sequence
 
-from mpesa_gateway.env import Env
-from mpesa_gateway.ops_contract import Action, AttentionItem, Page, PageRequest, Pages, Permission, Redirect, Rendered
-from mpesa_gateway.runtime import Runtime
+import msgspec
+
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Concern,
+    Page,
+    PageRequest,
+    Pages,
+    Permission,
+    Redirect,
+    Rendered,
+)
 from mpesa_gateway_transactions.contradictions import MOST_SHOWN, ContradictionReview
 
 _PATH = "transactions/contradictions"
 
 
+class _Query(msgspec.Struct, frozen=True, kw_only=True):
+    merchant: str | None = None
+
+
 async def contradictions(visit: PageRequest) -> Rendered:
-    review = visit.gateway.port(ContradictionReview)
-    rows = await review.newest(visit.env)
+    review, query = visit.gateway.port(ContradictionReview), visit.read_query(_Query)
+    rows = await review.newest(visit.env, query.merchant)
     return Rendered(
         "contradictions.html",
         {
@@ -26,13 +40,18 @@ async def contradictions(visit: PageRequest) -> Rendered:
 
 async def resolve(visit: PageRequest) -> Redirect:
     await visit.gateway.port(ContradictionReview).resolve(
-        visit.env, visit.text("transaction_id"), visit.text("source"), visit.text("note"), actor=visit.visitor.actor
+        visit.env,
+        visit.text("transaction_id"),
+        visit.text("source"),
+        visit.text("note"),
+        actor=visit.visitor.actor,
+        merchant_id=visit.merchant_id,
     )
     return Redirect(_PATH, "Marked as resolved.")
 
 
-async def contradicting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    count = await gateway.port(ContradictionReview).count(env)
+async def contradicting(visit: PageRequest) -> Sequence[AttentionItem]:
+    count = await visit.gateway.port(ContradictionReview).count(visit.env, visit.merchant_id)
     if not count:
         return ()
     number = "1,000 or more" if count == 1000 else str(count)
@@ -42,7 +61,7 @@ async def contradicting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
 
 PAGES = Pages(
     templates="mpesa_gateway_transactions",
-    pages=(Page(_PATH, "Contradicting reports", contradictions, Permission.GATEWAY),),
-    acts=(Action(_PATH, "resolve", resolve, Permission.OPERATE),),
-    concerns=(contradicting,),
+    pages=(Page(_PATH, "Contradicting reports", contradictions, Permission.VIEW),),
+    acts=(Action(_PATH, "resolve", resolve, Permission.RESOLVE),),
+    concerns=(Concern(contradicting, Permission.VIEW),),
 )

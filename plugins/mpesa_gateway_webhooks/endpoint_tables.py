@@ -71,6 +71,7 @@ RETURNING endpoint_id
 COUNT_WITHOUT = """
 SELECT count(*) FROM webhook_endpoint JOIN merchant USING (merchant_id)
 WHERE webhook_endpoint.is_active AND env = $1 AND merchant.is_active AND NOT event_types @> $2::text[]
+    AND ($3::uuid IS NULL OR merchant_id = $3)
 """
 
 _ENDPOINTS = """

@@ -11,7 +11,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.merchants import Merchant, Merchants
-from mpesa_gateway_webhooks import endpoint_tables, tables
+from mpesa_gateway_webhooks import count_sql, endpoint_tables, tables
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
@@ -102,38 +102,43 @@ class WebhookOperatorService:
     async def attempts_of_payment(self, payment_id: str) -> list[Row]:
         return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
 
-    async def owed(self, *envs: Env) -> tuple[int, datetime | None]:
+    async def owed(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
         """Return the number of pending deliveries, at most 10,000, and the oldest's time."""
-        row = await self._db.fetchrow(tables.OWED, list(envs))
+        if merchant_id is None:
+            row = await self._db.fetchrow(count_sql.OWED, [env])
+        else:
+            row = await self._db.fetchrow(count_sql.OWED_TO, env, merchant_id)
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
-    async def count_failing(self, env: Env) -> int:
-        """Count the failing and paused endpoints of ``env``."""
+    async def count_failing(self, env: Env, merchant_id: str | None) -> int:
+        """Count the failing and paused endpoints."""
+        failing = EndpointRow.count().where(
+            EndpointRow.is_active.eq(value=True),
+            EndpointRow.env == env,
+            (EndpointRow.failures >= FAILING) | (EndpointRow.closed_until > self._clock.now()),
+        )
         count: int = await self._db.run(
-            EndpointRow.count().where(
-                EndpointRow.is_active.eq(value=True),
-                EndpointRow.env == env,
-                (EndpointRow.failures >= FAILING) | (EndpointRow.closed_until > self._clock.now()),
-            )
+            failing if merchant_id is None else failing.where(EndpointRow.merchant_id == merchant_id)
         )
         return count
 
-    async def count_without_money(self, env: Env) -> int:
-        """Count the endpoints of ``env`` that leave out a type of event about moved money."""
-        return int(await self._db.fetchval(endpoint_tables.COUNT_WITHOUT, env, self._endpoints.money_types))
+    async def count_without_money(self, env: Env, merchant_id: str | None = None) -> int:
+        """Count the endpoints that leave out a type of event about moved money."""
+        types = self._endpoints.money_types
+        return int(await self._db.fetchval(endpoint_tables.COUNT_WITHOUT, env, types, merchant_id))
 
     def missing_types(self, row: Row) -> list[str]:
         """Return the types about moved money that an endpoint leaves out."""
         return self._endpoints.missing_money_types(row["event_types"])
 
-    async def count_dead(self, *envs: Env) -> int:
+    async def count_dead(self, env: Env, merchant_id: str | None = None) -> int:
         """Count the last day's dead deliveries."""
-        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), list(envs)))
+        return int(await self._db.fetchval(count_sql.DEAD_SINCE, self._since(), [env], merchant_id))
 
-    async def waiting(self, env: Env) -> tuple[int, datetime | None]:
+    async def waiting(self, env: Env, merchant_id: str | None = None) -> tuple[int, datetime | None]:
         """Return the number of merchants with waiting events, and the oldest's time."""
         wait = timedelta(days=self._settings.wait_days)
-        row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait))
+        row = await self._db.fetchrow(count_sql.WAITING, env, Ids.least("dlv", self._clock.now() - wait), merchant_id)
         return (0, None) if row is None else (row["merchants"], row["oldest"])
 
     async def _health(self, endpoint_ids: Sequence[str]) -> dict[str, Row]:

@@ -7,7 +7,6 @@ import msgspec
 
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.env import Env
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.validation import read_body
@@ -15,6 +14,7 @@ from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
+    Concern,
     Menu,
     Page,
     PageRequest,
@@ -184,17 +184,17 @@ async def of_merchant(visit: PageRequest, merchant_id: str) -> Rendered | None:
 
 
 async def owed(visit: PageRequest, _: str) -> Rendered | None:
-    operators = visit.gateway.port(WebhookOperatorService)
-    count, oldest = await operators.owed(visit.env)
-    waiting, _since = await operators.waiting(visit.env)
+    env, owner, operators = visit.env, visit.merchant_id, visit.gateway.port(WebhookOperatorService)
+    count, oldest = await operators.owed(env, owner)
+    waiting, _since = await operators.waiting(env, owner)
     return Rendered(
         "owed.html",
         {
             "count": count,
             "oldest": oldest,
             "waiting": waiting,
-            "failing": await operators.count_failing(visit.env),
-            "dead": await operators.count_dead(visit.env),
+            "failing": await operators.count_failing(env, owner),
+            "dead": await operators.count_dead(env, owner),
         },
     )
 
@@ -226,26 +226,27 @@ def _moment(attempts: Sequence[Row]) -> TimelineEntry:
     )
 
 
-async def failing_webhooks(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    operators, found = gateway.port(WebhookOperatorService), list[AttentionItem]()
-    if failing := await operators.count_failing(env):
+async def failing_webhooks(visit: PageRequest) -> Sequence[AttentionItem]:
+    env, owner, now = visit.env, visit.merchant_id, visit.gateway.clock.now()
+    operators, found = visit.gateway.port(WebhookOperatorService), list[AttentionItem]()
+    if failing := await operators.count_failing(env, owner):
         text = f"{failing} failing webhook {'endpoint' if failing == 1 else 'endpoints'}"
         found.append(AttentionItem(text=text, to="webhooks"))
-    if deaf := await operators.count_without_money(env):
+    if deaf := await operators.count_without_money(env, owner):
         text = f"{deaf} webhook {'endpoint leaves' if deaf == 1 else 'endpoints leave'} out events about moved money"
         found.append(AttentionItem(text=text, to="webhooks"))
-    if dead := await operators.count_dead(env):
+    if dead := await operators.count_dead(env, owner):
         text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} dead today after the last attempt"
         found.append(AttentionItem(text=text, to="webhooks/deliveries?status=dead"))
-    count, oldest = await operators.owed(env)
-    if oldest is not None and gateway.clock.now() - oldest > _LATE:
-        minutes = int((gateway.clock.now() - oldest).total_seconds() // 60)
+    count, oldest = await operators.owed(env, owner)
+    if oldest is not None and now - oldest > _LATE:
+        minutes = int((now - oldest).total_seconds() // 60)
         text = f"the oldest of {count} undelivered webhooks is {minutes:,} minutes old"
         found.append(AttentionItem(text=text, to="webhooks/deliveries?status=pending"))
-    waiting, _ = await operators.waiting(env)
+    waiting, _ = await operators.waiting(env, owner)
     if waiting:
-        whose = "1 merchant" if waiting == 1 else f"{waiting} merchants"
-        text = f"{whose} with events and no {env} webhook endpoint"
+        whose = "" if owner else "1 merchant with " if waiting == 1 else f"{waiting} merchants with "
+        text = f"{whose}events and no {env} webhook endpoint"
         found.append(AttentionItem(text=text, to="webhooks/deliveries?status=waiting"))
     return found
 
@@ -278,10 +279,10 @@ PAGES = Pages(
         Panel("payment", of_payment, Permission.VIEW, 30),
         Panel("event", of_event, Permission.VIEW),
         Panel("merchant", of_merchant, Permission.VIEW, 30),
-        Panel("overview", owed, Permission.GATEWAY, 50),
+        Panel("overview", owed, Permission.VIEW, 50),
     ),
     traces=(TimelineSource("payment", timeline_of_payment),),
-    concerns=(failing_webhooks,),
+    concerns=(Concern(failing_webhooks, Permission.VIEW),),
     owners={"endpoint_id": owner_of_endpoint, "delivery_id": owner_of_delivery},
     setup=forms.STEPS,
 )

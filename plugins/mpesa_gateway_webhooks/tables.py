@@ -314,27 +314,6 @@ ORDER BY event_id LIMIT $5
 # -- operators' queries -----------------------------------------------------------------------------------------------
 
 
-OWED = """
-SELECT count(*) AS owed, min(created_at) AS oldest
-FROM (SELECT created_at FROM delivery WHERE status = 'pending' AND env = ANY($1::text[]) ORDER BY due_at LIMIT 10000)
-    AS pending
-"""
-
-
-DEAD_SINCE = """
-SELECT count(*) FROM merchant CROSS JOIN unnest($2::text[]) AS world CROSS JOIN LATERAL (SELECT 1 FROM delivery
-    WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = world AND status = 'dead'
-        AND delivery_id >= $1 LIMIT 1000) AS lost
-"""
-
-WAITING = """
-SELECT count(*) AS merchants, min(oldest) AS oldest FROM merchant CROSS JOIN LATERAL (
-    SELECT created_at AS oldest FROM delivery
-    WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = $1 AND status = 'waiting' AND delivery_id >= $2
-    ORDER BY delivery_id LIMIT 1) AS waiting
-WHERE merchant.is_active
-"""
-
 CAN_REPLAY = """EXISTS (SELECT 1 FROM webhook_endpoint AS active WHERE active.merchant_id = delivery.merchant_id
         AND active.env = delivery.env AND active.is_active) AS can_replay"""
 

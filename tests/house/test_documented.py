@@ -25,7 +25,7 @@ OBSERVED = re.compile(r"[a-z_]+\.[a-z_]+\Z")
 """The name of a doctor observation: a group and an object, ``postgres.durable``."""
 
 # gateway.toml shows a setting without default, and the section of a disabled plugin, as comments.
-SETTING = re.compile(r"^(?:# )?(?P<setting>\[[a-z_.]+\]|[a-z_]+ = .+)$")
+SETTING = re.compile(r"^(?:# )?(?P<setting>\[[a-z0-9_.]+\]|[a-z][a-z0-9_]* = .+)$")
 
 
 @cache

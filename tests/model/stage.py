@@ -27,6 +27,7 @@ from mpesa_gateway.testing.serving import INITIATED, PLUGINS, gateway_values, li
 from mpesa_gateway_payments.events import PaymentCompleted
 from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.poster import CallbackPoster
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.validation import ReversalRequest
@@ -225,7 +226,8 @@ class Stage:
         self.product.reach_through(_SHOP, self.receiver.url)
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         for simulated in self.envs.values():
-            simulated.caller._session = cast(Any, Answering(simulated.caller._session, base))
+            poster = simulated.gateway.services.get(CallbackPoster)
+            poster._session = cast(Any, Answering(poster._session, base))
         self._session = self.gateway.daraja._session
         await self._stack.enter_async_context(self.product.queued())
         await self._show_both_ledgers()

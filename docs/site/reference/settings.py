@@ -16,8 +16,8 @@ from mpesa_gateway.secret import Secret
 
 _FILE = Path(__file__).parents[3] / "config/gateway.toml"
 
-_SECTION = re.compile(r"^(?:# )?\[(?P<name>[a-z_]+)\]$")
-_SETTING = re.compile(r"^(?P<mark># )?(?P<name>[a-z_]+) = (?P<value>.+)$")
+_SECTION = re.compile(r"^(?:# )?\[(?P<name>[a-z][a-z0-9_]*)\]$")
+_SETTING = re.compile(r"^(?P<mark># )?(?P<name>[a-z][a-z0-9_]*) = (?P<value>.+)$")
 
 _UNITS = ("seconds", "minutes", "hours", "days", "bytes")
 """Units at the end of a setting's name."""

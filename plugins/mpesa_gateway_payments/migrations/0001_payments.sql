@@ -189,6 +189,7 @@ CREATE TABLE payment_stats (
     CONSTRAINT payment_stats_check CHECK ((paid + failed) <= asked),
     PRIMARY KEY (hour, merchant_id, env)
 );
+CREATE INDEX payment_stats_merchant ON payment_stats (merchant_id, env, hour);
 CREATE INDEX payment_stats_counted ON payment_stats (counted_at DESC);
 
 -- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.

@@ -79,7 +79,7 @@ CREATE INDEX sim_transaction_phone ON sim_transaction (phone, at);
 CREATE TABLE sim_fault (
     operation text PRIMARY KEY
         CHECK (operation IN ('oauth', 'stkpush', 'stkquery', 'transactionstatus', 'reversal', 'pullregister',
-        'pullquery')),
+        'pullquery', 'c2bregister', 'c2bsimulate', 'qrcode')),
     fault text NOT NULL,
     remaining integer NOT NULL CHECK (remaining >= 0)
 );
@@ -107,7 +107,7 @@ CREATE TABLE sim_registration (
 CREATE TABLE sim_habit (
     operation text PRIMARY KEY
         CHECK (operation IN ('oauth', 'stkpush', 'stkack', 'callback', 'stkquery', 'transactionstatus', 'reversal',
-        'pullquery')),
+        'pullquery', 'c2bregister', 'c2bsimulate', 'qrcode')),
     habit text NOT NULL
 );
 
@@ -124,6 +124,38 @@ CREATE TABLE sim_result (
     encoding text NOT NULL DEFAULT 'utf-8'
 );
 CREATE INDEX sim_result_due ON sim_result (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX sim_result_confirmation ON sim_result (originator_conversation_id) WHERE operation = 'c2bconfirmation';
+
+-- The C2B addresses of a shortcode.
+CREATE TABLE sim_c2b_registration (
+    shortcode text PRIMARY KEY,
+    version text NOT NULL CHECK (version IN ('v1', 'v2')),
+    response_type text NOT NULL CHECK (response_type IN ('Completed', 'Cancelled')),
+    confirmation_url text NOT NULL,
+    validation_url text NOT NULL,
+    registered_at timestamptz NOT NULL
+);
+
+-- Payments without a prompt. Money moves when validation ends; manner: how Daraja reports it, as JSON.
+CREATE TABLE sim_c2b_payment (
+    receipt text PRIMARY KEY CHECK (receipt ~ '^[A-Z0-9]{10}$'),
+    phone text NOT NULL,
+    amount integer NOT NULL CHECK (amount BETWEEN 1 AND 250000),
+    shortcode text NOT NULL,
+    account_number text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('pay_bill', 'buy_goods')),
+    manner text NOT NULL,
+    state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'paid', 'refused')),
+    code text,
+    created_at timestamptz NOT NULL,
+    due_at timestamptz,
+    ended_at timestamptz,
+    CONSTRAINT sim_c2b_payment_ended CHECK ((state = 'waiting') = (ended_at IS NULL)),
+    CONSTRAINT sim_c2b_payment_due CHECK ((state = 'waiting') = (due_at IS NOT NULL))
+);
+CREATE INDEX sim_c2b_payment_waiting ON sim_c2b_payment (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX sim_c2b_payment_phone ON sim_c2b_payment (phone, created_at DESC);
+CREATE INDEX sim_c2b_payment_created ON sim_c2b_payment (created_at DESC);
 
 -- Phones that are answered by hand. opening: the balance in KES before all payments.
 CREATE TABLE sim_hand (

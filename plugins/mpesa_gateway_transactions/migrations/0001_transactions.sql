@@ -27,6 +27,16 @@ CREATE TABLE transaction (
     account_number text,
     subject_kind text,
     first_source text NOT NULL CHECK (first_source <> ''),
+    -- The kind that merchants see.
+    category text NOT NULL GENERATED ALWAYS AS (CASE
+        WHEN direction = 'in' AND (first_source = 'stk' OR subject_kind = 'payment') THEN 'stk'
+        WHEN kind ~* 'revers' OR first_source = 'reversal' OR subject_kind = 'refund' THEN 'reversal'
+        WHEN direction = 'in' THEN 'c2b'
+        WHEN kind ~* 'b2c|customer|salary|promotion' THEN 'b2c'
+        WHEN kind ~* 'b2b|business ?(pay|buy)' THEN 'b2b'
+        WHEN subject_kind = 'payout' THEN 'b2c'
+        WHEN kind ~* 'charge|fee' THEN 'fee'
+        ELSE 'other' END) STORED,
     FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
     CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents <= COALESCE(amount_cents, 0)),
     CONSTRAINT transaction_payments_refund_themselves CHECK (refund_reserved_cents + refunded_cents = 0
@@ -43,7 +53,18 @@ CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id
 -- For recent unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
     WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
-CREATE INDEX transaction_loose_payer ON transaction (merchant_id, payer) WHERE subject_id IS NULL AND payer IS NOT NULL;
+CREATE INDEX transaction_newest ON transaction (merchant_id, env, transaction_id);
+CREATE INDEX transaction_out ON transaction (merchant_id, env, transaction_id) WHERE direction = 'out';
+CREATE INDEX transaction_open ON transaction (merchant_id, env, transaction_id) WHERE subject_id IS NULL;
+CREATE INDEX transaction_of_kind ON transaction (merchant_id, env, category, transaction_id) WHERE category <> 'stk';
+CREATE INDEX transaction_of_receiver ON transaction (receiver_id, transaction_id);
+CREATE INDEX transaction_amount ON transaction (merchant_id, env, amount_cents, transaction_id);
+CREATE INDEX transaction_payer ON transaction (merchant_id, payer, transaction_id) WHERE payer IS NOT NULL;
+CREATE INDEX transaction_payer_digest ON transaction (merchant_id, payer_digest, transaction_id)
+    WHERE payer_digest IS NOT NULL;
+CREATE INDEX transaction_account_number ON transaction (merchant_id, env, upper(account_number), transaction_id)
+    WHERE account_number IS NOT NULL;
+CREATE INDEX transaction_to_announce ON transaction (announce_at) WHERE announce_at IS NOT NULL;
 
 CREATE TRIGGER transaction_is_set_once
     AFTER UPDATE OF transaction_id, env, receiver_id, direction, receipt, occurred_at, first_source ON transaction

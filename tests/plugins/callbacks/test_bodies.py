@@ -25,6 +25,7 @@ from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, Trunc
 from mpesa_gateway_callbacks.pages import unused_callbacks
 from tests.conftest import Harness
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
+from tests.visits import host_visit
 
 BODY_LIMIT = 200_000
 """`callbacks.max_body_bytes` in the tests of larger bodies."""
@@ -169,9 +170,9 @@ async def test_unreadable_body_is_refused_and_stored_whole(harness: Harness) -> 
         page = await operator.call("GET", "/v1/admin/callbacks/refused?limit=100&unread=true")
         assert len(page.data) == len(UNREADABLE)
     assert longest[0] < 1
-    concerns = [concern.text for concern in await unused_callbacks(harness.gateway, "sandbox")]
+    concerns = [concern.text for concern in await unused_callbacks(host_visit(harness.gateway))]
     assert f"{len(UNREADABLE)} callbacks from Safaricom could not be read" in concerns
-    assert await unused_callbacks(harness.gateway, "live") == []
+    assert await unused_callbacks(host_visit(harness.gateway, "live")) == []
 
 
 HEADERS: list[dict[str, str]] = [
@@ -292,7 +293,7 @@ async def test_body_over_the_limit_is_stored_in_part_and_answered_with_413(value
             "sha256": rows[2]["cut_sha256"].hex(),
         }
         assert "3 callbacks from Safaricom could not be read" in [
-            concern.text for concern in await unused_callbacks(gateway, "sandbox")
+            concern.text for concern in await unused_callbacks(host_visit(gateway))
         ]
         (entry, *_) = (await api.call("GET", "/v1/audit/logs?action=callback.refused")).data
         assert (entry["detail"]["reason"], entry["subject_id"]) == ("size", made["id"])
@@ -314,9 +315,9 @@ async def test_large_body_without_a_valid_token_is_not_stored(harness: Harness) 
     assert {(row["reason"], row["is_trusted"], row["original"], row["cut_read"]) for row in rows} == {
         ("size", False, None, 0)
     }
-    assert await unused_callbacks(harness.gateway, "sandbox") != []
+    assert await unused_callbacks(host_visit(harness.gateway)) != []
     assert not any(
-        "could not be read" in concern.text for concern in await unused_callbacks(harness.gateway, "sandbox")
+        "could not be read" in concern.text for concern in await unused_callbacks(host_visit(harness.gateway))
     )
 
 

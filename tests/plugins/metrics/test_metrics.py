@@ -44,7 +44,7 @@ from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
 from mpesa_gateway_transactions import contradictions
-from mpesa_gateway_webhooks import tables as webhooks
+from mpesa_gateway_webhooks import count_sql
 from tests.asgi import send_request
 from tests.certificates import issue
 from tests.house.tree import ROOT
@@ -561,16 +561,16 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "payments by hour": (stats_sql.STATS_BY_ENV, (timedelta(hours=1),)),
     "reasons by hour": (stats_sql.FAILURE_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
-    "undecided answers": (status_query_sql.COUNT_UNDECIDED, ("'live'", timedelta(hours=48))),
+    "undecided answers": (status_query_sql.COUNT_UNDECIDED, ("'live'", timedelta(hours=48), "NULL")),
     "contradicted transactions": (contradictions.COUNT, ("'live'",)),
     "held payments": (payments.COUNT_NEEDING_REVIEW, ("ARRAY['live']",)),
-    "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),
-    "dead webhooks": (webhooks.DEAD_SINCE, (literal("dlv"), "ARRAY['live']")),
+    "owed webhooks": (count_sql.OWED, ("ARRAY['live']",)),
+    "dead webhooks": (count_sql.DEAD_SINCE, (literal("dlv"), "ARRAY['live']", "NULL")),
     "waiting callbacks": (callbacks.COUNT_WAITING, ("'live'",)),
     "unmatched callbacks": (callbacks.COUNT_UNMATCHED, ("'live'",)),
     "open refunds": (refunds.COUNT_OPEN, ("'live'",)),
     "unexplained lines": (reconciliation.COUNT_UNRESOLVED_BY_FINDING, ()),
-    "unread statements": (reconciliation.COUNT_FAILING, ("ARRAY['live']",)),
+    "unread statements": (reconciliation.COUNT_FAILING, ("ARRAY['live']", "NULL")),
 }
 
 

@@ -25,7 +25,7 @@ from mpesa_gateway.commands.session import Session
 from mpesa_gateway.config import QUEUES, GatewayConfig
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.http.csrf import is_same_site
-from mpesa_gateway.ops_contract import Role
+from mpesa_gateway.ops_contract import FirstOperator, Role
 from mpesa_gateway.plugin import Job as JobOf
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.secret import Secret
@@ -649,6 +649,25 @@ async def test_create_first_operator_twice_creates_one(settings: dict[str, Any])
         with pytest.raises(InvalidFields, match="12 to 1024"):
             await gateway.port(People).create("ben@shop.example", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)
+
+
+async def test_first_person_of_up_owns_the_merchant_and_signs_in_to_it(settings: dict[str, Any]) -> None:
+    async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
+        shop = await gateway.merchants.create("Demo shop", actor="test")
+        other = await gateway.merchants.create("Another shop", actor="test")
+        (first,) = gateway.contributed(FirstOperator)
+        password = await first.create(gateway, "admin@localhost", "test", shop.merchant_id)
+        assert password is not None
+        assert await first.create(gateway, "admin@localhost", "test", other.merchant_id) is None
+        owned = [
+            (each.merchant_id, member.email, member.role)
+            for each in (shop, other)
+            for member in await gateway.port(Memberships).list(each.merchant_id)
+        ]
+        assert owned == [(shop.merchant_id, "admin@localhost", "owner")]
+        async with Browser(f"{base}/ops") as browser:
+            await browser.sign_in("admin@localhost", password)
+            assert "Demo shop" in (await browser.open(f"/merchants/{shop.merchant_id}")).words
 
 
 async def test_site_root_redirects_browsers_where_the_gateway_is_the_whole_site(ops: OpsGateway) -> None:

@@ -322,6 +322,40 @@ async def test_allocation_and_refund_at_once_have_one_winner(refunds: Transactio
     assert sum(won.values()) == 12
 
 
+async def test_people_who_allocate_and_refund_at_once_have_one_winner(refunds: TransactionRefundClient) -> None:
+    call = refunds.harness.api.call
+    for number in range(12):
+        payment = (await refunds.harness.api.pay("254700000020", 500, key=f"p{number}", reference="table 4")).data
+        money = await refunds.money(f"TKC00002{number:02}")
+        to_payment: dict[str, Any] = {"payment_id": payment["id"]}
+        choice = to_payment if number % 2 else {"note": "paid in cash"}
+        refund, allocated = await asyncio.gather(
+            refunds.ask_for(money), call("POST", f"/v1/transactions/{money}/allocate", choice)
+        )
+        # Money that is marked as dealt with can be refunded.
+        both = (201, 200) if choice != to_payment else None
+        assert (refund.status, allocated.status) in {(201, 409), (409, 200), both}, (refund.body, allocated.body)
+        assert await refunds.sums(money) == ((0, 50_000) if refund.status == 201 else (0, 0))
+
+
+async def test_pending_refund_refuses_a_persons_allocation_and_a_completed_one_only_a_payment(
+    refunds: TransactionRefundClient,
+) -> None:
+    call = refunds.harness.api.call
+    payment = (await refunds.harness.api.pay("254700000020", 500, key="a", reference="table 4")).data
+    money = await refunds.money()
+    refund = (await refunds.ask_for(money, 200)).data
+    path, note, to_payment = f"/v1/transactions/{money}/allocate", {"note": "kept"}, {"payment_id": payment["id"]}
+    for body in (note, to_payment):
+        refused = await call("POST", path, body)
+        assert (refused.status, "refund of this money is pending" in refused.error["message"]) == (409, True)
+    await refunds.succeed(refund)
+    assert (await call("POST", path, to_payment)).status == 409
+    assert (await call("POST", path, note)).status == 200
+    # The rest of money that was dealt with can still be refunded.
+    assert (await refunds.ask_for(money)).data["amount"] == "300.00"
+
+
 async def test_success_after_a_failure_counts_unless_the_money_pays_something(
     refunds: TransactionRefundClient,
 ) -> None:

@@ -12,6 +12,7 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
 from mpesa_gateway_webhooks.pages import failing_webhooks
 from tests.plugins.webhooks.test_waiting import WebhookMerchant, webhook_merchant
+from tests.visits import host_visit
 
 WEBHOOK = "/v1/merchant/webhook"
 
@@ -128,7 +129,7 @@ async def test_choice_without_events_about_money_is_shown_to_operators(merchant:
         await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, chosen)
         assert [await desk.count_without_money(env) for env in ENVS] == [count, 0], chosen
     text = "1 webhook endpoint leaves out events about moved money"
-    assert text in [item.text for item in await failing_webhooks(merchant.gateway, "sandbox")]
+    assert text in [item.text for item in await failing_webhooks(host_visit(merchant.gateway))]
     await merchant.gateway.merchants.deactivate(merchant.merchant_id, actor="test")
     assert await desk.count_without_money("sandbox") == 0
 

@@ -21,6 +21,7 @@ from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
 from mpesa_gateway_webhooks.pages import failing_webhooks
 from mpesa_gateway_webhooks.schemas import DeliveryQuery, ReplayMany
+from tests.visits import host_visit
 
 
 class WebhookMerchant:
@@ -177,7 +178,7 @@ async def test_event_waiting_too_long_is_dead_and_can_be_replayed(
         frozen_clock.advance(timedelta(days=30, seconds=1))
         young = await merchant.publish()
         frozen_clock.advance(timedelta(days=30))
-        assert [concern.to for concern in await failing_webhooks(merchant.gateway, "sandbox")] == [
+        assert [concern.to for concern in await failing_webhooks(host_visit(merchant.gateway))] == [
             "webhooks/deliveries?status=waiting"
         ]
         await merchant.set()
@@ -193,7 +194,7 @@ async def test_waiting_events_are_shown_to_operators(merchant: WebhookMerchant) 
     await merchant.publish("live")
     await merchant.publish("live")
     assert (await desk.waiting("sandbox"), (await desk.waiting("live"))[0]) == ((0, None), 1)
-    assert [concern.text for concern in await failing_webhooks(merchant.gateway, "live")] == [
+    assert [concern.text for concern in await failing_webhooks(host_visit(merchant.gateway, "live"))] == [
         "1 merchant with events and no live webhook endpoint"
     ]
     await merchant.set("live")
