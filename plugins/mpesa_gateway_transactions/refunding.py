@@ -1,5 +1,7 @@
 """The port through which the refunds plugin returns money that pays no payment."""
 
+from typing import Any
+
 import structlog
 
 from mpesa_gateway.clock import Clock
@@ -23,16 +25,6 @@ log = structlog.get_logger(__name__)
 LOCK = """
 SELECT transaction.*, receiver.number, receiver.owner_id FROM transaction JOIN receiver USING (receiver_id, env)
 WHERE transaction_id = $1 FOR UPDATE OF transaction
-"""
-
-# raw SQL: expression
-RESERVE = "UPDATE transaction SET refund_reserved_cents = refund_reserved_cents + $2 WHERE transaction_id = $1"
-
-RELEASE = "UPDATE transaction SET refund_reserved_cents = refund_reserved_cents - $2 WHERE transaction_id = $1"
-
-COMPLETE = """
-UPDATE transaction SET refund_reserved_cents = refund_reserved_cents - $2, refunded_cents = refunded_cents + $2
-WHERE transaction_id = $1 AND refund_reserved_cents >= $2
 """
 
 
@@ -83,10 +75,13 @@ class TransactionRefunds:
                 f"{_kes(left)} of this transaction can still be refunded: {_kes(row['refunded_cents'])} are refunded, "
                 f"and {_kes(row['refund_reserved_cents'])} are reserved"
             )
-        await self._db.execute(RESERVE, row["transaction_id"], wanted)
+        await self._change(
+            row["transaction_id"], {TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents + wanted}
+        )
 
     async def release(self, transaction_id: str, amount: Kes) -> None:
-        await self._db.execute(RELEASE, transaction_id, int(amount) * 100)
+        left = TransactionRow.refund_reserved_cents - int(amount) * 100
+        await self._change(transaction_id, {TransactionRow.refund_reserved_cents: left})
 
     async def complete(
         self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None
@@ -95,7 +90,13 @@ class TransactionRefunds:
         row = await self._db.fetchrow(LOCK, transaction_id)
         if row is None or row["refund_reserved_cents"] < cents:
             raise RuntimeError(f"{refund_id} has no reserved amount on {transaction_id}")
-        await self._db.execute(COMPLETE, transaction_id, cents)
+        await self._change(
+            transaction_id,
+            {
+                TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents - cents,
+                TransactionRow.refunded_cents: TransactionRow.refunded_cents + cents,
+            },
+        )
         if receipt is not None:
             await self._record_outgoing(row, merchant_id, refund_id, cents, receipt)
         money = RefundedMoney(
@@ -114,6 +115,9 @@ class TransactionRefunds:
         )
         await self._rules.notify_refunded(money)
         return money
+
+    async def _change(self, transaction_id: str, values: dict[Any, Any]) -> None:
+        await self._db.run(TransactionRow.update(values).where(TransactionRow.transaction_id == transaction_id))
 
     async def has_come_in(self, env: Env, receipt: str) -> bool:
         return bool(
