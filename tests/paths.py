@@ -340,6 +340,14 @@ class Paths:
         async with shop(gateway, self.harness.base) as other:
             assert (await other.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             assert (await other.pay("254711000009", 500, key="first")).status == 201
+            more = INITIATED["mpesa"] | {"shortcode": "600009"}
+            for method, path, body, status in (
+                ("POST", "", more, 201),
+                ("POST", "/600009/default", None, 200),
+                ("PUT", "/600009", more, 200),
+                ("DELETE", f"/{INITIATED['mpesa']['shortcode']}", None, 200),
+            ):
+                assert (await other.call(method, f"/v1/merchant/shortcodes{path}", body)).status == status
         keys = gateway.api_keys
         key, _ = await keys.create(self.merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
         await keys.revoke(self.merchant_id, key.key_id, actor="a person")

@@ -38,6 +38,9 @@ ABOUT_MERCHANTS = {
 }
 """Operations with the id of a merchant, which exists in both envs."""
 
+CHECKED_FIRST = {"PUT /v1/merchant/shortcodes/{shortcode}"}
+"""Operations whose body is refused before the look-up: an id is no number."""
+
 
 @get("/v1/leaks/{payment_id:str}")
 async def shows_any(payment_id: FromPath[str], caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[str]:
@@ -121,7 +124,7 @@ async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(env_si
         # The walk covers the whole route table; routes with an id answer 404.
         assert len(walk.statuses) > 40
         found = {name.rpartition(" ")[0] for name in walk.statuses if "{" in name and not name.endswith("404")}
-        assert {name for name in found if "/v1/leaks" not in name} <= ABOUT_MERCHANTS
+        assert {name for name in found if "/v1/leaks" not in name} <= ABOUT_MERCHANTS | CHECKED_FIRST
 
 
 LISTS = {

@@ -33,12 +33,18 @@ THEIRS = {
     "GET /v1/webhooks/logs/{delivery_id}",
     "POST /v1/webhooks/logs/{delivery_id}/replay",
     "GET /v1/events/{event_id}",
+    "GET /v1/merchant/shortcodes/{shortcode}",
+    "PUT /v1/merchant/shortcodes/{shortcode}",
+    "DELETE /v1/merchant/shortcodes/{shortcode}",
+    "POST /v1/merchant/shortcodes/{shortcode}/default",
+    "POST /v1/merchant/shortcodes/{shortcode}/verify",
 }
 """Operations with an object's id in path or body: an object of another merchant is not found."""
 
 OWN = (
     "GET /v1/merchant/me",
     "GET /v1/merchant/providers",
+    "GET /v1/merchant/shortcodes",
     "POST /v1/merchant/providers/mpesa/verify",
     "GET /v1/merchant/webhook",
     "GET /v1/payments",
@@ -60,6 +66,7 @@ OWN = (
     "DELETE /v1/merchant/webhook",
     "PUT /v1/merchant/providers",
     "DELETE /v1/merchant/providers/mpesa",
+    "POST /v1/merchant/shortcodes",
 )
 """Operations on the caller's own data, ordered so that those which change it come last."""
 
@@ -219,6 +226,7 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
+    "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
     },
@@ -274,7 +282,7 @@ async def test_objects_of_another_merchant_are_not_found(merchants: TwoMerchants
             body = BODIES[name](other, missing) if each.body else None
             assert without_id(await other.call_operation(each, missing, body)) == without_id(answer), name
     assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
-    for name in sorted(THEIRS):
+    for name in sorted(THEIRS, key=lambda each: (each.startswith("DELETE"), each)):
         # The owner finds them.
         own = await one.call_operation(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
         assert own.status != 404, (name, own)
@@ -287,6 +295,7 @@ OWN_BODIES: dict[str, Any] = {
     "PUT /v1/merchant/webhook": {"webhook_url": "https://shop.example.co.ke/hooks"},
     "PUT /v1/merchant/webhook/event-types": {"event_types": ["payment.completed"]},
     "PUT /v1/merchant/providers": INITIATED,
+    "POST /v1/merchant/shortcodes": INITIATED["mpesa"] | {"shortcode": "600333"},
 }
 
 QUERIES = (
@@ -433,6 +442,7 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
 
 ASKS_DARAJA = {
     "POST /v1/merchant/providers/mpesa/verify",
+    "POST /v1/merchant/shortcodes/{shortcode}/verify",
     "POST /v1/payments",
     "POST /v1/payments/{payment_id}/query",
     "POST /v1/payments/mpesa/check-status/{receipt}",
