@@ -98,6 +98,7 @@ def _operator_service(gateway: Runtime) -> RefundOperatorService:
         db=gateway.db,
         merchants=gateway.merchants,
         payments=gateway.port(Payments),
+        transactions=gateway.port(RefundableTransactions),
         refunds=gateway.port(RefundService),
     )
 

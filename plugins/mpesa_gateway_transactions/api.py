@@ -150,6 +150,23 @@ class Allocated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefundableMoney:
+    """A transaction before a refund: ``merchant_id`` may refund ``left`` KES of ``amount``.
+
+    ``refusal`` is the reason if none can be refunded.
+    """
+
+    transaction_id: str
+    env: Env
+    merchant_id: str
+    receipt: str
+    payer: str | None
+    amount: Kes
+    left: Kes
+    refusal: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReservedMoney:
     """A transaction with ``amount`` KES reserved for a refund; ``left_cents`` are neither refunded nor reserved."""
 
@@ -181,7 +198,11 @@ class RefundedMoney:
 
 
 class RefundableTransactions(Protocol):
-    """Changes transactions without a payment for refunds. Each call but ``has_come_in`` needs an open transaction."""
+    """Changes transactions without a payment for refunds. Each call that changes one needs an open transaction."""
+
+    async def find(self, transaction_id: str) -> RefundableMoney:
+        """Return any merchant's transaction, for operators. Raises NotFound."""
+        ...
 
     async def reserve(self, merchant_id: str, env: Env, transaction_id: str, amount: Kes | None) -> ReservedMoney:
         """Reserve an amount, by default all that is left; lock the transaction.

@@ -11,6 +11,7 @@ from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway_transactions.allocating import AllocationRules
 from mpesa_gateway_transactions.api import (
+    RefundableMoney,
     RefundedMoney,
     ReportedTransaction,
     ReservedMoney,
@@ -21,11 +22,14 @@ from mpesa_gateway_transactions.tables import TransactionRow
 
 log = structlog.get_logger(__name__)
 
-# raw SQL: lock - a refund is locked before its transaction, and an allocation waits for the amounts.
-LOCK = """
+# raw SQL: join
+_FIND = """
 SELECT transaction.*, receiver.number, receiver.owner_id FROM transaction JOIN receiver USING (receiver_id, env)
-WHERE transaction_id = $1 FOR UPDATE OF transaction
+WHERE transaction_id = $1
 """
+
+# raw SQL: lock - a refund is locked before its transaction, and an allocation waits for the amounts.
+LOCK = f"{_FIND} FOR UPDATE OF transaction"
 
 
 class TransactionRefunds:
@@ -36,6 +40,26 @@ class TransactionRefunds:
         self._clock = clock
         self._transactions = transactions
         self._rules = rules
+
+    async def find(self, transaction_id: str) -> RefundableMoney:
+        row = await self._db.fetchrow(_FIND, transaction_id)
+        if row is None:
+            raise NotFound("there is no such transaction")
+        merchant_id, refusal = _merchant_of(row), None
+        try:
+            _require_refundable(row, merchant_id)
+        except Conflict as problem:
+            refusal = problem.message
+        return RefundableMoney(
+            transaction_id=row["transaction_id"],
+            env=row["env"],
+            merchant_id=merchant_id,
+            receipt=row["receipt"],
+            payer=row["payer"],
+            amount=Kes((row["amount_cents"] or 0) // 100),
+            left=Kes(0 if refusal else _left(row) // 100),
+            refusal=refusal,
+        )
 
     async def reserve(self, merchant_id: str, env: Env, transaction_id: str, amount: Kes | None) -> ReservedMoney:
         row = await self._db.fetchrow(LOCK, transaction_id)
@@ -145,12 +169,15 @@ class TransactionRefunds:
             log.error("reversal_receipt_of_other_money", refund_id=refund_id, receipt=receipt)
 
 
-def _may_refund(row: Row, merchant_id: str) -> bool:
-    """Unallocated money belongs to the receiver's owner; without one, to the merchant that M-Pesa reported it to."""
+def _merchant_of(row: Row) -> str:
+    """Return the merchant to which the money is allocated; of other money the receiver's owner, if it has one."""
     is_named = row["subject_id"] is not None or row["conflict_id"] is not None
-    return merchant_id == row["owner_id"] or (
-        merchant_id == row["merchant_id"] and (is_named or row["owner_id"] is None)
-    )
+    merchant_id: str = row["merchant_id"] if is_named or row["owner_id"] is None else row["owner_id"]
+    return merchant_id
+
+
+def _may_refund(row: Row, merchant_id: str) -> bool:
+    return merchant_id in {row["owner_id"], _merchant_of(row)}
 
 
 def _require_refundable(row: Row, merchant_id: str) -> None:
