@@ -38,23 +38,13 @@ WHERE transaction_id = $1
 
 LOCK = f"{FIND} FOR UPDATE OF transaction"
 
-NUMBERS = "SELECT receiver_id, number FROM receiver WHERE receiver_id = ANY($1::uuid[])"
-
 AT_NUMBER = "receiver_id = (SELECT receiver_id FROM receiver WHERE env = {} AND number = {})"
 
 SHARED = """
-SELECT receiver_id FROM receiver
-WHERE owner_id = $1 AND env = $2 AND EXISTS (
-    SELECT 1 FROM shortcode WHERE shortcode.receiver_id = receiver.receiver_id AND shortcode.merchant_id <> $1)
+SELECT DISTINCT receiver_id FROM receiver JOIN shortcode USING (receiver_id)
+WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1
 """
 """A merchant's receivers that other merchants use."""
-
-DUE = """
-SELECT transaction_id FROM transaction WHERE announce_at <= $1 AND NOT (transaction_id = ANY($3::uuid[]))
-ORDER BY announce_at LIMIT $2
-"""
-
-SETTLE = "UPDATE transaction SET announce_at = NULL WHERE transaction_id = $1 AND announce_at IS NOT NULL"
 
 ANNOUNCE = """
 UPDATE transaction SET announce_at = NULL, announced_at = $2
@@ -65,8 +55,10 @@ RETURNING *, (SELECT number FROM receiver WHERE receiver.receiver_id = transacti
 """
 """The transactions are locked by the recording statement."""
 
-RESOLVE = """
-UPDATE transaction SET subject_kind = 'resolved', subject_id = transaction_id, announce_at = NULL
-WHERE transaction_id = $1 AND subject_id IS NULL
-RETURNING transaction_id
+# raw SQL: array
+NUMBERS = "SELECT receiver_id, number FROM receiver WHERE receiver_id = ANY($1::uuid[])"
+
+DUE = """
+SELECT transaction_id FROM transaction WHERE announce_at <= $1 AND NOT (transaction_id = ANY($3::uuid[]))
+ORDER BY announce_at LIMIT $2
 """

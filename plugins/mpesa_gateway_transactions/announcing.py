@@ -12,6 +12,7 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway_transactions import allocation_sql
 from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.events import TransactionAllocated, TransactionReceived
+from mpesa_gateway_transactions.tables import TransactionRow
 from mpesa_gateway_transactions.views import Values, cents
 
 log = structlog.get_logger(__name__)
@@ -25,6 +26,7 @@ def event_fields(row: Values) -> dict[str, Any]:
         "merchant_id": row["owner_id"] or row["merchant_id"],
         "env": row["env"],
         "subject_id": row["transaction_id"],
+        "transaction_id": row["transaction_id"],
         "shortcode": row["number"],
         "money_kind": row["category"],
         "amount": cents(row["amount_cents"]),
@@ -99,7 +101,12 @@ class AnnouncementSweep:
                         if found is not None:
                             await self._allocations.receive([report_of(found)])
                         # Whatever it turned out to be, it is no longer due.
-                        await self._db.execute(allocation_sql.SETTLE, transaction_id)
+                        await self._db.run(
+                            TransactionRow.update({TransactionRow.announce_at: None}).where(
+                                TransactionRow.transaction_id == transaction_id,
+                                TransactionRow.announce_at.is_not_null(),
+                            )
+                        )
                     count += 1
                 except UNREACHABLE:
                     raise

@@ -14,7 +14,7 @@ class TransactionEvent(PublicEvent, frozen=True, kw_only=True):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "transaction_id": example_id("txn"),
         "shortcode": "174379",
-        "kind": "c2b",
+        "money_kind": "c2b",
         "amount": "500.00",
         "currency": "KES",
         "receipt": "TKN4A1B2C3",
@@ -23,9 +23,11 @@ class TransactionEvent(PublicEvent, frozen=True, kw_only=True):
         "paid_at": "2026-11-23T10:15:12.000000Z",
     }
 
+    transaction_id: str
     shortcode: str
     money_kind: str
     amount: str | None
+    currency: str = "KES"
     receipt: str
     account_number: str | None
     payer: dict[str, str | None]
@@ -33,12 +35,12 @@ class TransactionEvent(PublicEvent, frozen=True, kw_only=True):
 
     def data(self) -> dict[str, Any]:
         return {
-            "transaction_id": self.subject_id,
+            "transaction_id": self.transaction_id,
             "merchant_id": self.merchant_id,
             "shortcode": self.shortcode,
             "kind": self.money_kind,
             "amount": self.amount,
-            "currency": "KES",
+            "currency": self.currency,
             "receipt": self.receipt,
             "account_number": self.account_number,
             "payer": self.payer,

@@ -1,5 +1,7 @@
 """Allocation of incoming money by people."""
 
+from typing import Any
+
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
@@ -12,6 +14,7 @@ from mpesa_gateway_transactions.announcing import report_of
 from mpesa_gateway_transactions.api import Allocated, Assignment, NotAllocatable, Subject
 from mpesa_gateway_transactions.listing import allocations_of, find_transaction
 from mpesa_gateway_transactions.schemas import LONGEST_NOTE, SHORTEST_NOTE, Allocate
+from mpesa_gateway_transactions.tables import TransactionRow
 from mpesa_gateway_transactions.views import Values
 
 
@@ -92,7 +95,16 @@ class ManualAllocation:
         owner = row["merchant_id"]
         if payment_id is None:
             await lock()
-            await self._db.fetch(allocation_sql.RESOLVE, transaction_id)
+            resolved: dict[Any, Any] = {
+                TransactionRow.subject_kind: wanted.kind,
+                TransactionRow.subject_id: wanted.subject_id,
+                TransactionRow.announce_at: None,
+            }
+            await self._db.run(
+                TransactionRow.update(resolved).where(
+                    TransactionRow.transaction_id == transaction_id, TransactionRow.subject_id.is_null()
+                )
+            )
         else:
             known = {**dict(row), "kind": row["receiver_kind"], "money_kind": row["kind"]}
             choice = Assignment(

@@ -130,6 +130,7 @@ async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(env_si
 LISTS = {
     "/v1/payments": "env",
     "/v1/refunds": "env",
+    "/v1/transactions": "env",
     "/v1/events": "env",
     "/v1/webhooks/logs": "env",
     "/v1/payments/mpesa/reconciliations": "env",
@@ -163,7 +164,7 @@ async def check_own_env(env_site: EnvSite, env: Env) -> None:
                 assert (answer.status, answer.error["field"]) == (422, "cursor"), path
     for event in (await api.call("GET", "/v1/events")).data:
         assert event["data"]["env"] == env
-    for path in ("/v1/payments/export", "/v1/refunds/export"):
+    for path in ("/v1/payments/export", "/v1/refunds/export", "/v1/transactions/export"):
         key = ((b"x-api-key", env_site.keys[env].encode()),)
         exported = await send_request(env_site.gateway.asgi, "GET", path.encode(), key)
         head, *rows = exported.body.decode().splitlines()
