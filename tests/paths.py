@@ -14,8 +14,11 @@ from mpesa_gateway.privacy import ErasureReport, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import INITIATED, shop
+from mpesa_gateway_c2b.accounts import AccountNumbers
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_payments.answer_review import StatusAnswerReview
+from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
@@ -28,7 +31,7 @@ from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.conftest import Harness
-from tests.daraja import Daraja, fault, result, stk_callback
+from tests.daraja import Daraja, c2b_body, fault, result, stk_callback
 from tests.loose_money import receive_loose
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
@@ -242,6 +245,17 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
 
+    async def undecided(self) -> None:
+        """A status answer is ambiguous, and an operator reviews it."""
+        made = await self.pay()
+        receipt = f"UND{self.number:07}"
+        await self.answered(receipt)
+        asked = "SELECT check_id FROM status_check WHERE receipt = $1 AND finding = 'ambiguous'"
+        check_id = await self.harness.gateway.db.fetchval(asked, receipt)
+        review = self.harness.gateway.services.get(StatusAnswerReview)
+        await review.resolve("sandbox", check_id, "found on the portal", actor="a person")
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt))
+
     async def contradicted(self) -> None:
         """A statement shows another amount for a paid receipt, and an operator reviews it."""
         made = await self.paid()
@@ -284,6 +298,37 @@ class Paths:
             says = {"OriginalTransactionID": refund["receipt"]}
             said = result(code, transaction_id=f"TKV{self.number:07}", says=says)
             await self.call_back("reversal", refund["id"], said)
+
+    async def confirmed(self) -> None:
+        """Money counts to an account number: confirmed, prompted for, refunded, and known before the number."""
+        call, gateway = self.harness.api.call, self.harness.gateway
+        self.number += 1
+        number, later = f"A{self.number}", f"B{self.number}"
+        found = (await call("POST", "/v1/merchant/shortcodes/174379/c2b", {})).data["addresses"]["confirmation"]
+        path = found.removeprefix(self.harness.base)
+        assert (await call("PUT", f"/v1/account-numbers/{number}", {"expected": 800})).status == 200
+        assert (await call("POST", "/v1/account-numbers", {"account_numbers": [{"number": "C1"}]})).status == 200
+        assert (await call("DELETE", "/v1/account-numbers/C1")).status == 200
+        for receipt, account in (("TKA", number), ("TKB", later)):
+            body = c2b_body(f"{receipt}{self.number:07}", account=account)
+            assert (await call("POST", path, body)).status == 200
+            assert (await call("POST", path, body)).status == 200
+        assert (await call("PUT", f"/v1/account-numbers/{later}", {})).status == 200
+        assert await gateway.port(AccountNumbers).allocate_waiting() == 1
+        made = (
+            await self.harness.api.pay(f"2547110{self.number:05}", 500, key=f"a{self.number}", reference=number)
+        ).data
+        self.merchant_id = made["merchant_id"]
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=f"TKD{self.number:07}"))
+        refund_id = gateway.ids.new("rfd")
+        async with gateway.db.transaction():
+            refunds = gateway.port(RefundablePayments)
+            reserved = await refunds.reserve(self.merchant_id, "sandbox", made["id"], None, refund_id)
+            await refunds.reverse(made["id"], refund_id, reserved.amount, None)
+        assert (await call("GET", f"/v1/account-numbers/{number}")).data["received"] == "500.00"
+        self.daraja.add_answers("c2bregister2", (500, b""))
+        assert (await call("POST", "/v1/merchant/shortcodes/174379/c2b", {})).status == 503
+        assert (await call("DELETE", "/v1/merchant/shortcodes/174379/c2b")).status == 200
 
     async def resolved(self) -> None:
         """An operator resolves a refund."""
@@ -375,9 +420,11 @@ class Paths:
         yield self.ended()
         yield self.batched()
         yield self.set_aside()
+        yield self.undecided()
         yield self.contradicted()
         yield self.allocated()
         yield self.returned()
+        yield self.confirmed()
         yield self.resolved()
         yield self.delivered()
         yield self.set_up()

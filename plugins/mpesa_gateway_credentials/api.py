@@ -181,9 +181,13 @@ class Credentials(Protocol):
     async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
         """Return the numbers of all receivers that M-Pesa may name by ``number``.
 
-        They are the receiver with this number and the tills of this store, also of retired shortcodes: payers can
-        still pay those.
+        They are the receiver with this number and the tills that have or had this store number, also of retired
+        shortcodes: payers can still pay those.
         """
+        ...
+
+    async def stores_of(self, env: Env, number: str) -> frozenset[str]:
+        """Return the store numbers that credentials of a receiver have stated, former ones too."""
         ...
 
     async def statement_sources(self) -> list[StatementSource]:

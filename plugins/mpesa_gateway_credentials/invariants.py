@@ -22,6 +22,15 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="store_numbers_are_kept",
+        sentence="The store number of a till is in its history",
+        sql="""
+            SELECT shortcode_id FROM shortcode WHERE store_number IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM store_number AS kept WHERE kept.env = shortcode.env
+                    AND kept.number = store_number AND kept.receiver_id = shortcode.receiver_id)
+        """,
+    ),
+    Invariant(
         name="owners_have_credentials",
         sentence="The owner of a receiver has, or had, a shortcode there",
         sql="""

@@ -13,7 +13,7 @@ from mpesa_gateway_credentials.readiness import NEEDS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.shortcode_routes import routes as shortcode_routes
-from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
+from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow, StoreNumberRow
 
 # raw SQL: declared - the receiver's number is part of the sealed columns' associated data.
 _NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
@@ -27,7 +27,7 @@ plugin = Plugin(
     routes=(*routes, *shortcode_routes),
     provides=PROVIDES,
     tables=Tables(
-        models=(ReceiverRow, ShortcodeRow),
+        models=(ReceiverRow, ShortcodeRow, StoreNumberRow),
         migrations="mpesa_gateway_credentials.migrations",
         sealed=tuple(
             SealedColumn(

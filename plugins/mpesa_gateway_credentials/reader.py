@@ -152,6 +152,10 @@ class CredentialReader:
         rows = await self._db.fetch(tables.NAMED, env, number)
         return frozenset(row["number"] for row in rows)
 
+    async def stores_of(self, env: Env, number: str) -> frozenset[str]:
+        rows = await self._db.fetch(tables.STORES_OF, env, number)
+        return frozenset(row["number"] for row in rows)
+
     async def statement_sources(self) -> list[StatementSource]:
         rows = await self._db.fetch(tables.WITH_STATEMENTS)
         return [

@@ -46,6 +46,15 @@ class ShortcodeRow(Table, tablename="shortcode"):
     verified_at = Timestamptz(null=True, default=None)
 
 
+class StoreNumberRow(Table, tablename="store_number"):
+    """A store number that credentials of a till state, or stated."""
+
+    env = Text(primary_key=True)
+    number = Text()
+    receiver_id = Text()
+    noted_at = Timestamptz()
+
+
 # raw SQL: lock - serialises changes of a merchant's shortcodes, or of a receiver.
 LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
 """Inserts that refer to the merchant do not wait for this lock."""
@@ -107,7 +116,13 @@ WHERE merchant_id = $1 AND env = $2 AND passkey IS NOT NULL ORDER BY retired_at 
 
 NAMED = """
 SELECT number FROM receiver WHERE env = $1 AND number = $2
-UNION SELECT number FROM shortcode JOIN receiver USING (receiver_id, env) WHERE env = $1 AND store_number = $2
+UNION SELECT receiver.number FROM store_number JOIN receiver USING (receiver_id, env)
+    WHERE env = $1 AND store_number.number = $2
+"""
+
+STORES_OF = """
+SELECT store_number.number FROM store_number JOIN receiver USING (receiver_id)
+WHERE receiver.env = $1 AND receiver.number = $2
 """
 
 WITH_STATEMENTS = """

@@ -1,4 +1,4 @@
-"""Doctor checks of payments: callbacks arrive, and no payment needs review."""
+"""Doctor checks of payments: callbacks arrive, and no payment or status answer needs review."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -7,6 +7,7 @@ from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, 
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.answer_review import StatusAnswerReview
 
 _RECENT = timedelta(hours=24)
 _ENOUGH = 5
@@ -14,7 +15,7 @@ _ENOUGH = 5
 
 
 async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Check that callbacks arrive and no payment needs review."""
+    """Check that callbacks arrive and no payment or status answer needs review."""
     merchant = examination.require_merchant
     row = await gateway.db.fetchrow(
         tables.COUNT_FOR_DOCTOR, merchant.merchant_id, Ids.least("pay", examination.now - _RECENT), examination.env
@@ -37,6 +38,14 @@ async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIt
             "payments.held",
             f"{row['held']} payments have money that differs from the request, and need review",
             "check each on M-Pesa's portal, then mark it as resolved (/ops, Payments)",
+        )
+    undecided = await gateway.port(StatusAnswerReview).count(examination.env, merchant.merchant_id)
+    if undecided:
+        yield warning(
+            "payments.answers",
+            f"{undecided} ambiguous status {'answer reports' if undecided == 1 else 'answers report'} money that no "
+            "payment has",
+            "find each receipt on M-Pesa's portal, then mark it as resolved (/ops/payments/answers)",
         )
 
 

@@ -17,7 +17,7 @@ _PAGE = 100
 _TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_request_id")
 """Other columns that may contain the number."""
 
-_TEXTS_OF_CHECK = ("result_desc", "reference", "asked_for")
+_TEXTS_OF_CHECK = ("result_desc", "reference", "asked_for", "review_note")
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
 
 

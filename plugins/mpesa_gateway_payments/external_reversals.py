@@ -11,6 +11,7 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import statement_matching_sql, tables
 from mpesa_gateway_payments.events import PaymentReversed
+from mpesa_gateway_payments.evidence import Receiver
 from mpesa_gateway_payments.result_codes import TransactionState
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.tables import OutgoingReceiptRow
@@ -48,7 +49,6 @@ class ExternalReversals:
             return False
         kind = "reversed" if of == "whole" else "reversal_seen"
         detail = text if reversal_receipt is None else f"{text}, by {reversal_receipt}"
-        await self._transitions.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
         await self._outbox.publish(
             [
@@ -62,18 +62,24 @@ class ExternalReversals:
                 )
             ]
         )
+        await self._transitions.step(row["payment_id"], now, kind, cause, None, detail)
         log.error("payment_reversed_externally", payment_id=row["payment_id"], of=of)
         return True
 
-    async def record(self, env: str, receipt: str, state: TransactionState) -> None:
-        """Record a reversed receipt without a payment, in the open transaction.
+    async def record(self, receiver: Receiver, receipt: str, state: TransactionState) -> None:
+        """Record a reversed receipt without a payment at the receiver, in the open transaction.
 
-        Unless a part of the money stayed, no later report of it completes a payment by the rule. If a payment gets it
-        all the same, ``apply_recorded`` reverses that payment.
+        Unless a part of the money stayed, no later report of it completes a payment of the receiver by the rule. If one
+        gets it all the same, ``apply_recorded`` reverses that payment.
         """
         now = self._clock.now()
         await self._db.execute(
-            statement_matching_sql.RECORD_REVERSED_RECEIPT, env, receipt, now, state == "partially_reversed"
+            statement_matching_sql.RECORD_REVERSED_RECEIPT,
+            receiver.env,
+            receiver.number,
+            receipt,
+            now,
+            state == "partially_reversed",
         )
 
         async def apply_later() -> None:
@@ -98,6 +104,7 @@ class ExternalReversals:
                     OutgoingReceiptRow.delete()
                     .where(
                         OutgoingReceiptRow.env == payment["env"],
+                        OutgoingReceiptRow.number == payment["shortcode"],
                         OutgoingReceiptRow.receipt == payment["receipt"],
                     )
                     .returning(OutgoingReceiptRow.is_part)

@@ -90,6 +90,16 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="reversed_receipt_is_applied",
+        sentence="A payment whose receipt M-Pesa reported as reversed at its receiver is marked as reversed",
+        sql="""
+            SELECT payment.payment_id FROM outgoing_receipt AS gone JOIN payment
+                ON payment.env = gone.env AND payment.receipt = gone.receipt AND payment.shortcode = gone.number
+            WHERE noted_at < $1
+        """,
+        grace=timedelta(minutes=10),
+    ),
+    Invariant(
         name="refunds_fit",
         sentence="Refunds of a payment never exceed its amount, and only a paid payment has refunds",
         sql="""

@@ -14,7 +14,6 @@ from mpesa_gateway.metrics.collector import Collector, Gauges
 from mpesa_gateway.metrics.definitions import LONG_BUCKETS
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import stats_sql, status_query_sql, tables
-from mpesa_gateway_payments.matching import SHOWN_FOR
 from mpesa_gateway_payments.result_codes import FAILURE_REASONS
 from mpesa_gateway_payments.states import Status
 
@@ -108,7 +107,7 @@ def _open_gauges() -> Gauges:
         ),
         GaugeMetricFamily(
             "mpesa_status_answers_undecided",
-            "Ambiguous status answers of the last 48 hours whose receipt no payment has; at most 1,000.",
+            "Ambiguous status answers that no person has reviewed and whose receipt no payment has; at most 1,000.",
             labels=("env",),
         ),
     )
@@ -116,13 +115,12 @@ def _open_gauges() -> Gauges:
 
 async def collect_open(gateway: Runtime, gauges: Gauges) -> None:
     open_payments, oldest, held, undecided = gauges
-    since = gateway.clock.now() - SHOWN_FOR
     for env in ENVS:
         row = await gateway.db.fetchrow(tables.COUNT_OPEN, env)
         open_payments.add_metric((env,), 0 if row is None else row["open"])
         oldest.add_metric((env,), seconds_since(None if row is None else row["oldest"], gateway.clock))
         held.add_metric((env,), await gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
-        undecided.add_metric((env,), await gateway.db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since, None))
+        undecided.add_metric((env,), await gateway.db.fetchval(status_query_sql.COUNT_UNDECIDED, env, None))
 
 
 COLLECTORS = (Collector(_window_gauges, collect_windows), Collector(_open_gauges, collect_open))

@@ -14,9 +14,8 @@ from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway_payments import status_query_sql, tables
+from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.listing import PAYMENTS, conditions
-from mpesa_gateway_payments.matching import SHOWN_FOR
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.status_queries import StatusQueryService
@@ -105,16 +104,6 @@ class PaymentOperatorService:
         if merchant_id is None:
             return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW_OF, [env], merchant_id))
-
-    async def count_undecided_answers(self, env: Env, merchant_id: str | None = None) -> int:
-        """Count the ambiguous status answers of the last 48 hours whose money no payment has."""
-        since = self._clock.now() - SHOWN_FOR
-        return int(await self._db.fetchval(status_query_sql.COUNT_UNDECIDED, env, since, merchant_id))
-
-    async def undecided_answers(self, env: Env, merchant_id: str | None = None) -> list[Row]:
-        """Return the newest of them."""
-        since = self._clock.now() - SHOWN_FOR
-        return await self._db.fetch(status_query_sql.FIND_UNDECIDED, env, since, merchant_id)
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""

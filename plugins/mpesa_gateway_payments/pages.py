@@ -29,7 +29,7 @@ from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import first_payment
-from mpesa_gateway_payments.answer_pages import ANSWERS, answers, undecided
+from mpesa_gateway_payments.answer_pages import ANSWERS, answers, resolve_answer, undecided
 from mpesa_gateway_payments.next_step import next_step
 from mpesa_gateway_payments.operator_search import (
     SEALED,
@@ -316,6 +316,7 @@ PAGES = Pages(
         Action(
             "payments/{payment_id}/look-after", "look_after", resolve, Permission.RESOLVE, back="payments/{payment_id}"
         ),
+        Action(ANSWERS, "resolve_answer", resolve_answer, Permission.RESOLVE),
         *first_payment.ACTS,
     ),
     panels=(Panel("overview", figures, Permission.VIEW, 10),),

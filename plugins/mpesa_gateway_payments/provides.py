@@ -5,6 +5,7 @@ from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments.answer_review import StatusAnswerReview
 from mpesa_gateway_payments.api import Payments, RefundablePayments, StatementMatching, StatusQueries, UnallocatedMoney
 from mpesa_gateway_payments.create_steps import CreateSteps
 from mpesa_gateway_payments.expiry import Expiry
@@ -164,5 +165,9 @@ PROVIDES: Provides = (
     (StatementMatching, lambda gateway: gateway.port(PaymentStatementMatching)),
     (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, transitions=gateway.port(Transitions))),
     (PaymentOperatorService, _operator_service),
+    (
+        StatusAnswerReview,
+        lambda gateway: StatusAnswerReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),
+    ),
     (PaymentStatsReader, lambda gateway: PaymentStatsReader(db=gateway.db, clock=gateway.clock)),
 )

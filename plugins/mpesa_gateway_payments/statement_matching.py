@@ -48,6 +48,9 @@ _TEXTS = {Source.STATEMENT: "found on M-Pesa's statement", Source.C2B: "confirme
 _Group = tuple[str, str, int]
 """Env, receiver and amount."""
 
+_Outgoing = tuple[str, str, str]
+"""Env, receiver and receipt."""
+
 
 @dataclass
 class _Facts:
@@ -56,7 +59,7 @@ class _Facts:
     named: dict[str, Payment] = field(default_factory=dict[str, Payment])
     candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
     unallocated: dict[_Group, list[Transaction]] = field(default_factory=dict[_Group, list[Transaction]])
-    outgoing: dict[tuple[str, str], Transaction] = field(default_factory=dict[tuple[str, str], Transaction])
+    outgoing: dict[_Outgoing, Transaction] = field(default_factory=dict[_Outgoing, Transaction])
     cut: set[_Group] = field(default_factory=set[_Group])
 
     def judge(self, report: Evidence, rules: Rules) -> Verdict:
@@ -81,8 +84,9 @@ class _Facts:
     def transactions(self, report: Evidence) -> list[Transaction]:
         group = _group(report)
         found = [] if group is None else list(self.unallocated.get(group, ()))
-        env = "" if report.receiver is None else report.receiver.env
-        own = self.outgoing.get((env, report.receipt or ""))
+        if report.receiver is None or report.receipt is None:
+            return found
+        own = self.outgoing.get((report.receiver.env, report.receiver.number, report.receipt))
         return found if own is None else [*found, own]
 
     def replace(self, payment: Payment) -> None:
@@ -149,7 +153,8 @@ class PaymentStatementMatching:
             return Settled("not_found")
         await lock()
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
-        if await self._db.fetch(statement_matching_sql.OUTGOING, receiver.env, [report.receipt]):
+        known = await self._db.fetch(statement_matching_sql.OUTGOING, receiver.env, [report.receipt])
+        if any(one["number"] == receiver.number for one in known):
             # A refund of ours.
             return settled
         returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
@@ -215,7 +220,7 @@ class PaymentStatementMatching:
         self._note(facts, await self._db.fetch(statement_matching_sql.NAMED, env, receipts, references))
         for row in await self._db.fetch(statement_matching_sql.OUTGOING, env, receipts):
             one = Transaction(receipt=row["receipt"], direction=Direction.OUT)
-            facts.outgoing[env, one.receipt] = one
+            facts.outgoing[env, row["number"], one.receipt] = one
 
     async def _fetch_candidates(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
         wanted = self._wanted(reports)

@@ -15,8 +15,8 @@ RETURNING *
 
 # raw SQL: upsert
 RECORD_REVERSED_RECEIPT = """
-INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4)
-ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
+INSERT INTO outgoing_receipt (env, number, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (env, receipt, number) DO UPDATE SET is_part = excluded.is_part
     WHERE outgoing_receipt.is_part
 """
 """A concurrent transaction may commit a payment with the receipt: PAID_BY_REVERSED_RECEIPT finds it afterwards."""
@@ -24,7 +24,7 @@ ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
 # raw SQL: join
 PAID_BY_REVERSED_RECEIPT = """
 SELECT payment.payment_id FROM outgoing_receipt AS gone
-    JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt
+    JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt AND payment.shortcode = gone.number
 WHERE gone.noted_at >= $1
 ORDER BY gone.noted_at LIMIT 100
 """
@@ -70,12 +70,13 @@ ORDER BY payment_id LIMIT 1
 
 # raw SQL: join
 OUTGOING = """
-SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[]) AND NOT is_part
+SELECT receipt, number FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[]) AND NOT is_part
 UNION
-SELECT receipt FROM transaction
-WHERE env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
+SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
+WHERE transaction.env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
 UNION
-SELECT receipt FROM transaction
-WHERE env = $1 AND direction = 'in' AND receipt = ANY($2::text[]) AND refund_reserved_cents + refunded_cents > 0
+SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
+WHERE transaction.env = $1 AND direction = 'in' AND receipt = ANY($2::text[])
+    AND refund_reserved_cents + refunded_cents > 0
 """
-"""Receipts that pay for nothing: reversed as a whole, of our refunds, or refunded without a payment."""
+"""Receipts that pay for nothing at a receiver: reversed as a whole, of our refunds, or refunded without a payment."""

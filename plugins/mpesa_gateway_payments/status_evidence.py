@@ -32,13 +32,13 @@ class StatusEvidence:
     async def read(self, check: Row, result: StatusResulted) -> Evidence:
         payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
         time = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
-        is_shared = await self._is_shared(check, result)
+        current = await self._numbers(check)
+        former = await self._credentials.stores_of(check["env"], check["shortcode"]) - current
+        is_shared = await self._is_shared(check, result, former)
         return Evidence(
             source=Source.STATUS_QUERY,
             proof=Proof.ANSWER,
-            direction=read_direction(
-                result.payees, await self._numbers(check), debtors=result.payers, amount=result.amount_text
-            ),
+            direction=read_direction(result.payees, current | former, debtors=result.payers, amount=result.amount_text),
             receiver=Receiver(check["env"], check["shortcode"]),
             receipt=result.receipt or check["receipt"],
             handle=None if payment_id is None else Handle(payment_id),
@@ -51,21 +51,24 @@ class StatusEvidence:
             is_shared=is_shared,
         )
 
-    async def _is_shared(self, check: Row, result: StatusResulted) -> bool:
-        """M-Pesa may name a till by its store's number. The conversation of the payment's push proves the till."""
+    async def _is_shared(self, check: Row, result: StatusResulted, former: frozenset[str]) -> bool:
+        """M-Pesa may name a till by its store's number, and a former one proves no till.
+
+        The conversation of the payment's push proves the till.
+        """
         numbers = {number for party in result.payees if (number := party_number(party)) is not None}
         named = [await self._credentials.receivers_named(check["env"], number) for number in sorted(numbers)]
-        if not named or frozenset.intersection(*named) <= {check["shortcode"]}:
+        if not named or (numbers - former and frozenset.intersection(*named) <= {check["shortcode"]}):
             return False
         if check["receipt"] is not None or result.money_conversation_id is None:
             return True
         (payment,) = await self._db.fetch(tables.READ, [check["payment_id"]])
         return bool(payment["merchant_request_id"] != result.money_conversation_id)
 
-    async def _numbers(self, check: Row) -> set[str]:
+    async def _numbers(self, check: Row) -> frozenset[str]:
         """M-Pesa names the receiver by its public number or its store number."""
         numbers = {check["shortcode"]}
         with suppress(ProviderNotConfigured):
             known = await self._credentials.get(check["merchant_id"], check["env"], check["shortcode"])
             numbers.add(known.store_number or known.shortcode)
-        return numbers
+        return frozenset(numbers)

@@ -303,8 +303,8 @@ class StatusQueryService:
             matching = self._statement_matching
             settled = await matching.apply_named(evidence)
             if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
-                if evidence.receipt is not None and settled.finding != "mismatched":
-                    await self._external_reversals.record(check["env"], evidence.receipt, state)
+                if evidence.receipt is not None and evidence.receiver is not None and settled.finding != "mismatched":
+                    await self._external_reversals.record(evidence.receiver, evidence.receipt, state)
                 if settled.finding == "ambiguous" and state == "partially_reversed":
                     return "ambiguous"
                 is_own = settled.merchant_id == check["merchant_id"]

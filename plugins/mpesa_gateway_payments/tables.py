@@ -95,12 +95,16 @@ class StatusCheckRow(Table, tablename="status_check"):
     answered_amount = Text(null=True, default=None)
     created_at = Timestamptz()
     finished_at = Timestamptz(null=True, default=None)
+    reviewed_at = Timestamptz(null=True, default=None)
+    reviewed_by = Text(null=True, default=None)
+    review_note = Text(null=True, default=None)
 
 
 class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
     """A reversed receipt without a payment."""
 
     env = Text(primary_key=True)
+    number = Text()
     receipt = Text()
     noted_at = Timestamptz()
     is_part = Boolean(default=False)

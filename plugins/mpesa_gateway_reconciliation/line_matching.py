@@ -1,7 +1,6 @@
 """Judges statement lines and stores their findings."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -279,11 +278,8 @@ class LineMatching:
         await self._callbacks.mark_applied(result.callback_id)
 
     async def _learn(self, line: Row, result: StatusResulted) -> None:
-        numbers = {line["shortcode"]}
-        with suppress(ProviderNotConfigured):
-            port = self._credentials
-            known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
-            numbers.add(known.store_number or known.shortcode)
+        # The statement proves the receiver: a former store number is its own too.
+        numbers = {line["shortcode"], *await self._credentials.stores_of(line["env"], line["shortcode"])}
         direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
         moments = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
         await self._db.execute(

@@ -59,6 +59,8 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
         is_hidden = row["payer"] is None and row["direction"] == "in" and row["subject_id"] in case.ids
         cleaned["payer"] = ERASED if is_hidden or case.number.is_in(row["payer"]) else row["payer"]
         is_digest = row["payer_digest"] == case.number.forms[0]
+        if is_digest or cleaned["payer"] == ERASED:
+            cleaned |= {"payer": ERASED, "payer_name": None}
         cleaned["payer_digest"] = None if is_digest or cleaned["payer"] == ERASED else row["payer_digest"]
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(

@@ -76,6 +76,7 @@ PLAIN = {
     "ops_session": "deleted, and written one row at a time",
     "pull_registration": "written one row at a time",
     "refused_callback": "inserted, and locked without waiting",
+    "store_number": "inserted while its shortcode is locked",
     "webhook_former_address": "inserted while its endpoint is locked",
 }
 """Tables without a place in the order, with the reason."""
@@ -235,8 +236,8 @@ async def test_lock_out_of_order_is_found(
 @pytest.mark.parametrize("of_tests", [True])
 async def test_unordered_insert_is_found(harness: Harness, recorder: Recorder) -> None:
     sql = """
-    INSERT INTO outgoing_receipt (env, receipt, noted_at)
-    SELECT 'sandbox', t.receipt, now() FROM unnest($1::text[]) AS t(receipt)
+    INSERT INTO outgoing_receipt (env, number, receipt, noted_at)
+    SELECT 'sandbox', '174379', t.receipt, now() FROM unnest($1::text[]) AS t(receipt)
     """
     await harness.gateway.db.execute(sql, ["OUT0000001", "OUT0000002"])
     assert list(recorder.wrong) == []

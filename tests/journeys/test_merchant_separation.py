@@ -43,6 +43,16 @@ THEIRS = {
 }
 """Operations with an object's id in path or body: an object of another merchant is not found."""
 
+NAMED = (
+    "GET /v1/merchant/shortcodes/{shortcode}/c2b",
+    "POST /v1/merchant/shortcodes/{shortcode}/c2b",
+    "GET /v1/account-numbers/{number}",
+    "PUT /v1/account-numbers/{number}",
+    "DELETE /v1/account-numbers/{number}",
+    "DELETE /v1/merchant/shortcodes/{shortcode}/c2b",
+)
+"""Operations on what merchants or Safaricom name: another merchant's is not found, its own may have the same name."""
+
 OWN = (
     "GET /v1/merchant/me",
     "GET /v1/merchant/providers",
@@ -56,6 +66,8 @@ OWN = (
     "GET /v1/transactions",
     "GET /v1/transactions/export",
     "GET /v1/payments/mpesa/reconciliations",
+    "GET /v1/account-numbers",
+    "POST /v1/account-numbers",
     "POST /v1/payments/mpesa/pull/register",
     "POST /v1/payments/mpesa/reconcile",
     "GET /v1/webhooks/logs",
@@ -106,12 +118,12 @@ OPEN = {
 }
 """Operations without a key, with the reason. The simulator and the operator pages have tests of their own."""
 
-ELSEWHERE = ("/simulator", "/ops")
+ELSEWHERE = ("/simulator", "/v1/simulator", "/ops")
 
 
 def test_tenant_tables_name_every_operation() -> None:
     scoped = {str(each) for each in operations() if each.scope is not None}
-    assert scoped == THEIRS | set(OWN) | HOSTS
+    assert scoped == THEIRS | {*OWN, *NAMED} | HOSTS
     assert {str(each) for each in operations() if each.scope is ADMIN} == HOSTS
     unscoped = {
         str(each)
@@ -294,7 +306,22 @@ async def test_objects_of_another_merchant_are_not_found(merchants: TwoMerchants
         assert own.status != 404, (name, own)
 
 
+async def test_names_of_another_merchant_are_not_found(merchants: TwoMerchants) -> None:
+    one, other = merchants.one, merchants.other
+    assert (await one.api.call("PUT", "/v1/account-numbers/HOUSE", {"expected": 900})).status == 200
+    ids = one.ids | {"number": "HOUSE"}
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
+    for name in NAMED:
+        answer = await other.call_operation(operation(name), ids, {} if operation(name).body else None)
+        assert answer.status == (200 if name.startswith(("PUT", "DELETE /v1/acc")) else 404), name
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
+    for name in NAMED:
+        own = await one.call_operation(operation(name), ids, {} if operation(name).body else None)
+        assert own.status == (404 if name == NAMED[0] else 200), (name, own)
+
+
 OWN_BODIES: dict[str, Any] = {
+    "POST /v1/account-numbers": {"account_numbers": [{"number": "A7"}]},
     "POST /v1/payments": {"amount": 500, "phone": "254711000111", "metadata": {"cart": "of-600111"}},
     "POST /v1/payments/mpesa/reconcile": {},
     "POST /v1/webhooks/replay": {"since": "2020-01-01T00:00:00Z"},

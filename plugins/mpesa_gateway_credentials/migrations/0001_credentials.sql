@@ -49,9 +49,35 @@ CREATE TABLE shortcode (
 );
 CREATE UNIQUE INDEX shortcode_default ON shortcode (merchant_id, env) WHERE is_default AND retired_at IS NULL;
 CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
--- M-Pesa names a till by its store's number, which several tills may share.
-CREATE INDEX shortcode_store ON shortcode (store_number, env) WHERE store_number IS NOT NULL;
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
+
+-- All store numbers that credentials of a till have stated. M-Pesa names a till by its store's number, which several tills
+-- may share; money of a former number stays the till's.
+CREATE TABLE store_number (
+    env text NOT NULL,
+    number text COLLATE "C" NOT NULL,
+    receiver_id uuid NOT NULL,
+    noted_at timestamptz NOT NULL,
+    FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
+    PRIMARY KEY (env, number, receiver_id)
+);
+CREATE INDEX store_number_receiver ON store_number (receiver_id);
+
+CREATE FUNCTION note_store_number() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO store_number (env, number, receiver_id, noted_at)
+    VALUES (NEW.env, NEW.store_number, NEW.receiver_id, NEW.updated_at)
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER shortcode_store_number_kept AFTER INSERT OR UPDATE OF store_number ON shortcode
+    FOR EACH ROW WHEN (NEW.store_number IS NOT NULL)
+    EXECUTE FUNCTION note_store_number();
+CREATE TRIGGER store_number_append_only BEFORE UPDATE OR DELETE ON store_number
+    FOR EACH ROW
+    EXECUTE FUNCTION refuse_change();
 
 -- Processes cache a merchant's shortcodes by the merchant, and one shortcode by its id.
 CREATE FUNCTION notify_shortcode() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$

@@ -164,6 +164,13 @@ CREATE TABLE status_check (
     created_at timestamptz NOT NULL,
     finished_at timestamptz,
     reference text COLLATE "C",
+    -- When a person has looked into an ambiguous answer.
+    reviewed_at timestamptz,
+    reviewed_by text,
+    review_note text CHECK (review_note <> ''),
+    CONSTRAINT status_check_review_is_whole CHECK (num_nulls(reviewed_at, reviewed_by, review_note) IN (0, 3)),
+    CONSTRAINT status_check_review_is_of_an_ambiguous_answer
+        CHECK (reviewed_at IS NULL OR finding IS NOT DISTINCT FROM 'ambiguous'),
     CONSTRAINT status_check_check CHECK (payment_id IS NOT NULL OR receipt IS NOT NULL),
     CONSTRAINT status_check_check1
         CHECK ((state IN ('answered', 'timed_out', 'refused', 'unsent')) = (finished_at IS NOT NULL))
@@ -171,7 +178,7 @@ CREATE TABLE status_check (
 CREATE INDEX status_check_originator ON status_check (originator_conversation_id)
     WHERE originator_conversation_id IS NOT NULL;
 -- Answers that need review.
-CREATE INDEX status_check_undecided ON status_check (env, check_id) WHERE finding = 'ambiguous';
+CREATE INDEX status_check_undecided ON status_check (env, check_id) WHERE finding = 'ambiguous' AND reviewed_at IS NULL;
 CREATE INDEX status_check_payment ON status_check (payment_id, check_id) WHERE payment_id IS NOT NULL;
 
 -- Hourly counts for the overview.
@@ -194,13 +201,16 @@ CREATE INDEX payment_stats_merchant ON payment_stats (merchant_id, env, hour);
 CREATE INDEX payment_stats_counted ON payment_stats (counted_at DESC);
 
 -- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.
--- The receipts of reversals are transactions.
+-- number is the receiver that the report is about; it proves nothing about another one. The receipts of reversals are
+-- transactions.
 CREATE TABLE outgoing_receipt (
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    number text COLLATE "C" NOT NULL,
     receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     noted_at timestamptz NOT NULL,
     is_part boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (env, receipt)
+    FOREIGN KEY (env, number) REFERENCES receiver (env, number),
+    PRIMARY KEY (env, receipt, number)
 );
 CREATE INDEX outgoing_receipt_gone ON outgoing_receipt (noted_at);
 

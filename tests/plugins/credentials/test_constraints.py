@@ -36,6 +36,7 @@ CASES = {
             now(), now()
         FROM shortcode""",  # noqa: S608 - ids that the test chose
     ],
+    "store_number_append_only": ["DELETE FROM store_number", "UPDATE store_number SET number = '600002'"],
     "shortcode_not_deleted": ["DELETE FROM shortcode"],
 }
 
@@ -51,4 +52,5 @@ async def test_constraints_reject_their_violating_statements(harness: Harness) -
         "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "  # noqa: S608 - ids that the test chose
         f"VALUES ({literal('rcv', 1)}, 'sandbox', '600001', 'paybill', now())"
     )
+    await db.execute("UPDATE shortcode SET store_number = '600001'")
     assert await refusals(db, CASES) == {}

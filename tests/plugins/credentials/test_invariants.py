@@ -12,6 +12,7 @@ VIOLATIONS = {
         UPDATE merchant SET envs = '{live}' WHERE name = 'Other' RETURNING merchant_id;
         UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id
     """,
+    "credentials.store_numbers_are_kept": "UPDATE shortcode SET store_number = '600001' RETURNING shortcode_id",
     "credentials.owners_have_credentials": """
         UPDATE receiver SET env = 'live', owner_id = (SELECT merchant_id FROM merchant WHERE name = 'Other')
         RETURNING receiver_id

@@ -561,7 +561,7 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "payments by hour": (stats_sql.STATS_BY_ENV, (timedelta(hours=1),)),
     "reasons by hour": (stats_sql.FAILURE_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
-    "undecided answers": (status_query_sql.COUNT_UNDECIDED, ("'live'", timedelta(hours=48), "NULL")),
+    "undecided answers": (status_query_sql.COUNT_UNDECIDED, ("'live'", "NULL")),
     "contradicted transactions": (contradictions.COUNT, ("'live'",)),
     "held payments": (payments.COUNT_NEEDING_REVIEW, ("ARRAY['live']",)),
     "owed webhooks": (count_sql.OWED, ("ARRAY['live']",)),

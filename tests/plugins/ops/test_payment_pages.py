@@ -327,17 +327,32 @@ async def test_overview_shows_payment_figures(ops_site: OpsSite) -> None:
         assert "real money only" not in page.words
 
 
-async def test_overview_with_an_ambiguous_answer_shows_it_for_48_hours(ops_site: OpsSite) -> None:
+async def test_ambiguous_answer_is_shown_until_an_operator_resolves_it(ops_site: OpsSite) -> None:
     gateway = ops_site.gateway
-    checks = (
-        "INSERT INTO status_check (check_id, merchant_id, env, shortcode, receipt, state, finding, created_at, "
-        "finished_at) VALUES ($1, $2, 'sandbox', '174379', 'UKA1B2C3D1', 'answered', 'ambiguous', now(), now())"
-    )
-    await gateway.db.execute(checks, gateway.ids.new("chk"), ops_site.merchant_id)
-    await gateway.db.execute(
-        checks, gateway.ids.new("chk", gateway.clock.now() - timedelta(hours=49)), ops_site.merchant_id
-    )
+    ids = [gateway.ids.new("chk"), gateway.ids.new("chk", gateway.clock.now() - timedelta(days=400))]
+    for check_id, receipt in zip(ids, ("UKA1B2C3D1", "UKA1B2C3D2"), strict=True):
+        await gateway.db.execute(
+            "INSERT INTO status_check (check_id, merchant_id, env, shortcode, receipt, state, finding, created_at, "
+            "finished_at) VALUES ($1, $2, 'sandbox', '174379', $3, 'answered', 'ambiguous', now(), now())",
+            check_id,
+            ops_site.merchant_id,
+            receipt,
+        )
     async with ops_site.browser(Role.VIEWER) as browser:
-        assert "1 ambiguous status answer of the last 48 hours" in (await browser.open("/")).words
+        assert "2 ambiguous status answers need review" in (await browser.open("/")).words
         page = await browser.open("/payments/answers")
-        assert (page.words.count("UKA1B2C3D1"), page.unbalanced_tags) == (1, [])
+        assert [page.words.count(receipt) for receipt in ("UKA1B2C3D1", "UKA1B2C3D2")] == [1, 1]
+        assert (page.unbalanced_tags, "What was done" in page.words) == ([], False)
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        page = await browser.open("/payments/answers")
+        unclear = await browser.submit(page, "/payments/answers", note="x")
+        assert (unclear.status, 'value="x"' in unclear.text) == (422, True)
+        for check_id in ("nonsense", gateway.ids.new("chk"), gateway.ids.new("pay")):
+            forged = {"form_token": page.field("form_token"), "check_id": check_id, "note": "Found on the portal"}
+            assert (await browser.send("/payments/answers", forged)).status == 404
+        done = await browser.submit(unclear, "/payments/answers", note="Found on the portal")
+        assert "Marked as resolved." in done.words
+        assert ("UKA1B2C3D1" in done.words, "UKA1B2C3D2" in done.words) == (False, True)
+        assert "1 ambiguous status answer needs review" in (await browser.open("/")).words
+        again = {"form_token": done.field("form_token"), "check_id": ids[0], "note": "Found on the portal"}
+        assert (await browser.send("/payments/answers", again)).status == 409

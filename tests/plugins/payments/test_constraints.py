@@ -19,6 +19,12 @@ CHECK = (
     f"SELECT {literal('chk')}, merchant_id, %s, shortcode, %s, 'asked', now(), %s FROM payment "
     "WHERE idempotency_key = 'paid'"
 )
+UNANSWERED = CHECK % ("env", "payment_id", "NULL")
+REVIEW = (
+    f"{UNANSWERED}; UPDATE status_check SET state = 'answered', finished_at = now(), finding = '%s', "  # noqa: S608 - the statement above
+    "(reviewed_at, reviewed_by, review_note) = (%s)"
+)
+UNASKED_REVIEW = "UPDATE status_check SET reviewed_at = now(), reviewed_by = 'a person', review_note = 'seen'"
 STATS = (
     "INSERT INTO payment_stats (hour, merchant_id, env, asked, paid, failed, taken, returned, reasons, waits, "
     "counted_at) "
@@ -57,6 +63,12 @@ CASES = {
     "payment_stats_check": [STATS],
     "status_check_check": [CHECK % ("env", "NULL", "NULL")],
     "status_check_check1": [CHECK % ("env", "payment_id", "now()")],
+    "status_check_review_note_check": [REVIEW % ("ambiguous", "now(), 'a person', ''")],
+    "status_check_review_is_whole": [REVIEW % ("ambiguous", "now(), NULL, NULL")],
+    "status_check_review_is_of_an_ambiguous_answer": [
+        REVIEW % ("not_found", "now(), 'a person', 'seen'"),
+        UNANSWERED + "; " + UNASKED_REVIEW,
+    ],
     "status_check_env_is_its_payments": [CHECK % ("'live'", "payment_id", "NULL")],
     "payment_received_something_else": [
         OPEN % "received_amount = '5'",

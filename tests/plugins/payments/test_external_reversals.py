@@ -395,7 +395,7 @@ async def test_money_and_its_reversal_in_overlapping_transactions_publish_both(
         assert settled.finding == "recovered"
     else:
         async with harness.gateway.db.transaction():
-            await outside.record("sandbox", "RACE000001", "reversed")
+            await outside.record(Receiver("sandbox", "174379"), "RACE000001", "reversed")
             await asyncio.create_task(settle(harness, report), context=Context())
     await outside.apply_recorded()
     assert await checked_status(harness, made["id"]) == "reversed"
@@ -415,7 +415,7 @@ async def test_outside_reversal_of_the_whole_overrides_one_of_a_part(
         later: TransactionState = "partially_reversed"
         for state in (*states, later):
             async with harness.gateway.db.transaction():
-                await outside.record("sandbox", f"RACE{number:06}", state)
+                await outside.record(Receiver("sandbox", "174379"), f"RACE{number:06}", state)
         callback = stk_callback(made["provider_ref"], receipt=f"RACE{number:06}")
         await call_back(harness, "stk", made["id"], callback)
         await outside.apply_recorded()

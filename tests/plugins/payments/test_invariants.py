@@ -55,6 +55,11 @@ VIOLATIONS = {
         UPDATE transaction SET receiver_id = other.receiver_id FROM other, payment
         WHERE subject_id = payment_id AND idempotency_key = 'paid-11' RETURNING transaction_id
     """,  # noqa: S608 - ids that the test chose
+    "payments.reversed_receipt_is_applied": """
+        INSERT INTO outgoing_receipt (env, number, receipt, noted_at)
+        SELECT env, shortcode, receipt, now() - interval '11 minutes' FROM payment WHERE idempotency_key = 'paid-10'
+        RETURNING (SELECT payment_id FROM payment WHERE idempotency_key = 'paid-10')
+    """,
     "payments.refunds_fit": """
         UPDATE payment SET refunded = amount, refund_reserved = 1 WHERE idempotency_key = 'paid-7' RETURNING payment_id
     """,

@@ -8,9 +8,10 @@ import pytest
 
 from mpesa_gateway.testing.serving import shop
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.conftest import Harness
-from tests.daraja import Daraja, fault, stk_callback
+from tests.daraja import Daraja, fault, result, stk_callback
 from tests.ledger import broken_invariants
 from tests.plugins.payments.test_evidence import (
     PHONE,
@@ -167,3 +168,76 @@ async def test_shared_answer_about_a_push_leaves_the_money_to_its_till(
     await tills.report_at_b(how, amount)
     await tills.check_b_has_its_money(theirs, amount)
     assert (await get_payment(tills.a, own))["receipt"] is None
+
+
+# -- receipts that pay for nothing ------------------------------------------------------------------------------------
+
+REVERSED_AT_B: dict[str, dict[str, Any]] = {
+    "no parties": {"DebitPartyName": None, "CreditPartyName": None},
+    "no credit party": {"CreditPartyName": None},
+    "B": {"CreditPartyName": f"{TILL_B} - B"},
+    "B's store": {"CreditPartyName": f"{OTHER_STORE} - B"},
+    "B as the only debit party": {"DebitPartyName": f"{TILL_B} - B", "CreditPartyName": None},
+}
+
+
+async def reversal_events(harness: Harness) -> int:
+    return int(await harness.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.reversed'"))
+
+
+async def pay_at_a(tills: Tills, payment: Any, how: str) -> None:
+    """Report the receipt for A's payment."""
+    if how == "callback":
+        await tills.call_back(payment, amount=700, receipt=RECEIPT)
+    elif how == "query":
+        assert await query_status(tills.a, tills.daraja, RECEIPT, CreditPartyName=f"{TILL_A} - A") == "recovered"
+    else:
+        bought = line(RECEIPT, 700, phone=PHONE, transactiontype="c2b-buy-goods-debit")
+        tills.daraja.add_answers("pullquery", page(bought))
+        assert (await tills.a.api.call("POST", RUN, {})).data["recovered"] == 1
+
+
+@pytest.mark.parametrize("how", ["callback", "query", "statement"])
+@pytest.mark.parametrize("says", REVERSED_AT_B.values(), ids=REVERSED_AT_B)
+@pytest.mark.parametrize("state", ["Reversed", "Partially Reversed"])
+async def test_reversed_receipt_in_an_answer_to_another_merchant_leaves_the_payment(
+    tills: Tills, how: str, says: dict[str, Any], state: str
+) -> None:
+    """B asks M-Pesa about the receipt of A's money, before A's payment has it."""
+    own = await create_payment(tills.a)
+    assert await query_status(tills.b, tills.daraja, RECEIPT, TransactionStatus=state, **says) == "not_ours"
+    await pay_at_a(tills, own, how)
+    assert await tills.a.gateway.services.get(ExternalReversals).apply_recorded() == 0
+    after = await get_payment(tills.a, own)
+    assert (after["status"], after["receipt"], after["mismatch"]) == ("completed", RECEIPT, None)
+    assert await reversal_events(tills.a) == 0
+    assert await broken_invariants(tills.a.gateway) == {}
+
+
+async def test_reversed_receipt_in_answers_to_two_merchants_reverses_the_payment_of_its_receiver(tills: Tills) -> None:
+    own = await create_payment(tills.a)
+    nobody = REVERSED_AT_B["no parties"]
+    for asker in (tills.b, tills.a, tills.b):
+        assert await query_status(asker, tills.daraja, RECEIPT, TransactionStatus="Reversed", **nobody) == "not_ours"
+    await pay_at_a(tills, own, "callback")
+    # The sweep may have been quicker.
+    await tills.a.gateway.services.get(ExternalReversals).apply_recorded()
+    assert (await get_payment(tills.a, own))["status"] == "reversed"
+    assert await reversal_events(tills.a) == 1
+    assert await broken_invariants(tills.a.gateway) == {}
+
+
+@pytest.mark.parametrize("how", ["query", "statement"])
+async def test_outgoing_receipt_of_another_receiver_is_money_in_at_its_receiver(tills: Tills, how: str) -> None:
+    """B's reversal and A's payment have one receipt: a receipt has a row for each direction."""
+    own, theirs = await create_payment(tills.a), await tills.pay_at_b(900)
+    await tills.call_back(theirs, amount=900, receipt="UKA1B2C3D9")
+    refund = await tills.b.api.call("POST", "/v1/refunds", {"payment_id": theirs["id"]})
+    assert refund.status == 201
+    address = tills.daraja.requests_of("reversal")[-1]["ResultURL"].removeprefix(tills.a.base)
+    done = result(0, transaction_id=RECEIPT, says={"OriginalTransactionID": "UKA1B2C3D9", "Amount": 900})
+    assert (await tills.b.api.call("POST", address, done)).status == 200
+    await pay_at_a(tills, own, how)
+    after = await get_payment(tills.a, own)
+    assert (after["status"], after["receipt"]) == ("completed", RECEIPT)
+    assert await broken_invariants(tills.a.gateway) == {}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import shop
-from mpesa_gateway_payments.operator_service import PaymentOperatorService
+from mpesa_gateway_payments.answer_review import StatusAnswerReview
 from tests.conftest import Harness
 from tests.daraja import Daraja
 from tests.plugins.payments.test_evidence import (
@@ -26,6 +26,7 @@ from tests.plugins.reconciliation.test_reconciliation import row as line
 
 __all__ = ["values"]
 
+NEW_STORE = "600777"
 AT_STORE = {"CreditPartyName": f"{STORE} - STORE"}
 
 
@@ -36,7 +37,7 @@ def callbacks() -> dict[str, Any]:
 
 async def attention(harness: Harness) -> int:
     """Status answers that the overview shows as undecided."""
-    return await harness.gateway.services.get(PaymentOperatorService).count_undecided_answers("sandbox")
+    return await harness.gateway.services.get(StatusAnswerReview).count("sandbox")
 
 
 @pytest.mark.parametrize("till_b", [TILL_B, None], ids=["another till of the store", "the store's number is a paybill"])
@@ -104,6 +105,50 @@ async def test_status_query_after_the_other_till_is_retired_completes_no_payment
         payment = await create_payment(harness)
         assert await query_status(harness, daraja, "UKA1B2C3D1", **AT_STORE) == "ambiguous"
     assert (await get_payment(harness, payment))["status"] == "pending"
+
+
+@pytest.mark.parametrize("is_till", [True, False], ids=["another store", "no till"])
+async def test_status_query_after_the_other_till_changed_its_store_completes_no_payment(
+    harness: Harness, daraja: Daraja, is_till: bool
+) -> None:
+    """M-Pesa may still name the other till by its former store number."""
+    await put_till(harness.api, TILL_A)
+    async with shop(harness.gateway, harness.base) as other:
+        await put_till(other, TILL_B)
+        await put_till(other, TILL_B if is_till else None, NEW_STORE)
+        payment = await create_payment(harness)
+        assert await query_status(harness, daraja, "UKA1B2C3D1", **AT_STORE) == "ambiguous"
+        assert await receiver_of(harness, "UKA1B2C3D1") is None
+        assert await attention(harness) == 1
+    assert (await get_payment(harness, payment))["status"] == "pending"
+
+
+async def test_status_query_naming_a_former_store_number_of_the_till_completes_no_payment(
+    harness: Harness, daraja: Daraja
+) -> None:
+    for store in (STORE, NEW_STORE):
+        await put_till(harness.api, TILL_A, store)
+    payment = await create_payment(harness)
+    assert await query_status(harness, daraja, "UKA1B2C3D1", **AT_STORE) == "ambiguous"
+    assert (await get_payment(harness, payment))["status"] == "pending"
+    assert await receiver_of(harness, "UKA1B2C3D1") is None
+    # The present number proves the till, and so does the former one once it is the present one again.
+    assert await query_status(harness, daraja, "UKA1B2C3D2", CreditPartyName=f"{NEW_STORE} - STORE") == "recovered"
+    await put_till(harness.api, TILL_A, STORE)
+    again = await create_payment(harness, key="again")
+    assert await query_status(harness, daraja, "UKA1B2C3D3", CreditPartyName=f"{NEW_STORE} - STORE") == "ambiguous"
+    assert await query_status(harness, daraja, "UKA1B2C3D4", **AT_STORE) == "recovered"
+    assert (await get_payment(harness, again))["receipt"] == "UKA1B2C3D4"
+
+
+async def test_status_query_naming_the_till_after_its_store_changed_recovers_its_payment(
+    harness: Harness, daraja: Daraja
+) -> None:
+    for store in (STORE, NEW_STORE):
+        await put_till(harness.api, TILL_A, store)
+    payment = await create_payment(harness)
+    assert await query_status(harness, daraja, "UKA1B2C3D1", CreditPartyName=f"{TILL_A} - A") == "recovered"
+    assert (await get_payment(harness, payment))["status"] == "completed"
 
 
 async def test_status_query_of_an_unproven_receipt_at_a_shared_store_number_completes_no_payment(
@@ -185,7 +230,7 @@ async def test_receipt_of_an_ambiguous_answer_is_shown_until_a_payment_has_it(ha
         await put_till(other, TILL_B)
         own, theirs = await create_payment(harness), (await other.pay(PHONE, 700, key="b")).data
         assert await query_status(harness, daraja, own["id"], ReceiptNo="UKA1B2C3D1", **AT_STORE) == "ambiguous"
-        (shown,) = await harness.gateway.services.get(PaymentOperatorService).undecided_answers("sandbox")
+        (shown,) = await harness.gateway.services.get(StatusAnswerReview).newest("sandbox")
         assert (shown["answered_receipt"], shown["answered_amount"]) == ("UKA1B2C3D1", "700")
         await call_back(harness, own, "UKA1B2C3D2")
         assert await attention(harness) == 1
