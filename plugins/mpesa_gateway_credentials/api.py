@@ -163,13 +163,6 @@ class Credentials(Protocol):
         """
         ...
 
-    async def of_receiver(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
-        """Return the merchant's credentials of the receiver ``number``, also if retired, for money that came in.
-
-        Raises ProviderNotConfigured.
-        """
-        ...
-
     async def accepted(self, credentials: MpesaCredentials) -> bool:
         """Record that Safaricom accepted a call: in live the first merchant becomes the receiver's owner.
 

@@ -117,15 +117,6 @@ class CredentialReader:
             )
         return self._opened(row)
 
-    async def of_receiver(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
-        for row in await self._db.fetch(tables.OF_ENV, merchant_id, env):
-            if row["number"] == number:
-                return self._opened(row)
-        raise ProviderNotConfigured(
-            f"no M-Pesa credentials of {env} shortcode {number} are stored: PUT /v1/merchant/providers with a key that "
-            f"starts with {key_prefix(env)}"
-        )
-
     async def accepted(self, credentials: MpesaCredentials) -> bool:
         if not credentials.wants_owner:
             return credentials.is_owner

@@ -6,7 +6,6 @@ from mpesa_gateway.db.engine import Found
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.env import Env
 from mpesa_gateway.money import Kes
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds.events import transaction_refunded
 from mpesa_gateway_refunds.source import RefundSource
@@ -17,8 +16,7 @@ from mpesa_gateway_transactions.api import RefundableTransactions
 class Reserved:
     """``amount`` KES are reserved of ``original_amount``; ``is_rest``: nothing else is left.
 
-    ``shortcode`` is the number that was paid, ``shortcode_id`` the payment's. ``allocated_to`` is the kind of the
-    transaction's subject.
+    ``shortcode`` is the number that was paid. ``allocated_to`` is the kind of the transaction's subject.
     """
 
     amount: Kes
@@ -26,24 +24,22 @@ class Reserved:
     receipt: str
     is_rest: bool
     shortcode: str
-    shortcode_id: str | None = None
+    shortcode_id: str
     allocated_to: str | None = None
 
 
 class RefundMoney:
-    """Each method but ``credentials`` needs an open transaction, in which the refund is locked or new."""
+    """Each method needs an open transaction, in which the refund is locked or new."""
 
     def __init__(
         self,
         *,
         payments: RefundablePayments,
         transactions: RefundableTransactions,
-        credentials: Credentials,
         outbox: Outbox,
     ) -> None:
         self._payments = payments
         self._transactions = transactions
-        self._credentials = credentials
         self._outbox = outbox
 
     async def reserve(
@@ -68,14 +64,9 @@ class RefundMoney:
             receipt=money.receipt,
             is_rest=money.left_cents == 0,
             shortcode=money.number,
+            shortcode_id=money.shortcode_id,
             allocated_to=None if money.subject is None else money.subject.kind,
         )
-
-    async def credentials(self, merchant_id: str, env: Env, reserved: Reserved) -> MpesaCredentials:
-        """Raises ProviderNotConfigured."""
-        if reserved.shortcode_id is not None:
-            return await self._credentials.of_shortcode(reserved.shortcode_id)
-        return await self._credentials.of_receiver(merchant_id, env, reserved.shortcode)
 
     async def reserve_again(self, row: Found) -> None:
         """Reserve for a failed refund that M-Pesa carried out late. Raises Conflict."""

@@ -31,6 +31,7 @@ def _service(gateway: Runtime) -> RefundService:
         public_url=gateway.url,
         run_to_completion=gateway.run_to_completion,
         money=gateway.port(RefundMoney),
+        credentials=gateway.port(Credentials),
         sender=gateway.port(ReversalSender),
     )
 
@@ -39,7 +40,6 @@ def _money(gateway: Runtime) -> RefundMoney:
     return RefundMoney(
         payments=gateway.port(RefundablePayments),
         transactions=gateway.port(RefundableTransactions),
-        credentials=gateway.port(Credentials),
         outbox=gateway.outbox,
     )
 

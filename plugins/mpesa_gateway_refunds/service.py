@@ -14,7 +14,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.listing import export_refunds, find_refund, list_refunds
 from mpesa_gateway_refunds.money import RefundMoney
@@ -58,6 +58,7 @@ class RefundService:
         public_url: Callable[[str], str],
         run_to_completion: Callable[[Coroutine[Any, Any, Found]], Awaitable[Found]],
         money: RefundMoney,
+        credentials: Credentials,
         sender: ReversalSender,
     ) -> None:
         """``run_to_completion`` finishes its work even if its caller is cancelled."""
@@ -70,6 +71,7 @@ class RefundService:
         self._public_url = public_url
         self._run_to_completion = run_to_completion
         self._money = money
+        self._credentials = credentials
         self._sender = sender
 
     async def request(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[RefundView, bool]:
@@ -178,7 +180,7 @@ class RefundService:
         has_whole = await self._find_whole(caller, source) is not None
         if has_whole and amount is None:
             raise _WholeRefundExists
-        credentials = await self._money.credentials(caller.merchant_id, caller.env, reserved)
+        credentials = await self._credentials.of_shortcode(reserved.shortcode_id)
         credentials.initiator_for("a refund")
         row = await self._db.fetchrow(
             *tables.INSERT.bind(
@@ -195,7 +197,7 @@ class RefundService:
                 due_at=now + timedelta(seconds=self._settings.create_lease),
                 created_at=now,
                 shortcode=reserved.shortcode,
-                shortcode_id=credentials.shortcode_id,
+                shortcode_id=reserved.shortcode_id,
                 is_whole=not has_whole and reserved.is_rest,
             )
         )

@@ -168,10 +168,14 @@ class RefundableMoney:
 
 @dataclass(frozen=True, kw_only=True)
 class ReservedMoney:
-    """A transaction with ``amount`` KES reserved for a refund; ``left_cents`` are neither refunded nor reserved."""
+    """A transaction with ``amount`` KES reserved for a refund; ``left_cents`` are neither refunded nor reserved.
+
+    ``shortcode_id`` is that of the merchant that refunds it, also if retired.
+    """
 
     transaction_id: str
     number: str
+    shortcode_id: str
     receipt: str
     amount: Kes
     amount_cents: int
@@ -208,7 +212,7 @@ class RefundableTransactions(Protocol):
         """Reserve an amount, by default all that is left; lock the transaction.
 
         The merchant owns the receiver, or the transaction's subject. Raises NotFound, InvalidFields if cents are left,
-        or Conflict for money out, a payment's money, and money of which less is left.
+        ProviderNotConfigured if the merchant has no shortcode at the receiver, or Conflict for money out, a payment's money, and money of which less is left.
         """
         ...
 

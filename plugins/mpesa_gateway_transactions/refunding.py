@@ -7,7 +7,7 @@ import structlog
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
 from mpesa_gateway_transactions.allocating import AllocationRules
 from mpesa_gateway_transactions.api import (
@@ -24,7 +24,9 @@ log = structlog.get_logger(__name__)
 
 # raw SQL: join
 _FIND = """
-SELECT transaction.*, receiver.number, receiver.owner_id FROM transaction JOIN receiver USING (receiver_id, env)
+SELECT transaction.*, receiver.number, receiver.owner_id, shortcode_id FROM transaction
+    JOIN receiver USING (receiver_id, env)
+    LEFT JOIN shortcode ON shortcode.receiver_id = receiver.receiver_id AND shortcode.merchant_id = $2
 WHERE transaction_id = $1
 """
 
@@ -42,7 +44,7 @@ class TransactionRefunds:
         self._rules = rules
 
     async def find(self, transaction_id: str) -> RefundableMoney:
-        row = await self._db.fetchrow(_FIND, transaction_id)
+        row = await self._db.fetchrow(_FIND, transaction_id, None)
         if row is None:
             raise NotFound("there is no such transaction")
         merchant_id, refusal = _merchant_of(row), None
@@ -62,7 +64,7 @@ class TransactionRefunds:
         )
 
     async def reserve(self, merchant_id: str, env: Env, transaction_id: str, amount: Kes | None) -> ReservedMoney:
-        row = await self._db.fetchrow(LOCK, transaction_id)
+        row = await self._db.fetchrow(LOCK, transaction_id, merchant_id)
         if row is None or row["env"] != env or not _may_refund(row, merchant_id):
             raise NotFound("there is no such transaction")
         _require_refundable(row, merchant_id)
@@ -74,10 +76,15 @@ class TransactionRefunds:
                 f"send an amount of at most {left // 100}",
             )
         wanted = left if amount is None else int(amount) * 100
+        if row["shortcode_id"] is None:
+            raise ProviderNotConfigured(
+                f"you have no credentials of {env} shortcode {row['number']}: store them, then ask for the refund again"
+            )
         await self._reserve(row, wanted)
         return ReservedMoney(
             transaction_id=row["transaction_id"],
             number=row["number"],
+            shortcode_id=row["shortcode_id"],
             receipt=row["receipt"],
             amount=Kes(wanted // 100),
             amount_cents=row["amount_cents"],
@@ -86,7 +93,7 @@ class TransactionRefunds:
         )
 
     async def reserve_again(self, transaction_id: str, amount: Kes) -> None:
-        row = await self._db.fetchrow(LOCK, transaction_id)
+        row = await self._db.fetchrow(LOCK, transaction_id, None)
         if row is None:
             raise Conflict("the transaction is gone")
         _require_refundable(row, row["merchant_id"])
@@ -111,7 +118,7 @@ class TransactionRefunds:
         self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None
     ) -> RefundedMoney:
         cents = int(amount) * 100
-        row = await self._db.fetchrow(LOCK, transaction_id)
+        row = await self._db.fetchrow(LOCK, transaction_id, None)
         if row is None or row["refund_reserved_cents"] < cents:
             raise RuntimeError(f"{refund_id} has no reserved amount on {transaction_id}")
         await self._change(
