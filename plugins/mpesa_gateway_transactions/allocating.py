@@ -122,8 +122,13 @@ class IncomingMoneyRecorder:
         reports = [
             one
             if (finding := found.get(money_key(one.env, one.receipt))) is None
-            else replace(one, subject=finding.found.subject, merchant_id=finding.found.merchant_id)
-            for one in seen
+            else replace(
+                one,
+                subject=finding.found.subject,
+                merchant_id=finding.found.merchant_id,
+                is_announced=row["announced_at"] is not None,
+            )
+            for one, row in zip(seen, known, strict=True)
         ]
         recorded: list[RecordedTransaction] = []
         for one in await self._transactions.record(reports):

@@ -212,7 +212,8 @@ class RefundableTransactions(Protocol):
         """Reserve an amount, by default all that is left; lock the transaction.
 
         The merchant owns the receiver, or the transaction's subject. Raises NotFound, InvalidFields if cents are left,
-        ProviderNotConfigured if the merchant has no shortcode at the receiver, or Conflict for money out, a payment's money, and money of which less is left.
+        ProviderNotConfigured if the merchant has no shortcode at the receiver, or Conflict for money out, a payment's
+        money, and money of which less is left.
         """
         ...
 

@@ -167,7 +167,7 @@ async def test_refund_of_a_payment_is_subtracted(values: dict[str, Any]) -> None
         ]
 
 
-async def test_refund_of_a_transaction_is_subtracted_once(site: C2bSite, told: PublishedEvents) -> None:
+async def test_refund_of_a_transaction_is_subtracted_once(site: C2bSite) -> None:
     path, _ = await site.addresses()
     assert (await site.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     await put(site, expected=400)

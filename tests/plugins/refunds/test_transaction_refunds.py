@@ -21,10 +21,10 @@ from tests.plugins.refunds.test_refunds import RefundClient
 
 RECEIPT = "TKC0000001"
 REVERSAL = "TKN9REV001"
-RENT = Subject("account_number", identifier("acc", 1))
+RENT = Subject("rent", identifier("acc", 1))
 
 RETURNED: list[tuple[str, int, int]] = []
-"""Receipt, cents of the refund and cents of all refunds, as the rule of the account number heard of them."""
+"""Receipt, cents of the refund and cents of all refunds, as the rule of the rents heard of them."""
 
 
 async def find_rent(_: Runtime, money: Sequence[IncomingMoney]) -> list[FoundSubject | None]:
@@ -40,7 +40,7 @@ async def note_returned(_: Runtime, money: RefundedMoney) -> None:
 HOST = Plugin(
     name="rent",
     summary="Rents by account number.",
-    contributes=(AllocationRule("rents", "account_number", find_rent, refunded=note_returned),),
+    contributes=(AllocationRule("rents", "rent", find_rent, refunded=note_returned),),
 )
 
 
@@ -219,7 +219,7 @@ async def test_second_money_for_a_payment_is_refunded(refunds: TransactionRefund
     assert (payment["status"], payment["refunded_amount"]) == ("completed", "0.00")
 
 
-async def test_refund_of_an_account_numbers_money_is_reported_to_its_rule_once(
+async def test_refund_of_a_rules_money_is_reported_to_its_rule_once(
     refunds: TransactionRefundClient,
 ) -> None:
     one = await receive(refunds.harness, RECEIPT, account_number="RENT")
@@ -239,8 +239,8 @@ async def test_refund_of_an_account_numbers_money_is_reported_to_its_rule_once(
 
 async def test_money_marked_as_dealt_with_is_refunded_and_the_audit_says_so(refunds: TransactionRefundClient) -> None:
     money = await refunds.money()
-    gateway = refunds.harness.gateway
-    await gateway.db.execute("UPDATE transaction SET subject_kind = 'resolved', subject_id = transaction_id")
+    gateway, path = refunds.harness.gateway, f"/v1/transactions/{money}/allocate"
+    assert (await refunds.harness.api.call("POST", path, {"note": "kept"})).status == 200
     refund = (await refunds.ask_for(money)).data
     (entry,) = (await gateway.audit.page(1, None, "refund.requested", None)).rows
     assert (entry.subject_id, entry.detail["allocated_to"]) == (refund["id"], "resolved")
