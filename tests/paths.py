@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -28,8 +29,11 @@ from mpesa_gateway_reconciliation.operator_service import ReconciliationOperator
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_transactions.announcing import AnnouncementSweep
 from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.contradictions import ContradictionReview
+from mpesa_gateway_transactions.schemas import Allocate
+from mpesa_gateway_transactions.service import TransactionService
 from tests.conftest import Harness
 from tests.daraja import Daraja, c2b_body, fault, result, stk_callback
 from tests.loose_money import receive_loose
@@ -284,6 +288,13 @@ class Paths:
         for _ in range(2):
             async with self.harness.gateway.db.transaction():
                 await self.harness.gateway.port(Allocations).receive([report])
+        service = self.harness.gateway.port(TransactionService)
+        for wanted in (Allocate(payment_id=(await self.pay())["id"]), Allocate(note="paid at the till")):
+            other = replace(report, receipt=f"TKC9{self.number:06}{'B' if wanted.note else 'A'}", account_number=None)
+            async with self.harness.gateway.db.transaction():
+                (one,) = await self.harness.gateway.port(Allocations).receive([other])
+            await service.allocate(self.merchant_id, "sandbox", one.transaction_id, wanted, actor="a person")
+            await self.harness.gateway.port(AnnouncementSweep).run()
 
     async def returned(self) -> None:
         """Money that pays nothing is refunded: a part fails, then all of it goes back."""

@@ -48,7 +48,7 @@ WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1
 
 ANNOUNCE = """
 UPDATE transaction SET announce_at = NULL, announced_at = $2
-WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
+WHERE transaction_id = $1 AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
     AND direction = 'in'
 RETURNING *, (SELECT number FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS number,
     (SELECT owner_id FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS owner_id

@@ -61,9 +61,9 @@ class Announcer:
 
     async def announce(self, transaction_ids: Sequence[str]) -> None:
         """Publish unallocated money, each transaction once."""
-        if transaction_ids:
-            rows = await self._db.fetch(allocation_sql.ANNOUNCE, sorted(transaction_ids), self._clock.now())
-            await self._outbox.publish([TransactionReceived(**event_fields(row)) for row in rows])
+        now = self._clock.now()
+        rows = [await self._db.fetchrow(allocation_sql.ANNOUNCE, one, now) for one in transaction_ids]
+        await self._outbox.publish([TransactionReceived(**event_fields(row)) for row in rows if row is not None])
 
     async def publish_allocated(self, transaction_ids: Sequence[str], note: str | None = None) -> None:
         """Publish transactions that this database transaction has allocated."""

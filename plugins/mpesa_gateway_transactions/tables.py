@@ -29,7 +29,7 @@ class TransactionRow(Table, tablename="transaction"):
     first_source = Text()
     announce_at = Timestamptz(null=True, default=None)
     announced_at = Timestamptz(null=True, default=None)
-    category = Text()
+    category = Text(default="other")
     refund_reserved_cents = BigInt(default=0)
     refunded_cents = BigInt(default=0)
 
@@ -74,12 +74,13 @@ _SEEN = """
 _INSERT = f"""
 INSERT INTO transaction AS known (transaction_id, env, receiver_id, merchant_id, direction, kind, receipt, amount_cents,
     fee_cents, payer, payer_digest, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id,
-    first_source, announce_at, announced_at)
+    first_source, category, announce_at, announced_at)
 SELECT t.transaction_id, t.env, receiver.receiver_id,
     CASE WHEN COALESCE(t.subject_id, t.conflict_id) IS NULL THEN COALESCE(receiver.owner_id, t.merchant_id)
         ELSE t.merchant_id END,
     t.direction, t.kind, t.receipt, t.amount_cents, t.fee_cents, t.payer, t.payer_digest, t.payer_name,
     t.account_number, t.occurred_at, t.subject_kind, t.subject_id, t.conflict_id, t.source,
+    money_category(t.direction, t.kind, t.source, t.subject_kind),
     CASE WHEN t.direction = 'in' AND COALESCE(t.subject_id, t.conflict_id) IS NULL THEN $announce_at::timestamptz END,
     -- Only for the comparison below: a row of announced money exists.
     CASE WHEN t.is_announced THEN $announce_at::timestamptz END
@@ -91,6 +92,8 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
             AND known.receiver_id = excluded.receiver_id THEN excluded.merchant_id
         ELSE known.merchant_id END,
     kind = COALESCE(known.kind, excluded.kind),
+    category = money_category(known.direction, COALESCE(known.kind, excluded.kind), known.first_source,
+        COALESCE(known.subject_kind, excluded.subject_kind)),
     -- The requested amount replaces a contradicting one, as for the payment.
     amount_cents = CASE WHEN known.subject_id IS NULL AND known.conflict_id = excluded.subject_id
         THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,

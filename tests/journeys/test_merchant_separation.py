@@ -243,8 +243,8 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
-    "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
     "POST /v1/transactions/{transaction_id}/allocate": lambda _, ids: {"payment_id": ids["payment_id"]},
+    "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
     },

@@ -1,3 +1,17 @@
+-- The kind of money that merchants see, from its direction, M-Pesa's type, the first report and the subject.
+CREATE FUNCTION money_category(direction text, kind text, source text, subject_kind text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN direction = 'in' AND (source = 'stk' OR subject_kind = 'payment') THEN 'stk'
+        WHEN kind ~* 'revers' OR source = 'reversal' OR subject_kind = 'refund' THEN 'reversal'
+        WHEN direction = 'in' THEN 'c2b'
+        WHEN kind ~* 'b2c|customer|salary|promotion' THEN 'b2c'
+        WHEN kind ~* 'b2b|business ?(pay|buy)' THEN 'b2b'
+        WHEN subject_kind = 'payout' THEN 'b2c'
+        WHEN kind ~* 'charge|fee' THEN 'fee'
+        ELSE 'other' END
+$$;
+
 -- Money that M-Pesa moved: one row for each (env, direction, receipt). A transfer between two of our receivers has two
 -- rows. The subject is the payment, refund or payout of the money, the conflict the payment that it contradicts.
 -- amount_cents is NULL if no report states a readable amount. merchant_id is the merchant of the subject or conflict,
@@ -27,16 +41,9 @@ CREATE TABLE transaction (
     account_number text,
     subject_kind text,
     first_source text NOT NULL CHECK (first_source <> ''),
-    -- The kind that merchants see.
-    category text NOT NULL GENERATED ALWAYS AS (CASE
-        WHEN direction = 'in' AND (first_source = 'stk' OR subject_kind = 'payment') THEN 'stk'
-        WHEN kind ~* 'revers' OR first_source = 'reversal' OR subject_kind = 'refund' THEN 'reversal'
-        WHEN direction = 'in' THEN 'c2b'
-        WHEN kind ~* 'b2c|customer|salary|promotion' THEN 'b2c'
-        WHEN kind ~* 'b2b|business ?(pay|buy)' THEN 'b2b'
-        WHEN subject_kind = 'payout' THEN 'b2c'
-        WHEN kind ~* 'charge|fee' THEN 'fee'
-        ELSE 'other' END) STORED,
+    -- The kind that merchants see: money_category() of the row.
+    category text NOT NULL DEFAULT 'other'
+        CHECK (category IN ('stk', 'c2b', 'reversal', 'b2c', 'b2b', 'fee', 'other')),
     FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
     CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents <= COALESCE(amount_cents, 0)),
     CONSTRAINT transaction_payments_refund_themselves CHECK (refund_reserved_cents + refunded_cents = 0
