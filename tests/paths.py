@@ -297,9 +297,9 @@ class Paths:
             await self.harness.gateway.port(AnnouncementSweep).run()
 
     async def returned(self) -> None:
-        """Money that pays nothing is refunded: a part fails, then all of it goes back."""
+        """Money that pays nothing is announced and refunded: a part fails, then all of it goes back."""
         self.number += 1
-        money = await receive_loose(self.harness, f"TKL{self.number:07}")
+        money = await receive_loose(self.harness, f"TKL{self.number:07}", amount_cents=32_100)
         headers = {"Idempotency-Key": f"l{self.number}"}
         for code, body in ((1, {"amount": 200}), (0, {})):
             wanted: dict[str, Any] = {"transaction_id": money, **body}
@@ -331,10 +331,10 @@ class Paths:
         ).data
         self.merchant_id = made["merchant_id"]
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=f"TKD{self.number:07}"))
-        refund_id = gateway.ids.new("rfd")
+        refund_id, refunds = gateway.ids.new("rfd"), gateway.port(RefundablePayments)
         async with gateway.db.transaction():
-            refunds = gateway.port(RefundablePayments)
             reserved = await refunds.reserve(self.merchant_id, "sandbox", made["id"], None, refund_id)
+        async with gateway.db.transaction():
             await refunds.reverse(made["id"], refund_id, reserved.amount, None)
         assert (await call("GET", f"/v1/account-numbers/{number}")).data["received"] == "500.00"
         self.daraja.add_answers("c2bregister2", (500, b""))

@@ -2,12 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from copy import copy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from mpesa_gateway.clock import SetClock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
+from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.privacy import Privacy
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Answer, running_gateway, shop
@@ -371,3 +376,21 @@ async def test_success_after_a_failure_counts_unless_the_money_pays_something(
     held = await refunds.refund(second)
     assert (held["status"], "carried this refund out late" in held["attention"]) == ("failed", True)
     assert (await refunds.payment(payment["id"]))["status"] == "completed"
+
+
+async def test_erasure_of_the_payer_waits_for_the_refund_and_reaches_its_reason(
+    refunds: TransactionRefundClient,
+) -> None:
+    phone, later = "254711000777", copy(refunds.harness.gateway)
+    later.clock = SetClock(datetime.now(UTC) + timedelta(days=3))
+    money = await refunds.money(payer=phone)
+    body = {"transaction_id": money, "reason": f"for {phone}"}
+    refund = (await refunds.harness.api.call("POST", "/v1/refunds", body)).data
+    assert (await Privacy(later).erase(Msisdn(phone), actor="a person")).cases == 0
+    await refunds.succeed(refund)
+    assert (await Privacy(later).erase(Msisdn(phone), actor="a person")).cases == 1
+    db = refunds.harness.gateway.db
+    row = await db.fetchrow("SELECT reason, payer FROM refund JOIN transaction USING (transaction_id)")
+    assert row is not None
+    assert (phone in row["reason"], row["payer"]) == (False, "erased")
+    assert await refunds.sums(money) == (50_000, 0)
