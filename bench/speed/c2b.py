@@ -15,7 +15,7 @@ from bench.speed.load import request, write_requests
 from bench.speed.seed import connect, tag
 from bench.speed.site import Contestant, load
 
-_TOKEN = "be" * 16
+_TOKEN = f"s-rcv_{'0' * 26}.{'be' * 16}"
 """The token of the registered address."""
 
 _ACCOUNTS = 10_000
@@ -118,7 +118,7 @@ def _posted(kind: str, receipt: str, account_number: str) -> bytes:
         "TransactionType": "Pay Bill",
         "TransID": receipt,
         "TransTime": (datetime.now(UTC) + timedelta(hours=3)).strftime("%Y%m%d%H%M%S"),
-        "TransAmount": "500.00",
+        "TransAmount": "731.00",
         "BusinessShortCode": "174379",
         "BillRefNumber": account_number,
         "InvoiceNumber": "",
