@@ -36,6 +36,7 @@ from mpesa_gateway_transactions.schemas import Allocate
 from mpesa_gateway_transactions.service import TransactionService
 from tests.conftest import Harness
 from tests.daraja import Daraja, c2b_body, fault, result, stk_callback
+from tests.loose_money import receive_loose
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
@@ -295,6 +296,20 @@ class Paths:
             await service.allocate(self.merchant_id, "sandbox", one.transaction_id, wanted, actor="a person")
             await self.harness.gateway.port(AnnouncementSweep).run()
 
+    async def returned(self) -> None:
+        """Money that pays nothing is announced and refunded: a part fails, then all of it goes back."""
+        self.number += 1
+        money = await receive_loose(self.harness, f"TKL{self.number:07}", amount_cents=32_100)
+        headers = {"Idempotency-Key": f"l{self.number}"}
+        for code, body in ((1, {"amount": 200}), (0, {})):
+            wanted: dict[str, Any] = {"transaction_id": money, **body}
+            refund = (await self.harness.api.call("POST", "/v1/refunds", wanted, headers=headers if body else {})).data
+            self.merchant_id = refund["merchant_id"]
+            await self.harness.api.call("POST", "/v1/refunds", {"transaction_id": money})
+            says = {"OriginalTransactionID": refund["receipt"]}
+            said = result(code, transaction_id=f"TKV{self.number:07}", says=says)
+            await self.call_back("reversal", refund["id"], said)
+
     async def confirmed(self) -> None:
         """Money counts to an account number: confirmed, prompted for, refunded, and known before the number."""
         call, gateway = self.harness.api.call, self.harness.gateway
@@ -316,8 +331,7 @@ class Paths:
         ).data
         self.merchant_id = made["merchant_id"]
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=f"TKD{self.number:07}"))
-        refund_id = gateway.ids.new("rfd")
-        refunds = gateway.port(RefundablePayments)
+        refund_id, refunds = gateway.ids.new("rfd"), gateway.port(RefundablePayments)
         async with gateway.db.transaction():
             reserved = await refunds.reserve(self.merchant_id, "sandbox", made["id"], None, refund_id)
         async with gateway.db.transaction():
@@ -420,6 +434,7 @@ class Paths:
         yield self.undecided()
         yield self.contradicted()
         yield self.allocated()
+        yield self.returned()
         yield self.confirmed()
         yield self.resolved()
         yield self.delivered()

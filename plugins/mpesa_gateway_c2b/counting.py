@@ -14,7 +14,7 @@ from mpesa_gateway_c2b.account_states import AccountState, as_text, crossed, nor
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
-from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, Subject
+from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
 
 SUBJECT_KIND = "account_number"
 
@@ -90,6 +90,11 @@ class AccountCounting:
                 source_id = one.refund_id or one.event_id
                 entries.append(Entry(source_id, row["account_id"], -100 * int(Kes.parse(one.refund_amount))))
         await self.add(entries)
+
+    async def count_refunded(self, money: RefundedMoney) -> None:
+        """Subtract a refund of a transaction that counts to an account number."""
+        if money.subject is not None:
+            await self.add([Entry(money.refund_id, money.subject.subject_id, -money.refund_cents)])
 
     async def add(self, entries: Sequence[Entry], *, must_exist: bool = False) -> None:
         """An account number may have been deleted since it was found: skip it, or raise ConcurrentUpdate."""

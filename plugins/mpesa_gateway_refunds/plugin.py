@@ -12,7 +12,7 @@ from mpesa_gateway_refunds.callbacks import CALLBACKS
 from mpesa_gateway_refunds.commands import refunds
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
-from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
+from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted, TransactionRefunded
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import query, sweep
 from mpesa_gateway_refunds.metrics import COLLECTORS
@@ -45,7 +45,7 @@ async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[st
 
 plugin = Plugin(
     name="refunds",
-    summary="Refunds payments by reversal, never more than was paid, and tracks each reversal to its end.",
+    summary="Refunds payments and other money in by reversal, never more than came in, and tracks each to its end.",
     requires=("credentials", "callbacks", "transactions", "payments"),
     settings=RefundsSettings,
     scopes=(REFUNDS_READ, REFUNDS_WRITE),
@@ -57,7 +57,7 @@ plugin = Plugin(
         Job(query, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
     ),
-    publishes=(RefundFailed, ReversalResulted),
+    publishes=(RefundFailed, TransactionRefunded, ReversalResulted),
     subscribers=(
         on_event_in_transaction(ReversalResulted, take_reversal_result),
         on_event_in_transaction(StatusResulted, take_status_of_reversal),

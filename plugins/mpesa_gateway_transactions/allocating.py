@@ -17,6 +17,7 @@ from mpesa_gateway_transactions.api import (
     FoundSubject,
     IncomingMoney,
     RecordedTransaction,
+    RefundedMoney,
     ReportedTransaction,
     Transactions,
 )
@@ -33,6 +34,7 @@ class BoundRule:
     allocated: Callable[[Sequence[Allocated]], Awaitable[None]] | None
     is_expected: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None
     assign: Callable[[Assignment], Awaitable[FoundSubject]] | None
+    refunded: Callable[[RefundedMoney], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class AllocationRules:
             if theirs and rule.allocated is not None:
                 await rule.allocated(theirs)
 
+    async def notify_refunded(self, money: RefundedMoney) -> None:
+        """Call ``refunded`` of the subject's rule."""
+        for rule in self._rules:
+            if money.subject is not None and money.subject.kind == rule.subject_kind and rule.refunded is not None:
+                await rule.refunded(money)
+
 
 class IncomingMoneyRecorder:
     """Implements Allocations."""
@@ -105,13 +113,22 @@ class IncomingMoneyRecorder:
             return []
         known = await self._known(seen)
         found = await self._rules.find(
-            [incoming_money(one, row) for one, row in zip(seen, known, strict=True) if _is_unallocated(one, row)]
+            [
+                incoming_money(one, row)
+                for one, row in zip(seen, known, strict=True)
+                if _is_unallocated(one, row) and not row["is_refunded"]
+            ]
         )
         reports = [
             one
             if (finding := found.get(money_key(one.env, one.receipt))) is None
-            else replace(one, subject=finding.found.subject, merchant_id=finding.found.merchant_id)
-            for one in seen
+            else replace(
+                one,
+                subject=finding.found.subject,
+                merchant_id=finding.found.merchant_id,
+                is_announced=row["announced_at"] is not None,
+            )
+            for one, row in zip(seen, known, strict=True)
         ]
         recorded: list[RecordedTransaction] = []
         for one in await self._transactions.record(reports):

@@ -6,6 +6,7 @@ from mpesa_gateway.db.named import Named
 KNOWN = """
 SELECT known.transaction_id, announce_at, announced_at, subject_id, conflict_id, amount_cents, occurred_at,
     account_number, payer, payer_digest, known.kind AS money_kind,
+    known.refund_reserved_cents + known.refunded_cents > 0 AS is_refunded,
     receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS t(env, number, direction, receipt, place)
     LEFT JOIN transaction AS known ON known.env = t.env AND known.direction = t.direction AND known.receipt = t.receipt

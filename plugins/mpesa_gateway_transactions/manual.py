@@ -87,9 +87,11 @@ class ManualAllocation:
                 raise NotFound("there is no such transaction")
             if locked["subject_id"] is not None:
                 await self._refuse(locked, wanted, note, actor)
+            _refuse_refunded(locked, payment_id)
 
         if row["subject_id"] is not None:
             await self._refuse(row, wanted, note, actor)
+        _refuse_refunded(row, payment_id)
         owner = row["merchant_id"]
         if payment_id is None:
             await lock()
@@ -147,3 +149,10 @@ class ManualAllocation:
             raise _Repeated
         what = "marked as dealt with" if subject.kind == "resolved" else f"allocated to {subject.subject_id}"
         raise AlreadyAllocated(f"this money was {what} {by}")
+
+
+def _refuse_refunded(row: Values, payment_id: str | None) -> None:
+    if row["refund_reserved_cents"]:
+        raise NotAllocatable("a refund of this money is pending: decide when it has ended")
+    if row["refunded_cents"] and payment_id is not None:
+        raise NotAllocatable("a part of this money was refunded: it pays no payment, mark it as dealt with")

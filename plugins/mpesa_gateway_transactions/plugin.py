@@ -7,7 +7,7 @@ from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, Transactions
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -18,6 +18,7 @@ from mpesa_gateway_transactions.jobs import announce
 from mpesa_gateway_transactions.manual import ManualAllocation
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
+from mpesa_gateway_transactions.refunding import TransactionRefunds
 from mpesa_gateway_transactions.routes import routes
 from mpesa_gateway_transactions.scopes import TRANSACTIONS_READ, TRANSACTIONS_WRITE
 from mpesa_gateway_transactions.service import TransactionService
@@ -34,6 +35,7 @@ def _rules(gateway: Runtime) -> AllocationRules:
                 None if rule.allocated is None else partial(rule.allocated, gateway),
                 None if rule.is_expected is None else partial(rule.is_expected, gateway),
                 None if rule.assign is None else partial(rule.assign, gateway),
+                None if rule.refunded is None else partial(rule.refunded, gateway),
             )
             for rule in gateway.contributed(AllocationRule)
         ]
@@ -47,6 +49,15 @@ def _incoming(gateway: Runtime) -> IncomingMoneyRecorder:
         transactions=gateway.port(Transactions),
         rules=gateway.port(AllocationRules),
         announcer=Announcer(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox),
+    )
+
+
+def _refunds(gateway: Runtime) -> TransactionRefunds:
+    return TransactionRefunds(
+        db=gateway.db,
+        clock=gateway.clock,
+        transactions=gateway.port(Transactions),
+        rules=gateway.port(AllocationRules),
     )
 
 
@@ -80,6 +91,7 @@ plugin = Plugin(
         (Allocations, lambda gateway: gateway.port(IncomingMoneyRecorder)),
         (TransactionService, _service),
         (AnnouncementSweep, _sweep),
+        (RefundableTransactions, _refunds),
         (
             ContradictionReview,
             lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),

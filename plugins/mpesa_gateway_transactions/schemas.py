@@ -9,11 +9,9 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.field_rules import PHONE, WHOLE, Rule, at_most, matching
-from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Receipt, example_id, id_field, named
+from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Receipt, example_id, named
 from mpesa_gateway.http.query import Limit, Moment
-from mpesa_gateway_transactions.api import Direction
-
-TransactionId = Annotated[str, id_field("txn")]
+from mpesa_gateway_transactions.api import Direction, TransactionId
 
 MoneyKind = Literal["stk", "c2b", "reversal", "b2c", "b2b", "fee", "other"]
 

@@ -113,10 +113,11 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
         CASE WHEN known.receiver_id = excluded.receiver_id THEN excluded.conflict_id END),
     announce_at = CASE WHEN COALESCE(known.subject_id, excluded.subject_id, known.conflict_id) IS NULL
         AND (excluded.conflict_id IS NULL OR known.receiver_id <> excluded.receiver_id) THEN known.announce_at END
--- No row for money of another subject, amount or receiver, or announced without the writer's knowledge: it decides
--- again.
+-- No row for money of another subject, amount or receiver, refunded, or announced without the writer's knowledge: it
+-- decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
+        AND known.refund_reserved_cents + known.refunded_cents = 0
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
             OR known.conflict_id = excluded.subject_id)
         AND (known.announced_at IS NULL OR excluded.announced_at IS NOT NULL))

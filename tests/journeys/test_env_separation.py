@@ -198,6 +198,7 @@ UNIQUE_ACROSS_ENVS = {
     "delivery_event_id_endpoint_id_key": "an event is of one env",
     "reconciliation_run_one_at_a_time": "a receiver is of one env",
     "refund_whole": "a payment is of one env",
+    "refund_whole_of_transaction": "a transaction is of one env",
     "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
     "transaction_subject": "a payment, refund or payout is of one env",
     "webhook_endpoint_address_id_key": "an address is of one endpoint",

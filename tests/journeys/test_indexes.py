@@ -60,6 +60,7 @@ FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (ACCOUNTS, "is_active"),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
+    (REFUNDS, "transaction_id = gen_random_uuid()"),
     (REFUNDS, "attention IS NOT NULL"),
     (TRANSACTIONS, "direction = 'out'"),
     (TRANSACTIONS, "category = 'c2b'"),

@@ -45,8 +45,9 @@ CREATE TABLE transaction (
     category text NOT NULL DEFAULT 'other'
         CHECK (category IN ('stk', 'c2b', 'reversal', 'b2c', 'b2b', 'fee', 'other')),
     FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
-    CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents = 0
-        OR refund_reserved_cents + refunded_cents <= amount_cents),
+    CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents <= COALESCE(amount_cents, 0)),
+    CONSTRAINT transaction_payments_refund_themselves CHECK (refund_reserved_cents + refunded_cents = 0
+        OR (direction = 'in' AND subject_kind IS DISTINCT FROM 'payment')),
     CONSTRAINT transaction_resolved_is_its_own_subject
         CHECK (subject_kind <> 'resolved' OR subject_id = transaction_id),
     CONSTRAINT transaction_announced_once CHECK (num_nonnulls(announce_at, announced_at) <= 1),
@@ -83,6 +84,10 @@ CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject
     FOR EACH ROW WHEN (OLD.subject_id IS NOT NULL AND (OLD.subject_kind, OLD.subject_id, OLD.amount_cents)
         IS DISTINCT FROM (NEW.subject_kind, NEW.subject_id, NEW.amount_cents))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'a receipt pays for one thing');
+CREATE TRIGGER transaction_refunded_is_not_allocated AFTER UPDATE OF subject_kind, subject_id ON transaction
+    FOR EACH ROW WHEN (OLD.subject_id IS NULL AND NEW.subject_id IS NOT NULL AND (NEW.refund_reserved_cents > 0
+        OR (NEW.refunded_cents > 0 AND NEW.subject_kind <> 'resolved')))
+    EXECUTE FUNCTION refuse_rewriting('what money is for', 'refunded money pays for nothing');
 CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 -- Later reports of a receipt, one row for each source. detail states a difference from the first report, which needs

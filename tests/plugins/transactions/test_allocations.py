@@ -26,7 +26,7 @@ from mpesa_gateway_transactions.api import (
 )
 from tests.identifiers import identifier
 
-RENT = Subject("account_number", identifier("acc", 1))
+RENT = Subject("rent", identifier("acc", 1))
 NUMBER = "174379"
 
 COUNTED: list[str] = []
@@ -52,7 +52,7 @@ async def count_rent(gateway: Runtime, allocated: Sequence[Allocated]) -> None:
 HOST = Plugin(
     name="rent",
     summary="Rents by account number.",
-    contributes=(AllocationRule("rents", "account_number", find_rent, count_rent),),
+    contributes=(AllocationRule("rents", "rent", find_rent, count_rent),),
 )
 
 
@@ -153,7 +153,7 @@ async def test_receive_money_of_a_rule_is_allocated_and_its_plugin_told_once(des
         found = await asyncio.gather(*(desk.receive(same) for _ in range(4)), return_exceptions=True)
         assert {one[0].subject for one in found if not isinstance(one, BaseException)} == {RENT}
     assert len(COUNTED) == len(await desk.rows("allocation")) == 10
-    assert {row["subject_kind"] for row in await desk.rows("transaction")} == {"account_number"}
+    assert {row["subject_kind"] for row in await desk.rows("transaction")} == {"rent"}
 
 
 async def test_receive_several_reports_with_a_payments_are_left_to_single_calls(desk: Desk) -> None:

@@ -81,7 +81,7 @@ async def test_sweep_offers_lines_of_statements_to_the_rules(desk: Desk) -> None
     assert await sweep(desk) == 1
     assert await desk.events(RECEIVED) == []
     (row,) = await desk.rows("transaction")
-    assert (row["subject_kind"], row["announce_at"]) == ("account_number", None)
+    assert (row["subject_kind"], row["announce_at"]) == ("rent", None)
 
 
 async def test_sweep_continues_after_a_transaction_that_fails(desk: Desk) -> None:

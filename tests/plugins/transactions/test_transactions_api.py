@@ -95,7 +95,7 @@ async def test_get_shows_witnesses_and_allocations(desk: Desk) -> None:
     ]
     (allocation,) = shown["allocations"]
     assert (allocation["by"], allocation["allocated_to"]) == ("rents", shown["allocated_to"])
-    assert shown["allocated_to"]["type"] == "account_number"
+    assert shown["allocated_to"]["type"] == "rent"
 
 
 async def test_export_has_the_rows_of_the_list(desk: Desk) -> None:
