@@ -145,6 +145,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         amount_cents=_one(known % "amount * 100", "bigint"),
         fee_cents=_one("NULL", "bigint"),
         payer=_one(known % "phone"),
+        payer_digest=nothing,
         payer_name=nothing,
         account_number=nothing,
         occurred_at=now,

@@ -32,6 +32,8 @@ THEIRS = {
     "POST /v1/refunds/{refund_id}/query",
     "GET /v1/payments/mpesa/reconciliations/{run_id}",
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign",
+    "GET /v1/transactions/{transaction_id}",
+    "POST /v1/transactions/{transaction_id}/allocate",
     "GET /v1/webhooks/logs/{delivery_id}",
     "POST /v1/webhooks/logs/{delivery_id}/replay",
     "GET /v1/events/{event_id}",
@@ -63,6 +65,8 @@ OWN = (
     "GET /v1/payments/export",
     "GET /v1/refunds",
     "GET /v1/refunds/export",
+    "GET /v1/transactions",
+    "GET /v1/transactions/export",
     "GET /v1/payments/mpesa/reconciliations",
     "GET /v1/account-numbers",
     "POST /v1/account-numbers",
@@ -205,6 +209,7 @@ async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> A
             "check_id": check["check_id"],
             "run_id": run["id"],
             "line_id": next(row["id"] for row in rows if row["finding"] == "not_found"),
+            "transaction_id": (await api.call("GET", "/v1/transactions?allocated=false")).data[0]["id"],
             "delivery_id": delivery["id"],
             "event_id": delivery["event_id"],
             "callback_id": await gateway.db.fetchval(
@@ -242,6 +247,7 @@ BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
     "POST /v1/payments/{payment_id}/qr": lambda *_: {},
     "POST /v1/merchant/shortcodes/{shortcode}/qr": lambda *_: {"amount": 1},
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
+    "POST /v1/transactions/{transaction_id}/allocate": lambda _, ids: {"payment_id": ids["payment_id"]},
     "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
