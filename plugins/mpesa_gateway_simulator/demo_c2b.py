@@ -4,8 +4,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, cast
 
-from mpesa_gateway.standalone.sample_credentials import PAYING_PHONE, SILENT_PHONE
-from mpesa_gateway_simulator.demo_clients import DemoClients, expect, poll
+from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, PAYING_PHONE, SILENT_PHONE
+from mpesa_gateway_simulator.demo_clients import DemoClients, expect
 
 _ACCOUNT = "HOUSE 7B"
 _EXPECTED = 1200
@@ -75,14 +75,18 @@ async def _complete_push(players: DemoClients) -> None:
 
 
 async def _lose_confirmation(players: DemoClients, began: datetime) -> None:
-    with players.story.step("A confirmation lost: M-Pesa's statement brings the money") as say:
-        paid = await players.phones.pay(PAYING_PHONE, players.shortcode, _ACCOUNT, 800, confirmation="lost")
-        expect("what became of the payment", "paid", paid["state"])
-        expect("what the account has received", "400.00", (await _account(players))["received"])
+    with players.story.step(
+        "Cancelled, paid by hand, and not confirmed: M-Pesa's statement completes the payment"
+    ) as say:
+        body = {"amount": 610, "phone": ASKING_PHONE}
+        payment = await players.api.data("POST", "/v1/payments", body, status=201, Idempotency_Key="demo-by-hand")
+        await players.phones.answer(payment["provider_ref"], "cancel")
+        await players.settled(payment["id"], "failed")
+        lost = {"validation": "not_enabled", "confirmation": "lost"}
+        paid = await players.phones.pay(ASKING_PHONE, players.shortcode, payment["reference"], 610, **lost)
+        expect("what became of the payment at the paybill", "paid", paid["state"])
         await players.api.data("POST", "/v1/payments/mpesa/reconcile", {"start": began.isoformat()})
-        async for _ in poll("the account to be paid"):
-            account = await _account(players)
-            if account["received"] == f"{_EXPECTED}.00":
-                break
-        await players.receiver.wait_for_event("account.paid", account_number=_ACCOUNT)
-        say(f"receipt {paid['receipt']} from the statement; {_ACCOUNT} is paid, webhook sent")
+        payment = await players.settled(payment["id"], "completed")
+        expect("the receipt, as M-Pesa has it", paid["receipt"], payment["receipt"])
+        await players.receiver.wait_for_webhook("payment.completed", payment["id"])
+        say(f"receipt {payment['receipt']} from the statement, by its account number; webhook sent")

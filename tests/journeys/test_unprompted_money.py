@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import SANDBOX, eventually
+from mpesa_gateway_c2b.accounts import AccountNumbers
 from tests.conftest import Harness
 from tests.ledger import broken_invariants
 
@@ -103,11 +104,9 @@ async def test_confirmation_lost_is_brought_by_pull(harness: Harness) -> None:
     paid = await pay(harness, confirmation="lost")
     assert await transactions(harness) == []
     assert (await harness.api.call("POST", "/v1/payments/mpesa/reconcile", {})).status == 200
-
-    async def is_received() -> bool:
-        return await received(harness) == "500.00"
-
-    await eventually(is_received)
+    # The job of each minute.
+    await harness.gateway.port(AccountNumbers).allocate_waiting()
+    assert await received(harness) == "500.00"
     # The lost confirmation after all.
     assert await is_repeated(harness, paid["receipt"])
     assert (await transactions(harness), await received(harness)) == ([(paid["receipt"], "account_number")], "500.00")
