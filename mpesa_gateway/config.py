@@ -209,6 +209,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         "callbacks",
         "transactions",
         "payments",
+        "c2b",
         "refunds",
         "reconciliation",
         "webhooks",

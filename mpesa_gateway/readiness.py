@@ -10,8 +10,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 
 
-class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """A missing setup, its effect and the fix."""
+class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A missing setup, its effect and the fix. ``shortcode`` is set if it concerns one only."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "initiator",
@@ -22,6 +22,7 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     message: str
     fix: str
+    shortcode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,7 @@ class Need:
     missing: Callable[[Runtime, str, Env], Awaitable[Sequence[Missing]]]
 
 
-async def missing_of(runtime: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    return [one for need in runtime.contributed(Need) for one in await need.missing(runtime, merchant_id, env)]
+async def missing_of(runtime: Runtime, merchant_id: str, env: Env, shortcode: str | None = None) -> list[Missing]:
+    """With ``shortcode``, leave out what concerns others only."""
+    found = [one for need in runtime.contributed(Need) for one in await need.missing(runtime, merchant_id, env)]
+    return [one for one in found if shortcode is None or one.shortcode in {None, shortcode}]

@@ -5,10 +5,12 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, cast
 
 import msgspec
 
+from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import eventually
 from tests.kernel.scripted import ScriptedRequest, scripted, write
 
@@ -20,6 +22,8 @@ PATHS = {
     "/mpesa/reversal/v1/request": "reversal",
     "/pulltransactions/v1/register": "pullregister",
     "/pulltransactions/v1/query": "pullquery",
+    "/mpesa/c2b/v1/registerurl": "c2bregister1",
+    "/mpesa/c2b/v2/registerurl": "c2bregister2",
 }
 
 DarajaAnswer = tuple[int, Any]
@@ -32,6 +36,12 @@ def fault(code: str, message: str, status: int = 500) -> DarajaAnswer:
 
 
 PROCESSING = fault("500.001.1001", "The transaction is being processed")
+
+
+C2B_REGISTERED: DarajaAnswer = (
+    200,
+    {"OriginatorCoversationID": "o-1", "ResponseCode": "0", "ResponseDescription": "Success"},
+)
 
 
 def stk_result(code: str, text: str = "said") -> DarajaAnswer:
@@ -111,6 +121,8 @@ class Daraja:
             "transactionstatus": ack(number),
             "reversal": ack(number),
             "pullregister": (200, {"ResponseStatus": "1000", "ShortCode": "174379", "ResponseDescription": "done"}),
+            "c2bregister1": C2B_REGISTERED,
+            "c2bregister2": C2B_REGISTERED,
             "pullquery": (200, {"ResponseCode": "1001", "ResponseMessage": "No transactions", "Response": [[]]}),
         }
         return usual[operation]
@@ -144,6 +156,31 @@ def stk_callback(
         items = [{"Name": name, "Value": value} for name, value in values.items() if value is not None]
         callback["CallbackMetadata"] = {"Item": items}
     return {"Body": {"stkCallback": callback}}
+
+
+def c2b_body(
+    receipt: str = "TKN4A1B2C3",
+    amount: Any = "500.00",
+    account: str | None = "",
+    shortcode: str = "174379",
+    phone: Any = "2547 ***** 149",
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a C2B confirmation or validation request in Safaricom's format. None omits a field."""
+    body: dict[str, Any] = {
+        "TransactionType": "Pay Bill",
+        "TransID": receipt,
+        "TransTime": f"{datetime.now(EAT):%Y%m%d%H%M%S}",
+        "TransAmount": amount,
+        "BusinessShortCode": shortcode,
+        "BillRefNumber": account,
+        "InvoiceNumber": "",
+        "OrgAccountBalance": "49197.00",
+        "ThirdPartyTransID": "",
+        "MSISDN": phone,
+        "FirstName": "JANE",
+    } | more
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def result(

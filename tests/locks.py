@@ -47,6 +47,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "reconciliation_line",
         "transaction_witness",
         "allocation",
+        "account_entry",
         "outgoing_receipt",
         "payment_step",
         "payment_stats",
@@ -58,6 +59,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ),
     # Settings, and the last outcome of a call or a delivery.
     ("merchant",),
+    ("c2b_address",),
     ("receiver",),
     ("shortcode",),
     ("api_key", "webhook_endpoint"),

@@ -14,9 +14,11 @@ from mpesa_gateway.privacy import ErasureReport, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import INITIATED, shop
+from mpesa_gateway_c2b.accounts import AccountNumbers
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.answer_review import StatusAnswerReview
+from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
@@ -29,7 +31,7 @@ from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.conftest import Harness
-from tests.daraja import Daraja, fault, result, stk_callback
+from tests.daraja import Daraja, c2b_body, fault, result, stk_callback
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
@@ -282,6 +284,37 @@ class Paths:
             async with self.harness.gateway.db.transaction():
                 await self.harness.gateway.port(Allocations).receive([report])
 
+    async def confirmed(self) -> None:
+        """Money counts to an account number: confirmed, prompted for, refunded, and known before the number."""
+        call, gateway = self.harness.api.call, self.harness.gateway
+        self.number += 1
+        number, later = f"A{self.number}", f"B{self.number}"
+        found = (await call("POST", "/v1/merchant/shortcodes/174379/c2b", {})).data["addresses"]["confirmation"]
+        path = found.removeprefix(self.harness.base)
+        assert (await call("PUT", f"/v1/account-numbers/{number}", {"expected": 800})).status == 200
+        assert (await call("POST", "/v1/account-numbers", {"account_numbers": [{"number": "C1"}]})).status == 200
+        assert (await call("DELETE", "/v1/account-numbers/C1")).status == 200
+        for receipt, account in (("TKA", number), ("TKB", later)):
+            body = c2b_body(f"{receipt}{self.number:07}", account=account)
+            assert (await call("POST", path, body)).status == 200
+            assert (await call("POST", path, body)).status == 200
+        assert (await call("PUT", f"/v1/account-numbers/{later}", {})).status == 200
+        assert await gateway.port(AccountNumbers).allocate_waiting() == 1
+        made = (
+            await self.harness.api.pay(f"2547110{self.number:05}", 500, key=f"a{self.number}", reference=number)
+        ).data
+        self.merchant_id = made["merchant_id"]
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=f"TKD{self.number:07}"))
+        refund_id = gateway.ids.new("rfd")
+        async with gateway.db.transaction():
+            refunds = gateway.port(RefundablePayments)
+            reserved = await refunds.reserve(self.merchant_id, "sandbox", made["id"], None, refund_id)
+            await refunds.reverse(made["id"], refund_id, reserved.amount, None)
+        assert (await call("GET", f"/v1/account-numbers/{number}")).data["received"] == "500.00"
+        self.daraja.add_answers("c2bregister2", (500, b""))
+        assert (await call("POST", "/v1/merchant/shortcodes/174379/c2b", {})).status == 503
+        assert (await call("DELETE", "/v1/merchant/shortcodes/174379/c2b")).status == 200
+
     async def resolved(self) -> None:
         """An operator resolves a refund."""
         made = await self.paid()
@@ -337,6 +370,14 @@ class Paths:
         async with shop(gateway, self.harness.base) as other:
             assert (await other.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             assert (await other.pay("254711000009", 500, key="first")).status == 201
+            more = INITIATED["mpesa"] | {"shortcode": "600009"}
+            for method, path, body, status in (
+                ("POST", "", more, 201),
+                ("POST", "/600009/default", None, 200),
+                ("PUT", "/600009", more, 200),
+                ("DELETE", f"/{INITIATED['mpesa']['shortcode']}", None, 200),
+            ):
+                assert (await other.call(method, f"/v1/merchant/shortcodes{path}", body)).status == status
         keys = gateway.api_keys
         key, _ = await keys.create(self.merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
         await keys.revoke(self.merchant_id, key.key_id, actor="a person")
@@ -367,6 +408,7 @@ class Paths:
         yield self.undecided()
         yield self.contradicted()
         yield self.allocated()
+        yield self.confirmed()
         yield self.resolved()
         yield self.delivered()
         yield self.set_up()

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.events import Event
 
 
@@ -35,8 +36,34 @@ class CallbackContent:
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+@dataclass(frozen=True)
+class StandingAddress:
+    """The subject of a standing address."""
+
+    env: Env
+    subject_id: str
+
+
+class StandingAddresses(Protocol):
+    """Tokens of addresses that receive any number of callbacks, such as those registered for a shortcode."""
+
+    def find(self, token: str) -> StandingAddress | None:
+        """Return the subject of a known token. No I/O."""
+        ...
+
+    async def look_up(self, token: str) -> None:
+        """Read a token that another process has created, within a second.
+
+        Raises TimeoutError and asyncpg's errors.
+        """
+        ...
+
+
 Answer = Callable[[Any, Any], Awaitable[Mapping[str, Any]]]
 """Takes the gateway and the event; returns the JSON response."""
+
+Reply = Callable[[Any, StandingAddress, bytes], Awaitable[Mapping[str, Any]]]
+"""Takes the gateway, the address and the body; returns the JSON response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +92,11 @@ class CallbackKind:
     """The response, also for duplicates; None means ``Accepted``. Runs after the commit; an exception becomes HTTP
     500."""
     answer_schema: Mapping[str, Any] | None = None
+    addresses: type[StandingAddresses] | None = None
+    """The port with the tokens of this kind. None: a token belongs to one request of ours."""
+    reply: Reply | None = None
+    """Answers a question of Safaricom's. The body is neither read as a callback nor stored."""
+    personal: frozenset[str] = frozenset()
+    """Fields of the body that an erasure replaces, as they show the payer in no searchable form."""
+    is_alone: bool = False
+    """True if each callback is stored in a transaction of its own."""

@@ -97,3 +97,7 @@ WHOLE = Rule(
     Kes.parse, pattern=r"^[0-9]{1,9}(?:\.0{1,2})?$", description="Whole KES.", examples=["500", "500.00"], format=None
 )
 """An amount of any size, in a query."""
+
+SHORTCODE = matching(
+    r"[0-9]{5,7}", "must be 5 to 7 digits", description="The paybill or till that payers pay.", examples=["174379"]
+)

@@ -28,6 +28,7 @@ PLUGINS = (
     "callbacks",
     "transactions",
     "payments",
+    "c2b",
     "refunds",
     "reconciliation",
     "webhooks",

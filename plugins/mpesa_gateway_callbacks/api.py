@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Protocol
 
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
@@ -50,6 +51,10 @@ class Callbacks(Protocol):
 
     async def apply_waiting(self, handle: str) -> int:
         """Publish the callbacks that wait for a Daraja id, in the open transaction; returns their number."""
+        ...
+
+    async def last_received(self, kind: str, subject_id: str) -> datetime | None:
+        """Return the time of the last accepted callback of a kind about a subject."""
         ...
 
     async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[TimelineEntry]: ...

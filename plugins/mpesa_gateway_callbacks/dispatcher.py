@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import structlog
@@ -85,6 +85,10 @@ class CallbackDispatcher:
 
     async def find_waiting(self, handles: Sequence[str]) -> set[str]:
         return {row["handle"] for row in await self._db.fetch(tables.WAITING_AMONG, handles)}
+
+    async def last_received(self, kind: str, subject_id: str) -> datetime | None:
+        found: datetime | None = await self._db.fetchval(tables.LAST_RECEIVED, subject_id, kind)
+        return found
 
     async def apply_waiting(self, handle: str) -> int:
         if not handle:

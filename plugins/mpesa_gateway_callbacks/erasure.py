@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from mpesa_gateway.erasure import ErasedNumber, ErasureCase
+import msgspec
+
+from mpesa_gateway.erasure import ERASED, ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
@@ -33,7 +35,10 @@ async def _find_refused(gateway: Runtime, merchant_id: str, number: ErasedNumber
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
-    return {name for row in rows for name in (row["callback_id"], row["subject_id"]) if name}
+    # Without a merchant the subject is a standing address, of all payers.
+    subjects = {row["subject_id"] for row in rows if row["subject_id"] and row["merchant_id"]}
+    handles = {row["handle"] for row in rows if row["subject_id"] and not row["merchant_id"]}
+    return {row["callback_id"] for row in rows} | subjects | handles
 
 
 async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
@@ -52,6 +57,9 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.OF_CASE, case.named, case.named):
         body, handle = case.number.without_in_json(row["body"]), case.number.without(row["handle"])
+        kind = gateway.callback_kinds.get(row["kind"])
+        if kind is not None and kind.personal:
+            body = _without_fields(body, kind.personal)
         if (body, handle) != (row["body"], row["handle"]):
             # The old fingerprint would reveal the number to a search over all numbers.
             await gateway.db.run(
@@ -76,6 +84,16 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
             )
             refused += 1
     return {"callbacks": count, "refused callbacks": refused}
+
+
+def _without_fields(body: str, names: frozenset[str]) -> str:
+    try:
+        content = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+    found = names & content.keys()
+    erased = msgspec.Raw(msgspec.json.encode(ERASED))
+    return msgspec.json.encode(content | dict.fromkeys(found, erased)).decode() if found else body
 
 
 async def _erase_nothing(_: Runtime, __: ErasureCase) -> Mapping[str, int]:

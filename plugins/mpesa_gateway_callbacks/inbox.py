@@ -107,7 +107,8 @@ class CallbackInbox:
             self._verifier.check_source(incoming, subject)
             arrival = await self.check_body(incoming, subject)
             # A callback of ambiguous kind is published alone.
-            is_new = None if arrival.parsed.alternatives else await self._batches.submit(arrival)
+            is_alone = arrival.parsed.is_alone or arrival.parsed.alternatives
+            is_new = None if is_alone else await self._batches.submit(arrival)
             if is_new is None:
                 is_new = await self.store(arrival)
         except CallbackRejected as refusal:
@@ -243,7 +244,7 @@ class CallbackInbox:
         log.info("callback_repeated", kind=kind, handle=handle)
         await self._audit.observe(
             "callback.repeated",
-            merchant_id=subject.merchant_id if subject else None,
+            merchant_id=(subject.merchant_id or None) if subject else None,
             actor="callback",
             subject_id=subject.subject_id if subject else None,
             env=subject.env if subject else None,

@@ -87,7 +87,7 @@ class VerifiedCallback:
             "handle": self.parsed.handle,
             "result_code": self.parsed.result_code,
             "body": self.text,
-            "merchant_id": subject.merchant_id if subject else None,
+            "merchant_id": (subject.merchant_id or None) if subject else None,
             "signature": "verified" if self.is_signed else "none",
             "body_bytes": self.raw,
         }

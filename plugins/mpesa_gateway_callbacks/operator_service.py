@@ -129,7 +129,7 @@ class CallbackOperatorService:
         if row["reason"] == SourceRejected.reason and not vouches:
             raise Conflict("it did not come from a listed address: an operator has to vouch for its source at /ops")
         has_token = row["env"] is not None
-        subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
+        subject = Subject(row["env"], row["merchant_id"] or "", row["subject_id"]) if has_token else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
         # A disabled plugin's callback is stored with its path as kind.
         named = self._kinds.at(row["kind"]) or row["kind"]

@@ -1,7 +1,9 @@
 """Ports and services of the callbacks plugin."""
 
 from datetime import timedelta
+from functools import partial
 
+from mpesa_gateway.daraja.callbacks import StandingAddresses
 from mpesa_gateway.daraja.signatures import CallbackSecrets
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
@@ -18,6 +20,11 @@ from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 
+def _standing(gateway: Runtime, kind: str) -> StandingAddresses | None:
+    declared = gateway.callback_kinds.get(kind)
+    return None if declared is None or declared.addresses is None else gateway.port(declared.addresses)
+
+
 def _verifier(gateway: Runtime) -> CallbackVerifier:
     return CallbackVerifier(
         settings=gateway.settings(CallbacksSettings),
@@ -27,6 +34,7 @@ def _verifier(gateway: Runtime) -> CallbackVerifier:
         merchants=gateway.merchants,
         secrets=gateway.port_if_provided(CallbackSecrets),
         kinds=gateway.port(CallbackKinds),
+        standing=partial(_standing, gateway),
     )
 
 

@@ -68,7 +68,7 @@ class RefusedCallbacks:
                 source=incoming.source,
                 reason=refusal.reason,
                 body=visible(decode_text(incoming.body[: _SHOWN * 4]))[:_SHOWN],
-                merchant_id=subject.merchant_id if subject else None,
+                merchant_id=(subject.merchant_id or None) if subject else None,
                 subject_id=subject.subject_id if subject else None,
                 env=subject.env if subject else None,
                 original=text if is_whole else None,
@@ -83,7 +83,7 @@ class RefusedCallbacks:
         )
         await self._audit.observe(
             "callback.refused",
-            merchant_id=subject.merchant_id if subject else None,
+            merchant_id=(subject.merchant_id or None) if subject else None,
             actor="callback",
             subject_id=subject.subject_id if subject else refused_id,
             env=subject.env if subject else None,

@@ -5,12 +5,14 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+import structlog
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from mpesa_gateway.client_ip import read_address
-from mpesa_gateway.daraja.callbacks import CallbackKind
+from mpesa_gateway.daraja.callbacks import CallbackKind, Reply, StandingAddress
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.dependencies import RuntimeDependency
@@ -41,6 +43,8 @@ from mpesa_gateway_callbacks.schemas import (
 )
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
+
+log = structlog.get_logger(__name__)
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
@@ -129,6 +133,10 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
     if kind not in gateway.callback_kinds and not verifier.is_trusted(kind, token, source):
         # Trusted senders' callbacks of an unknown kind are stored for a later replay.
         raise NotFound("there is nothing at this address")
+    declared = gateway.callback_kinds.get(kind)
+    if declared is not None and declared.reply is not None:
+        return await _reply(gateway, request, declared, declared.reply, token)
+    await verifier.look_up(kind, token, source)
 
     def most_here() -> int | None:
         return max(most, settings.max_body_bytes) if verifier.is_trusted(kind, token, source) else None
@@ -140,6 +148,27 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
     incoming = CallbackPost(kind, token, body, source, signature, cut, _was_forwarded(request, source))
     arrival = await gateway.port(CallbackInbox).receive(incoming)
     return Response(await _answer_to(arrival, gateway), media_type="application/json")
+
+
+async def _reply(
+    gateway: Runtime, request: Request[Any, Any, Any], kind: CallbackKind, reply: Reply, token: str | None
+) -> Response[bytes]:
+    """Answer a question. Without Postgres, only addresses that this process knows are answered."""
+    verifier, source = gateway.port(CallbackVerifier), address_of(request)
+    try:
+        await verifier.look_up(kind.name, token, source)
+    except (*UNREACHABLE, *OVERLOADED) as problem:
+        log.warning("callback_address_not_read", kind=kind.name, error=type(problem).__name__)
+    incoming = CallbackPost(kind.name, token, b"", source)
+    subject, _ = verifier.check_token(incoming)
+    if subject is None:
+        raise TokenRejected("there is nothing at this address")
+    verifier.check_source(incoming, subject)
+    body, cut = await _read_body(request, gateway.config.http.max_body_bytes, lambda: None)
+    if cut is not None:
+        raise SizeRejected("the body is too large")
+    answer = await reply(gateway, StandingAddress(subject.env, subject.subject_id), body)
+    return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 async def _answer_to(arrival: VerifiedCallback, gateway: Runtime) -> bytes:

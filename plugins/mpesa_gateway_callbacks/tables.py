@@ -77,6 +77,10 @@ ON CONFLICT (fingerprint) DO NOTHING
 RETURNING callback_id
 """)
 
+LAST_RECEIVED = """
+SELECT received_at FROM callback WHERE subject_id = $1 AND kind = $2 ORDER BY callback_id DESC LIMIT 1
+"""
+
 REPEATED = """
 WITH free AS (
     SELECT callback_id FROM callback WHERE fingerprint = ANY($1::bytea[]) FOR UPDATE SKIP LOCKED
@@ -145,7 +149,7 @@ VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject
     $body_bytes, $is_trusted, $cut_length, $cut_read, $cut_sha256, $was_forwarded)
 """)
 
-UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')"
+UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind', 'receiver')"
 """Unreadable callbacks of trusted senders. The condition of an index."""
 
 REFUSED = KeysetList(
@@ -198,9 +202,9 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 """  # noqa: S608 - the clause above
 
 OF_CASE = """
-SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
+SELECT callback_id, kind, received_at, merchant_id, subject_id, handle, verdict, body FROM callback
 WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[])
-    OR (handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL)
+    OR (handle = ANY($2::text[]) AND handle <> '' AND (subject_id IS NULL OR merchant_id IS NULL))
 FOR UPDATE NOWAIT
 """
 

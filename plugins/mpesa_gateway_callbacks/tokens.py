@@ -19,7 +19,7 @@ addresses (exe, cmd, sql, query)."""
 
 @dataclass(frozen=True)
 class Subject:
-    """The request that a token was made for."""
+    """The request that a token was made for. ``merchant_id`` is empty for a standing address."""
 
     env: Env
     merchant_id: str

@@ -1,5 +1,6 @@
 """Verification of tokens, source addresses and signatures."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -8,6 +9,7 @@ import structlog
 from mpesa_gateway.client_ip import is_within, read_address, read_networks
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import ConfigError, DarajaConfig
+from mpesa_gateway.daraja.callbacks import StandingAddresses
 from mpesa_gateway.daraja.certificates import Certificate, CertificateError, certificate_for
 from mpesa_gateway.daraja.signatures import (
     CallbackSecrets,
@@ -27,6 +29,12 @@ log = structlog.get_logger(__name__)
 _READ_CERTIFICATE_AGAIN = timedelta(minutes=1)
 """Pause before an unusable certificate is read again."""
 
+_STANDING = re.compile("[0-9a-f]{32}\\Z", re.ASCII)
+"""The form of a standing address's token."""
+
+_LOOK_UPS_A_SECOND = 20
+"""Queries that unlisted senders' unknown tokens cause in one process."""
+
 
 class CallbackVerifier:
     """Checks callbacks, and stores nothing."""
@@ -41,8 +49,9 @@ class CallbackVerifier:
         merchants: Merchants,
         secrets: CallbackSecrets | None,
         kinds: CallbackKinds,
+        standing: Callable[[str], StandingAddresses | None],
     ) -> None:
-        """``secrets`` is None if no plugin provides passkeys."""
+        """``secrets`` is None if no plugin provides passkeys; ``standing`` returns a kind's standing addresses."""
         self._settings = settings
         self._daraja = daraja
         self._clock = clock
@@ -50,6 +59,8 @@ class CallbackVerifier:
         self._merchants = merchants
         self._secrets = secrets
         self._kinds = kinds
+        self._standing = standing
+        self._look_ups = (0, 0)
         self._allowlist = read_networks(settings.allowlist, "callbacks.allowlist")
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
@@ -68,7 +79,28 @@ class CallbackVerifier:
         if self.is_listed(source):
             return True
         token, key = path.rpartition("/")[2], self._token_key()
+        for kind in self._kinds.names:
+            addresses = self._standing(kind)
+            if addresses is not None and addresses.find(token) is not None:
+                return True
         return any(read_token(key, kind, token) is not None for kind in self._kinds.names)
+
+    async def look_up(self, kind: str, token: str | None, source: str) -> None:
+        """Read a standing address that this process does not know yet. Raises asyncpg's errors.
+
+        Unlisted senders cause a limited number of queries.
+        """
+        addresses = self._standing(kind)
+        if addresses is None or token is None or _STANDING.match(token) is None or addresses.find(token) is not None:
+            return
+        if self.is_listed(source) or self._admit_look_up():
+            await addresses.look_up(token)
+
+    def _admit_look_up(self) -> bool:
+        this_second = int(self._clock.now().timestamp())
+        second, count = self._look_ups
+        self._look_ups = (this_second, count + 1 if second == this_second else 1)
+        return self._look_ups[1] <= _LOOK_UPS_A_SECOND
 
     def is_trusted(self, kind: str, token: str | None, source: str) -> bool:
         """Return True for a valid token or a listed source."""
@@ -82,6 +114,10 @@ class CallbackVerifier:
         """Return a valid token's subject and kind, or None. A token fits every address of its family."""
         if token is None:
             return None
+        addresses = self._standing(address)
+        if addresses is not None:
+            known = addresses.find(token)
+            return None if known is None else (Subject(known.env, "", known.subject_id), address)
         key = self._token_key()
         for kind in self._kinds.family(address):
             subject = read_token(key, kind, token)

@@ -36,6 +36,7 @@ class MpesaCredentials:
     consumer_secret: Secret
     passkey: Secret
     store_number: str | None = None
+    name: str | None = None
     initiator: str | None = None
     security_credential: Secret | None = None
     result_url: str | None = None
@@ -45,6 +46,7 @@ class MpesaCredentials:
     owner_id: str | None = None
     is_allowed: bool = False
     is_default: bool = True
+    created_at: datetime
     updated_at: datetime
     retired_at: datetime | None = field(default=None)
     verified_at: datetime | None = None

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from urllib.parse import urlsplit
 
+import msgspec
+
 from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.daraja.addresses import find_filtered_words, find_tunnel
 from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
@@ -21,12 +23,20 @@ SANDBOX_SHORTCODE = "174379"
 """Daraja's public shortcode for first payments."""
 
 _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
+_AGAIN_AT = "store the credentials again: PUT /v1/merchant/shortcodes/"
+
+
+def _again(credentials: MpesaCredentials) -> str:
+    return _AGAIN if credentials.is_default else f"{_AGAIN_AT}{credentials.shortcode}"
 
 
 async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
     merchant = context.require_merchant
+    reader = gateway.port(CredentialReader)
     try:
-        credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, context.env)
+        active = await reader.all_active(merchant.merchant_id, context.env)
+        if not active:
+            await reader.get(merchant.merchant_id, context.env)
     except ProviderNotConfigured as refusal:
         yield CheckResult(
             name="credentials.stored",
@@ -38,6 +48,15 @@ async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIte
     except UnsealError as refusal:
         yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
         return
+    for credentials in active:
+        prefix = "" if len(active) == 1 else f"shortcode {credentials.shortcode}: "
+        async for result in _check_shortcode(gateway, credentials, context):
+            yield msgspec.structs.replace(result, text=f"{prefix}{result.text}")
+
+
+async def _check_shortcode(
+    gateway: Runtime, credentials: MpesaCredentials, context: CheckContext
+) -> AsyncIterator[CheckResult]:
     for result in (*_completeness(credentials, context), *_addresses(credentials, context)):
         yield result
     if credentials.security_credential is not None:
@@ -55,7 +74,7 @@ def _completeness(credentials: MpesaCredentials, context: CheckContext) -> Itera
         yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are complete")
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
         text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode"
-        yield problem("credentials.live", text, f"{_AGAIN}, the live ones")
+        yield problem("credentials.live", text, f"{_again(credentials)}, the live ones")
     elif credentials.env == "sandbox" and context.is_live and "live" not in context.require_merchant.envs:
         yield note(
             "credentials.live",
@@ -79,13 +98,13 @@ def _addresses(credentials: MpesaCredentials, context: CheckContext) -> Iterator
                 name=f"credentials.{name}",
                 level=Level.PROBLEM if credentials.env == "live" else context.if_live,
                 text=f"its {name} {' and '.join(wrong)}",
-                fix=f"{_AGAIN} without {name}, to use the gateway's own address",
+                fix=f"{_again(credentials)} without {name}, to use the gateway's own address",
             )
 
 
 def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, stored_at: datetime) -> CheckResult:
     # Without Safaricom's private key only the form and the date can be checked.
-    name, again = "credentials.initiator", f"{_AGAIN}, with initiator_password: it is encrypted here"
+    name, again = "credentials.initiator", f"{_again(credentials)}, with initiator_password: it is encrypted here"
     secret = credentials.security_credential
     try:
         sealed = base64.b64decode(secret.reveal() if secret else "", validate=True)
@@ -110,7 +129,7 @@ async def _token(gateway: Runtime, credentials: MpesaCredentials) -> CheckResult
         await gateway.daraja.verify(credentials.daraja)
     except Rejected as fault:
         text = f"M-Pesa returns no access token: {fault.meaning}"
-        return problem("credentials.token", text, fault.mitigation or _AGAIN)
+        return problem("credentials.token", text, fault.mitigation or _again(credentials))
     except NotSent as fault:
         return warning(
             "credentials.token", f"M-Pesa could not be asked for an access token: {fault.meaning}", "try again later"

@@ -14,6 +14,14 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="active_shortcodes_have_a_default",
+        sentence="A merchant with an active shortcode in an env has one default there",
+        sql="""
+            SELECT merchant_id FROM shortcode WHERE retired_at IS NULL
+            GROUP BY merchant_id, env HAVING count(*) FILTER (WHERE is_default) <> 1
+        """,
+    ),
+    Invariant(
         name="store_numbers_are_kept",
         sentence="The store number of a till is in its history",
         sql="""

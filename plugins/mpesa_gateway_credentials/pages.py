@@ -27,7 +27,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials import forms
 from mpesa_gateway_credentials.api import ENTER_FIRST
-from mpesa_gateway_credentials.reader import CredentialReader
+from mpesa_gateway_credentials.reader import CredentialReader, summary_of
 
 _A_PAGE = 50
 _SOON = timedelta(days=30)
@@ -83,16 +83,20 @@ async def of_merchant(visit: PageRequest) -> Rendered:
     reader = gateway.port(CredentialReader)
     stored: list[dict[str, Any]] = []
     for env in merchant.envs:
-        for view in await reader.providers(merchant.merchant_id, env):
-            credentials = await reader.get(merchant.merchant_id, env)
-            stored.append(
-                {
-                    "env": env,
-                    "summary": msgspec.to_builtins(view.config_summary),
-                    "until": await gateway.daraja.token_expiry(credentials.daraja),
-                    "missing": await missing_of(gateway, merchant.merchant_id, env),
-                }
-            )
+        active = await reader.all_active(merchant.merchant_id, env)
+        stored += [
+            {
+                "env": env,
+                "number": credentials.shortcode,
+                "name": credentials.name,
+                "is_default": credentials.is_default,
+                "is_one_of_several": len(active) > 1,
+                "summary": msgspec.to_builtins(summary_of(credentials)),
+                "until": await gateway.daraja.token_expiry(credentials.daraja),
+                "missing": await missing_of(gateway, merchant.merchant_id, env, credentials.shortcode),
+            }
+            for credentials in active
+        ]
     retired = [
         each
         for env in merchant.envs
@@ -116,7 +120,7 @@ async def verify(visit: PageRequest) -> Redirect:
     known: dict[str, Env] = {each: each for each in _ENVS}
     env = known.get(visit.text("env"), visit.env)
     try:
-        result = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
+        result = await visit.gateway.port(CredentialReader).verify(merchant_id, env, visit.values.get("number"))
     except ProviderNotConfigured:
         raise ProviderNotConfigured(ENTER_FIRST.format(env)) from None
     text = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in result.checks)
@@ -132,8 +136,8 @@ async def verify(visit: PageRequest) -> Redirect:
 
 async def summary(visit: PageRequest, merchant_id: str) -> Rendered | None:
     reader = visit.gateway.port(CredentialReader)
-    summaries = [view.config_summary for env in _ENVS for view in await reader.providers(merchant_id, env)]
-    return Rendered("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
+    stored = [each for env in _ENVS for each in await reader.all_active(merchant_id, env)]
+    return Rendered("summary.html", {"stored": stored, "merchant_id": merchant_id})
 
 
 async def endangered(visit: PageRequest) -> Sequence[AttentionItem]:
@@ -167,6 +171,13 @@ PAGES = Pages(
     acts=(
         Action(
             "credentials/{merchant_id}/verify", "verify", verify, Permission.QUERY, back="credentials/{merchant_id}"
+        ),
+        Action(
+            "credentials/{merchant_id}/shortcodes/{number}/verify",
+            "verify_shortcode",
+            verify,
+            Permission.QUERY,
+            back="credentials/{merchant_id}",
         ),
         *forms.ACTS,
     ),

@@ -12,6 +12,7 @@ from mpesa_gateway_credentials.reader import SECRET_FIELDS
 from mpesa_gateway_credentials.readiness import NEEDS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
+from mpesa_gateway_credentials.shortcode_routes import routes as shortcode_routes
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow, StoreNumberRow
 
 # raw SQL: declared - the receiver's number is part of the sealed columns' associated data.
@@ -23,7 +24,7 @@ plugin = Plugin(
     summary="Stores the sealed credentials of merchants' shortcodes, and the owners of receivers.",
     settings=CredentialsSettings,
     id_prefixes=(IdPrefix("shc", "shortcode"), IdPrefix("rcv", "receiver")),
-    routes=routes,
+    routes=(*routes, *shortcode_routes),
     provides=PROVIDES,
     tables=Tables(
         models=(ReceiverRow, ShortcodeRow, StoreNumberRow),

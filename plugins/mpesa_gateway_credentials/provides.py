@@ -8,6 +8,7 @@ from mpesa_gateway.plugin import Provides
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials, OpenWork
+from mpesa_gateway_credentials.checks import CredentialChecks
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.service import CredentialStore
@@ -36,8 +37,12 @@ def _store(gateway: Runtime) -> CredentialStore:
         merchants=gateway.merchants,
         sealer=gateway.sealer,
         settings=gateway.settings(CredentialsSettings),
-        certificate_of=lambda env: certificate_for(gateway.config.daraja, env),
-        public_url=gateway.config.public_url,
+        checks=CredentialChecks(
+            clock=gateway.clock,
+            settings=gateway.settings(CredentialsSettings),
+            certificate_of=lambda env: certificate_for(gateway.config.daraja, env),
+            public_url=gateway.config.public_url,
+        ),
         reader=gateway.port(CredentialReader),
         missing_of=partial(missing_of, gateway),
         open_work={work.what: partial(work.count, gateway) for work in gateway.contributed(OpenWork)},

@@ -18,11 +18,21 @@ from mpesa_gateway.security.scopes import Caller, Env, key_prefix
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials, StatementSource
-from mpesa_gateway_credentials.schemas import Check, KeyView, MerchantView, MpesaSummary, ProviderView, Verification
+from mpesa_gateway_credentials.schemas import (
+    Check,
+    KeyView,
+    MerchantView,
+    MpesaSummary,
+    ProviderView,
+    ShortcodeView,
+    Verification,
+)
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
 """Fields that are stored sealed and shown masked."""
+
+NO_SHORTCODE = "there is no such active shortcode: GET /v1/merchant/shortcodes lists the stored ones"
 
 _OPENED = tuple(name for name in MpesaCredentials.__dataclass_fields__ if name != "shortcode")
 
@@ -72,9 +82,14 @@ class CredentialReader:
         for row in await self._active(merchant_id, env):
             if row["is_default"] if shortcode is None else row["number"] == shortcode:
                 return self._opened(row)
-        whose = "" if shortcode is None else f" of shortcode {shortcode}"
+        if shortcode is not None:
+            raise ProviderNotConfigured(
+                f"no M-Pesa credentials for {env} shortcode {shortcode} are stored, or it is retired: "
+                "GET /v1/merchant/shortcodes lists the stored ones",
+                field="shortcode",
+            )
         raise ProviderNotConfigured(
-            f"no M-Pesa credentials{whose} for {env} are stored: PUT /v1/merchant/providers with a key that starts "
+            f"no M-Pesa credentials for {env} are stored: PUT /v1/merchant/providers with a key that starts "
             f"with {key_prefix(env)}"
         )
 
@@ -82,7 +97,7 @@ class CredentialReader:
         for row in await self._active(merchant_id, env):
             if row["number"] == number:
                 return self._opened(row)
-        raise NotFound(f"there is no active {env} shortcode {number}: GET /v1/merchant/shortcodes lists them")
+        raise NotFound(NO_SHORTCODE)
 
     async def all_active(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
         return [self._opened(row) for row in await self._active(merchant_id, env)]
@@ -153,6 +168,21 @@ class CredentialReader:
         """Return shortcodes with their secrets, the usable ones first."""
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
+    async def find(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
+        """Also a retired one. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
+        if row is None:
+            raise NotFound(NO_SHORTCODE)
+        return self._opened(row)
+
+    async def page_of(
+        self, merchant_id: str, env: Env, cursor: str | None, limit: int, *, count: bool = False
+    ) -> KeysetPage[MpesaCredentials]:
+        """Raises InvalidFields."""
+        found = Conditions(env, merchant_id)
+        found.add("wiped_at IS NULL")
+        return (await tables.OF_MERCHANT.page(self._db, found, cursor, limit, count=count)).map(self._opened)
+
     async def page(self, cursor: str | None, limit: int) -> KeysetPage[StoredCredentials]:
         """Return all shortcodes with their secrets, newest first. Raises InvalidFields."""
         found = Conditions()
@@ -160,13 +190,13 @@ class CredentialReader:
         page = await tables.SHORTCODES.page(self._db, found, cursor, limit)
         return page.map(lambda row: StoredCredentials(self._opened(row), row["merchant_name"]))
 
-    async def verify(self, merchant_id: str, env: Env) -> Verification:
-        """Fetch a token with the default shortcode's keys, and return the outcome.
+    async def verify(self, merchant_id: str, env: Env, number: str | None = None) -> Verification:
+        """Fetch a token with a shortcode's keys, and return the outcome.
 
-        Raises ProviderNotConfigured, and ProviderUnavailable if M-Pesa does not respond.
+        Raises ProviderNotConfigured, or NotFound for a number, and ProviderUnavailable if M-Pesa does not respond.
         """
         self._db.refuse_transaction("verifying credentials")
-        credentials = await self.get(merchant_id, env)
+        credentials = await (self.get(merchant_id, env) if number is None else self.active(merchant_id, env, number))
         try:
             await self._daraja.verify(credentials.daraja)
         except Rejected as fault:
@@ -220,10 +250,21 @@ class CredentialReader:
 
 
 def provider_view(credentials: MpesaCredentials) -> ProviderView:
+    return ProviderView(provider="mpesa", config_summary=summary_of(credentials))
+
+
+def shortcode_view(credentials: MpesaCredentials) -> ShortcodeView:
+    return ShortcodeView(
+        config_summary=summary_of(credentials),
+        **{name: getattr(credentials, name) for name in ShortcodeView.__struct_fields__ if name != "config_summary"},
+    )
+
+
+def summary_of(credentials: MpesaCredentials) -> MpesaSummary:
     # In the specification ``shortcode`` is the store number of a till.
     wire = {"shortcode": credentials.daraja.shortcode, "till_number": credentials.daraja.till_number}
     values: dict[str, Any] = {}
     for name in MpesaSummary.__struct_fields__:
         value = wire[name] if name in wire else getattr(credentials, name)
         values[name] = value.masked if isinstance(value, Secret | Msisdn) else value
-    return ProviderView(provider="mpesa", config_summary=MpesaSummary(**values))
+    return MpesaSummary(**values)

@@ -10,30 +10,43 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_credentials.reader import CredentialReader
 
-_AGAIN = "PUT /v1/merchant/providers again"
-
 
 async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    try:
-        credentials = await gateway.port(CredentialReader).get(merchant_id, env)
-    except ProviderNotConfigured as problem:
-        return [Missing(name="credentials", message="payments are off: no credentials are stored", fix=problem.message)]
-    return [*missing_fields(credentials), *_unusable_certificate(gateway, env), *foreign_receiver(credentials)]
+    reader = gateway.port(CredentialReader)
+    active = await reader.all_active(merchant_id, env)
+    if not active:
+        try:
+            await reader.get(merchant_id, env)
+        except ProviderNotConfigured as problem:
+            text = "payments are off: no credentials are stored"
+            return [Missing(name="credentials", message=text, fix=problem.message)]
+    fields = [each for credentials in active for each in missing_fields(credentials)]
+    receivers = [each for credentials in active for each in foreign_receiver(credentials)]
+    return [*fields, *_unusable_certificate(gateway, env), *receivers]
+
+
+def again(credentials: MpesaCredentials) -> str:
+    if credentials.is_default:
+        return "PUT /v1/merchant/providers again"
+    return f"PUT /v1/merchant/shortcodes/{credentials.shortcode} again"
 
 
 def missing_fields(credentials: MpesaCredentials) -> Iterator[Missing]:
     """Yield the missing optional fields, with what does not work without them."""
+    fix = again(credentials)
     if credentials.initiator is None:
         yield Missing(
             name="initiator",
             message="refunds and status queries are off: mpesa.initiator is not stored",
-            fix=f"{_AGAIN}, with mpesa.initiator and mpesa.initiator_password (or mpesa.security_credential)",
+            fix=f"{fix}, with mpesa.initiator and mpesa.initiator_password (or mpesa.security_credential)",
+            shortcode=credentials.shortcode,
         )
     if credentials.nominated_number is None:
         yield Missing(
             name="nominated_number",
             message="reconciliation (Pull) is off: mpesa.nominated_number is not stored",
-            fix=f"{_AGAIN}, with mpesa.nominated_number",
+            fix=f"{fix}, with mpesa.nominated_number",
+            shortcode=credentials.shortcode,
         )
 
 
@@ -54,6 +67,7 @@ def foreign_receiver(credentials: MpesaCredentials) -> Iterator[Missing]:
             name="receiver",
             message=f"payments are off: shortcode {credentials.shortcode} belongs to another merchant of this gateway",
             fix="ask the host to run `mpesa-gateway receivers allow` or `mpesa-gateway receivers move`",
+            shortcode=credentials.shortcode,
         )
 
 

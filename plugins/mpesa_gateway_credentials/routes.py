@@ -6,12 +6,12 @@ from litestar import delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable
+from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, ProviderUnavailable
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
-from mpesa_gateway_credentials.reader import CredentialReader
+from mpesa_gateway_credentials.reader import CredentialReader, provider_view
 from mpesa_gateway_credentials.schemas import (
     MerchantView,
     ProviderMeta,
@@ -36,10 +36,12 @@ async def set_provider(
 ) -> StoredProvider:
     """Store the default shortcode of the key's env. The whole configuration is replaced.
 
-    A new shortcode retires the former one. `meta.missing` lists what does not work yet, and how to fix it.
+    Another number retires the former default one. `meta.missing` lists what does not work yet, and how to fix it.
     """
     stored = await services.get(CredentialStore).store(caller, data)
-    return StoredProvider(data=stored.provider, meta=ProviderMeta(missing=stored.missing, retired=stored.retired))
+    return StoredProvider(
+        data=provider_view(stored.credentials), meta=ProviderMeta(missing=stored.missing, retired=stored.retired)
+    )
 
 
 @get("/v1/merchant/providers", tags=["Merchant"])
@@ -48,13 +50,25 @@ async def list_providers(
 ) -> Providers:
     """The configuration of the key's env, with masked secrets; `meta.missing` as in the response to PUT."""
     found = await services.get(CredentialReader).providers(caller.merchant_id, caller.env)
-    missing = await missing_of(gateway, caller.merchant_id, caller.env) if found else []
+    missing = [
+        each
+        for view in found
+        for each in await missing_of(
+            gateway,
+            caller.merchant_id,
+            caller.env,
+            view.config_summary.till_number or view.config_summary.shortcode,
+        )
+    ]
     return Providers(data=found, meta=ProviderMeta(missing=missing))
 
 
-@delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"], refuses=(NotFound,))
+@delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"], refuses=(NotFound, Conflict))
 async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[RemovedProvider]:
-    """Retire the default shortcode of the key's env: no new payments. `open` counts its open work."""
+    """Retire the default shortcode of the key's env: no new payments. `open` counts its open work.
+
+    It is refused while other shortcodes are active.
+    """
     retired = await services.get(CredentialStore).retire(caller)
     return Success(data=RemovedProvider(shortcode=retired.shortcode, open=retired.open))
 

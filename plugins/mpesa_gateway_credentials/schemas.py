@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.http.field_rules import PHONE, matching, one_of, printable
-from mpesa_gateway.http.fields import KeyId, Masked, MerchantId, Provider, Yes
+from mpesa_gateway.http.fields import KeyId, Masked, MerchantId, Provider, Yes, named
 from mpesa_gateway.readiness import Missing
 from mpesa_gateway.security.scopes import Environment
 
@@ -71,6 +73,40 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     account_reference: str | None = None
 
 
+class ShortcodeFields(MpesaFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration of one shortcode, as in `PUT /v1/merchant/providers`; omitted fields are removed.
+
+    For a till, `shortcode` is the store number and `till_number` the number that payers pay. `is_default` makes it the
+    default; the first shortcode of an env is the default anyway.
+    """
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        **MpesaFields.RULES,
+        "kind": one_of(["paybill", "till"], title="ReceiverKind"),
+        "name": NAME,
+    }
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "env": "sandbox",
+        "consumer_key": "from-the-developer-portal",
+        "consumer_secret": "from-the-developer-portal-too",
+        "passkey": "of-the-online-shortcode",
+        "shortcode": "600000",
+        "kind": "paybill",
+        "name": "Westlands",
+    }
+
+    kind: str | None = None
+    name: str | None = None
+    is_default: bool = False
+
+    def check_kind(self) -> None:
+        """Raises InvalidFields."""
+        if self.kind == "till" and self.till_number is None:
+            raise InvalidFields.field_error("till_number", "is required for a till: the number that payers pay")
+        if self.kind == "paybill" and self.till_number is not None:
+            raise InvalidFields.field_error("till_number", "is only for a till: leave it out, or send kind till")
+
+
 class SetProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a provider; omitted fields are removed."""
 
@@ -116,6 +152,39 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     config_summary: MpesaSummary
 
 
+class ShortcodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A shortcode of the merchant. ``shortcode`` is the number that payers pay; ``config_summary`` is as it was sent.
+
+    ``verified_at`` is the time of the last token that M-Pesa returned for its keys.
+    """
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "shortcode": "600000",
+        "name": "Westlands",
+        "is_default": False,
+        "retired_at": None,
+    }
+
+    env: Environment
+    shortcode: str
+    kind: Annotated[Literal["paybill", "till"], named("ReceiverKind")]
+    name: str | None
+    is_default: bool
+    config_summary: MpesaSummary
+    created_at: datetime
+    updated_at: datetime
+    verified_at: datetime | None
+    retired_at: datetime | None
+
+
+class ShortcodeWithWork(ShortcodeView, frozen=True, kw_only=True):
+    """A shortcode with its open work, which keeps the secrets of a retired one."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {**ShortcodeView.EXAMPLE, "open": {"payments": 2}}
+
+    open: dict[str, int]
+
+
 class RetiredView(msgspec.Struct, frozen=True, kw_only=True):
     """A retired shortcode: no new payments. ``open`` counts its open work, such as ``payments``."""
 
@@ -139,6 +208,22 @@ class StoredProvider(msgspec.Struct, frozen=True, kw_only=True):
 
     success: Yes = True
     data: ProviderView
+    meta: ProviderMeta
+
+
+class StoredShortcode(msgspec.Struct, frozen=True, kw_only=True):
+    """The new configuration of a shortcode."""
+
+    success: Yes = True
+    data: ShortcodeView
+    meta: ProviderMeta
+
+
+class ShownShortcode(msgspec.Struct, frozen=True, kw_only=True):
+    """One shortcode. ``meta.missing`` lists what does not work yet in its env, and how to fix it."""
+
+    success: Yes = True
+    data: ShortcodeWithWork
     meta: ProviderMeta
 
 

@@ -3,31 +3,28 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import urlsplit
+from typing import Any
 
-import structlog
+import msgspec
 from piccolo.columns.combination import Where
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.certificates import Certificate, CertificateError
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.invalidation import InvalidationListener
-from mpesa_gateway.errors import FieldChecks, InvalidFields, NotFound, check_fields
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.readiness import Missing
-from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
-from mpesa_gateway.security.scopes import Caller, Env, key_prefix
+from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway_credentials import tables
-from mpesa_gateway_credentials.reader import SECRET_FIELDS, CredentialReader, aad, provider_view
-from mpesa_gateway_credentials.schemas import MpesaFields, ProviderView, RetiredView, SetProvider
+from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_credentials.checks import CredentialChecks
+from mpesa_gateway_credentials.reader import NO_SHORTCODE, CredentialReader, aad
+from mpesa_gateway_credentials.schemas import MpesaFields, RetiredView, SetProvider, ShortcodeFields
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
-
-log = structlog.get_logger(__name__)
 
 KEPT = timedelta(hours=48)
 """Minimum time before secrets are erased: last payments may need status queries."""
@@ -38,11 +35,34 @@ _WIPED_AT_ONCE = 200
 
 @dataclass(frozen=True)
 class StoreResult:
-    """The stored configuration, its gaps, and the retired shortcode."""
+    """A stored shortcode with its gaps, and the retired one."""
 
-    provider: ProviderView
+    credentials: MpesaCredentials
     missing: list[Missing]
     retired: RetiredView | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A shortcode to store; UNSET keeps the stored name.
+
+    ``check`` gets the stored shortcode of this number, and the active ones; it raises unless this one may be stored.
+    """
+
+    fields: MpesaFields
+    at: str = ""
+    name: str | msgspec.UnsetType | None = msgspec.UNSET
+    is_default: bool
+    replaces_default: bool = False
+    check: Callable[[Row | None, Sequence[Row]], None] | None = None
+
+    @property
+    def number(self) -> str:
+        return self.fields.till_number or self.fields.shortcode
+
+    @property
+    def store_number(self) -> str | None:
+        return None if self.fields.till_number is None else self.fields.shortcode
 
 
 class CredentialStore:
@@ -59,16 +79,12 @@ class CredentialStore:
         merchants: Merchants,
         sealer: Sealer,
         settings: CredentialsSettings,
-        certificate_of: Callable[[Env], Certificate],
-        public_url: str,
+        checks: CredentialChecks,
         reader: CredentialReader,
-        missing_of: Callable[[str, Env], Awaitable[list[Missing]]],
+        missing_of: Callable[[str, Env, str], Awaitable[list[Missing]]],
         open_work: Mapping[str, Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]],
     ) -> None:
-        """``certificate_of`` returns the certificate for an env's passwords, or raises CertificateError.
-
-        ``open_work`` counts the open work of shortcodes, by its plural noun.
-        """
+        """``open_work`` counts the open work of shortcodes, by its plural noun."""
         self._db = db
         self._changes = changes
         self._clock = clock
@@ -77,58 +93,106 @@ class CredentialStore:
         self._merchants = merchants
         self._sealer = sealer
         self._settings = settings
-        self._certificate_of = certificate_of
-        self._public_url = public_url
+        self._checks = checks
         self._reader = reader
         self._missing_of = missing_of
         self._open_work = open_work
 
     async def store(self, caller: Caller, body: SetProvider) -> StoreResult:
-        """Store the default shortcode of the caller's env and retire the former one. Raises InvalidFields."""
-        fields, merchant_id, env, now = body.mpesa, caller.merchant_id, caller.env, self._clock.now()
-        nominated = self._check(caller, body)
-        number = fields.till_number or fields.shortcode
-        store_number = None if fields.till_number is None else fields.shortcode
-        secrets = {name: getattr(fields, name) for name in SECRET_FIELDS}
-        if fields.initiator_password is not None:
-            secrets["security_credential"] = self._encrypt(env, fields.initiator_password)
+        """Store the default shortcode; another number retires the former. Raises InvalidFields."""
+        return await self._store(
+            caller, _Wanted(fields=body.mpesa, at="mpesa.", is_default=True, replaces_default=True)
+        )
+
+    async def add(self, caller: Caller, body: ShortcodeFields) -> StoreResult:
+        """The first shortcode of an env is its default. Raises InvalidFields and Conflict."""
+
+        def check(stored: Row | None, active: Sequence[Row]) -> None:
+            if stored is not None and stored["retired_at"] is None:
+                number = stored["number"]
+                raise Conflict(f"shortcode {number} is stored: PUT /v1/merchant/shortcodes/{number} replaces it")
+            if len(active) >= self._settings.max_shortcodes:
+                raise Conflict(
+                    f"this merchant has {len(active)} active {caller.env} shortcodes, the most allowed: retire one "
+                    "first, or ask the host to raise credentials.max_shortcodes"
+                )
+
+        body.check_kind()
+        return await self._store(caller, _Wanted(fields=body, name=body.name, is_default=body.is_default, check=check))
+
+    async def replace(self, caller: Caller, number: str, body: ShortcodeFields) -> StoreResult:
+        """Raises InvalidFields and NotFound."""
+
+        def check(stored: Row | None, _: Sequence[Row]) -> None:
+            if stored is None or stored["retired_at"] is not None:
+                raise NotFound(NO_SHORTCODE)
+
+        body.check_kind()
+        wanted = _Wanted(fields=body, name=body.name, is_default=body.is_default, check=check)
+        if wanted.number != number:
+            raise InvalidFields.field_error(
+                "shortcode" if body.till_number is None else "till_number",
+                f"must be {number}, as in the path: a shortcode keeps its number. POST /v1/merchant/shortcodes adds "
+                "another one",
+            )
+        return await self._store(caller, wanted)
+
+    async def _store(self, caller: Caller, wanted: _Wanted) -> StoreResult:
+        fields, merchant_id, env, now = wanted.fields, caller.merchant_id, caller.env, self._clock.now()
+        nominated, secrets = self._checks.read(caller, fields, wanted.at)
+        number = wanted.number
         sealed = {
             name: None if value is None else self._sealer.seal(value, aad=aad(merchant_id, env, number, name))
             for name, value in secrets.items()
         }
         async with self._db.transaction():
             await self._db.execute(tables.LOCK_MERCHANT, merchant_id)
-            receiver_id = await self._add_receiver(merchant_id, env, number, is_till=store_number is not None)
-            retired = await self._retire(merchant_id, env, receiver_id, now)
+            active = await self._db.fetch(tables.ACTIVE, merchant_id, env)
+            stored = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
+            if wanted.check is not None:
+                wanted.check(stored, active)
+            former = next((each for each in active if each["is_default"]), None)
+            is_former = former is not None and former["number"] == number
+            is_default = wanted.is_default or former is None or is_former
+            retires = wanted.replaces_default and not is_former
+            receiver_id = await self._add_receiver(merchant_id, env, number, is_till=wanted.store_number is not None)
+            demotes = is_default and not is_former
+            if former is not None and demotes:
+                await self._take_default(former["shortcode_id"], now, retires=retires)
             shortcode_id = await self._db.fetchval(
                 *tables.STORE.bind(
                     shortcode_id=self._ids.new("shc"),
                     merchant_id=merchant_id,
                     env=env,
                     receiver_id=receiver_id,
-                    store_number=store_number,
+                    store_number=wanted.store_number,
+                    keeps_name=wanted.name is msgspec.UNSET,
+                    name=None if wanted.name is msgspec.UNSET else wanted.name,
                     initiator=fields.initiator,
                     result_url=fields.result_url,
                     timeout_url=fields.timeout_url,
                     nominated_number=nominated,
                     account_reference=fields.account_reference,
+                    is_default=is_default,
                     now=now,
                     **sealed,
                 )
             )
             await self._note_envs(merchant_id)
+            retired = former if retires else None
             await self._audit.record(
                 "credentials.stored",
                 merchant_id=merchant_id,
                 actor=caller.actor,
                 subject_id=merchant_id,
                 detail={"provider": "mpesa", "env": env, "shortcode": number}
-                | ({} if retired is None else {"retired": retired["number"]}),
+                | ({} if retired is None else {"retired": retired["number"]})
+                | ({} if former is None or not demotes or retires else {"default_instead_of": former["number"]}),
             )
-        self._evict(merchant_id, shortcode_id, None if retired is None else retired["shortcode_id"])
+        self._evict(merchant_id, shortcode_id, None if former is None else former["shortcode_id"])
         return StoreResult(
-            provider_view(await self._reader.get(merchant_id, env)),
-            await self._missing_of(merchant_id, env),
+            await self._reader.of_shortcode(shortcode_id),
+            await self._missing_of(merchant_id, env, number),
             None if retired is None else await self._retired_view(retired),
         )
 
@@ -144,22 +208,11 @@ class CredentialStore:
             raise RuntimeError("the receiver was not written")
         return str(row["receiver_id"])
 
-    async def _retire(self, merchant_id: str, env: Env, receiver_id: str | None, now: datetime) -> Row | None:
-        """Retire the default shortcode unless it has this receiver; returns it. Needs an open transaction."""
-        retired = await self._db.run(
-            ShortcodeRow.update(
-                {ShortcodeRow.retired_at: now, ShortcodeRow.is_default: False, ShortcodeRow.updated_at: now}
-            )
-            .where(
-                ShortcodeRow.merchant_id == merchant_id,
-                ShortcodeRow.env == env,
-                ShortcodeRow.is_default.eq(value=True),
-                ShortcodeRow.retired_at.is_null(),
-                *(() if receiver_id is None else (ShortcodeRow.receiver_id != receiver_id,)),
-            )
-            .returning(ShortcodeRow.shortcode_id)
-        )
-        return await self._db.fetchrow(tables.FIND, retired[0]["shortcode_id"]) if retired else None
+    async def _take_default(self, shortcode_id: str, now: datetime, *, retires: bool) -> None:
+        changed: dict[Any, Any] = {ShortcodeRow.is_default: False}
+        if retires:
+            changed |= {ShortcodeRow.retired_at: now, ShortcodeRow.updated_at: now}
+        await self._db.run(ShortcodeRow.update(changed).where(ShortcodeRow.shortcode_id == shortcode_id))
 
     async def _note_envs(self, merchant_id: str) -> None:
         await self._merchants.set_envs(merchant_id, await self._db.fetchval(tables.ENVS, merchant_id))
@@ -171,27 +224,71 @@ class CredentialStore:
             if shortcode_id is not None:
                 self._changes.notify("shortcode", shortcode_id)
 
-    async def retire(self, caller: Caller) -> RetiredView:
-        """Retire the default shortcode of the caller's env. Raises NotFound."""
+    async def make_default(self, caller: Caller, number: str) -> MpesaCredentials:
+        """Raises NotFound."""
+        merchant_id, env, now = caller.merchant_id, caller.env, self._clock.now()
         async with self._db.transaction():
-            await self._db.execute(tables.LOCK_MERCHANT, caller.merchant_id)
-            retired = await self._retire(caller.merchant_id, caller.env, None, self._clock.now())
-            if retired is None:
-                raise NotFound(f"no M-Pesa credentials for {caller.env} are stored")
-            await self._audit.record(
-                "credentials.removed",
-                merchant_id=caller.merchant_id,
-                actor=caller.actor,
-                subject_id=caller.merchant_id,
-                detail={"provider": "mpesa", "env": caller.env, "shortcode": retired["number"]},
-            )
-        self._evict(caller.merchant_id, retired["shortcode_id"])
-        return await self._retired_view(retired)
+            await self._db.execute(tables.LOCK_MERCHANT, merchant_id)
+            active = await self._db.fetch(tables.ACTIVE, merchant_id, env)
+            chosen = next((each for each in active if each["number"] == number), None)
+            if chosen is None:
+                raise NotFound(NO_SHORTCODE)
+            former = next((each for each in active if each["is_default"]), chosen)
+            if not chosen["is_default"]:
+                await self._take_default(former["shortcode_id"], now, retires=False)
+                await self._db.run(
+                    ShortcodeRow.update({ShortcodeRow.is_default: True}).where(
+                        ShortcodeRow.shortcode_id == chosen["shortcode_id"]
+                    )
+                )
+                await self._audit.record(
+                    "credentials.default_changed",
+                    merchant_id=merchant_id,
+                    actor=caller.actor,
+                    subject_id=merchant_id,
+                    detail={"env": env, "shortcode": number, "former": former["number"]},
+                )
+        self._evict(merchant_id, chosen["shortcode_id"], former["shortcode_id"])
+        return await self._reader.of_shortcode(chosen["shortcode_id"])
+
+    async def retire(self, caller: Caller, number: str | None = None) -> RetiredView:
+        """Retire a shortcode, by default the default one; can be repeated for a number.
+
+        Raises NotFound, and Conflict for the default one while others are active.
+        """
+        merchant_id, env, now = caller.merchant_id, caller.env, self._clock.now()
+        async with self._db.transaction():
+            await self._db.execute(tables.LOCK_MERCHANT, merchant_id)
+            active = await self._db.fetch(tables.ACTIVE, merchant_id, env)
+            if number is None:
+                row = next((each for each in active if each["is_default"]), None)
+            else:
+                row = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
+            if row is None:
+                what = f"no M-Pesa credentials for {env} are stored"
+                raise NotFound(what if number is None else NO_SHORTCODE)
+            if row["retired_at"] is None:
+                _check_not_needed(row, active)
+                await self._db.run(
+                    ShortcodeRow.update(
+                        {ShortcodeRow.retired_at: now, ShortcodeRow.is_default: False, ShortcodeRow.updated_at: now}
+                    ).where(ShortcodeRow.shortcode_id == row["shortcode_id"])
+                )
+                await self._audit.record(
+                    "credentials.removed",
+                    merchant_id=merchant_id,
+                    actor=caller.actor,
+                    subject_id=merchant_id,
+                    detail={"provider": "mpesa", "env": env, "shortcode": row["number"]},
+                )
+        self._evict(merchant_id, row["shortcode_id"])
+        return await self._retired_view(row)
+
+    async def open_work_of(self, shortcode_id: str) -> dict[str, int]:
+        return (await self._count_open([shortcode_id]))[shortcode_id]
 
     async def _retired_view(self, row: Row) -> RetiredView:
-        return RetiredView(
-            shortcode=row["number"], open=(await self._count_open([row["shortcode_id"]]))[row["shortcode_id"]]
-        )
+        return RetiredView(shortcode=row["number"], open=await self.open_work_of(row["shortcode_id"]))
 
     async def wipe_retired(self) -> int:
         """Erase secrets of shortcodes retired 48 h ago without open work; returns their number."""
@@ -248,72 +345,15 @@ class CredentialStore:
                 counts[shortcode_id][what] = found.get(shortcode_id, 0)
         return counts
 
-    # -- checks ---------------------------------------------------------------------------------------------------
 
-    def _check(self, caller: Caller, body: SetProvider) -> str | None:
-        """Check fields against each other, the key and the settings; returns the nominated number normalised.
-
-        Raises InvalidFields.
-        """
-        fields = body.mpesa
-        with check_fields() as checks:
-            self._check_env(checks, caller, fields)
-            self._check_initiator(checks, fields)
-            for name in ("result_url", "timeout_url"):
-                value = getattr(fields, name)
-                if value is not None:
-                    self._check_url(checks, f"mpesa.{name}", value)
-        return None if fields.nominated_number is None else str(Msisdn.parse(fields.nominated_number))
-
-    def _encrypt(self, env: Env, password: str) -> str:
-        """Return the password encrypted for Safaricom. Raises InvalidFields without a usable certificate."""
-        try:
-            certificate = self._certificate_of(env)
-        except CertificateError as problem:
-            raise InvalidFields.field_error(
-                "mpesa.initiator_password",
-                f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
-            ) from None
-        outside = certificate.time_problem(self._clock.now())
-        if outside is not None:
-            log.warning("certificate_not_valid_now", env=env, problem=outside)
-        return certificate.encrypt(Secret(password)).reveal()
-
-    def _check_initiator(self, checks: FieldChecks, fields: MpesaFields) -> None:
-        has_secret = fields.security_credential is not None or fields.initiator_password is not None
-        if fields.security_credential is not None and fields.initiator_password is not None:
-            checks.fail("mpesa.initiator_password", "send this or security_credential, not both")
-        if has_secret and fields.initiator is None:
-            checks.fail("mpesa.initiator", "is required with initiator_password and security_credential")
-        if fields.initiator is not None and not has_secret:
-            checks.fail("mpesa.initiator_password", "is required with initiator (or security_credential)")
-
-    def _check_env(self, checks: FieldChecks, caller: Caller, fields: MpesaFields) -> None:
-        if fields.env != caller.env:
-            checks.fail(
-                "mpesa.env",
-                f"{fields.env} credentials are stored with a key that starts with "
-                f"{key_prefix('live' if fields.env == 'live' else 'sandbox')}; this key starts with "
-                f"{key_prefix(caller.env)} and stores {caller.env} credentials only. Nothing was changed",
-            )
-        elif fields.env == "live" and urlsplit(self._public_url).scheme != "https":
-            checks.fail("mpesa.env", "live needs the gateway's public_url to be https: M-Pesa calls nothing else back")
-
-    def _check_url(self, checks: FieldChecks, field: str, url: str) -> None:
-        own = urlsplit(self._public_url)
-        try:
-            parts = urlsplit(url)
-            is_ours = (parts.scheme, parts.hostname, parts.port) == (own.scheme, own.hostname, own.port)
-        except ValueError:
-            checks.fail(field, "must be an https address")
-            return
-        is_allowed = parts.scheme == "https" and parts.hostname in self._settings.allowed_callback_hosts
-        if not (is_ours or is_allowed) or len(url) > 500 or not url.isascii() or not url.isprintable():
-            checks.fail(
-                field,
-                f"its host must be this gateway's ({own.netloc}) or allowed in its configuration "
-                "(credentials.allowed_callback_hosts); leave it out to use the gateway's own address",
-            )
+def _check_not_needed(row: Row, active: Sequence[Row]) -> None:
+    others = [each["number"] for each in active if each["shortcode_id"] != row["shortcode_id"]]
+    if row["is_default"] and others:
+        raise Conflict(
+            f"shortcode {row['number']} is the default, and {', '.join(others[:3])} "
+            f"{'is' if len(others) == 1 else 'are'} active: make another one the default first, with "
+            f"POST /v1/merchant/shortcodes/{others[0]}/default"
+        )
 
 
 def _to_wipe(now: datetime) -> tuple[Where, Where]:

@@ -69,22 +69,24 @@ ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
 """
 
 STORE = Named("""
-INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, consumer_key, consumer_secret,
+INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, name, consumer_key, consumer_secret,
     passkey, initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, is_default,
     created_at, updated_at)
-VALUES ($shortcode_id, $merchant_id, $env, $receiver_id, $store_number, $consumer_key, $consumer_secret, $passkey,
-    $initiator, $security_credential, $result_url, $timeout_url, $nominated_number, $account_reference, true, $now,
-    $now)
+VALUES ($shortcode_id, $merchant_id, $env, $receiver_id, $store_number, $name, $consumer_key, $consumer_secret,
+    $passkey, $initiator, $security_credential, $result_url, $timeout_url, $nominated_number, $account_reference,
+    $is_default, $now, $now)
 ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.store_number,
+    name = CASE WHEN $keeps_name THEN shortcode.name ELSE excluded.name END,
     consumer_key = excluded.consumer_key, consumer_secret = excluded.consumer_secret, passkey = excluded.passkey,
     initiator = excluded.initiator, security_credential = excluded.security_credential,
     result_url = excluded.result_url, timeout_url = excluded.timeout_url,
-    nominated_number = excluded.nominated_number, account_reference = excluded.account_reference, is_default = true,
+    nominated_number = excluded.nominated_number, account_reference = excluded.account_reference,
+    is_default = excluded.is_default,
     updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL,
     verified_at = NULL
 RETURNING shortcode_id
 """)
-"""Stores credentials as the default shortcode, and revives a retired one."""
+"""Stores credentials, and revives a retired shortcode."""
 
 # raw SQL: aggregate
 ENVS = """
@@ -96,6 +98,10 @@ FROM shortcode WHERE merchant_id = $1 AND wiped_at IS NULL
 _WHOLE = "SELECT shortcode.*, receiver.number, receiver.owner_id FROM shortcode JOIN receiver USING (receiver_id, env)"
 
 USABLE = f"{_WHOLE} WHERE merchant_id = $1 AND retired_at IS NULL ORDER BY is_default DESC, shortcode_id"
+
+ACTIVE = f"{_WHOLE} WHERE merchant_id = $1 AND env = $2 AND retired_at IS NULL ORDER BY shortcode_id"
+
+FIND_NUMBER = f"{_WHOLE} WHERE merchant_id = $1 AND env = $2 AND number = $3 AND wiped_at IS NULL"
 
 FIND = f"{_WHOLE} WHERE shortcode_id = $1"
 
@@ -132,6 +138,14 @@ SELECT merchant_id, merchant.name, owner_id = merchant_id AS is_owner, is_allowe
 FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
 WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
 """
+
+OF_MERCHANT = KeysetList(
+    table="shortcode",
+    key="shortcode_id",
+    prefix="shc",
+    source="shortcode JOIN receiver USING (receiver_id, env)",
+    columns="shortcode.*, receiver.number, receiver.owner_id",
+)
 
 SHORTCODES = KeysetList(
     table="shortcode",

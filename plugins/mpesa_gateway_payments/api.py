@@ -91,10 +91,14 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentRequest:
-    """A request for a payment. ``amount`` is in KES, ``reference`` up to 12 characters, ``description`` 13."""
+    """A request for a payment. ``amount`` is in KES, ``reference`` up to 12 characters, ``description`` 13.
+
+    ``shortcode`` is the number that the payer pays; None for the merchant's default one.
+    """
 
     amount: Kes
     phone: Msisdn
+    shortcode: str | None = None
     reference: str | None = None
     description: str | None = None
     callback_url: str | None = None
@@ -260,7 +264,7 @@ class Payments(Protocol):
     """Creates payments and reads them."""
 
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
-        """Create a payment at the merchant's default shortcode: one STK push for each key.
+        """Create a payment at the requested shortcode of the merchant: one STK push for each key.
 
         A key belongs to (merchant, env). Raises ProviderNotConfigured, KeyMismatch, KeyInProgress, ProviderRejected,
         Conflict if the merchant is deactivated, the shortcode is another merchant's or the key's payment is of a

@@ -19,6 +19,7 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
         "amount": "500.00",
         "currency": "KES",
         "provider": "mpesa",
+        "shortcode": "174379",
         "status": "completed",
         "phone": "254708374149",
         "reference": "order 1041",
@@ -36,6 +37,7 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
     amount: str
     currency: str
     provider: str
+    shortcode: str
     status: str
     phone: str
     reference: str
@@ -55,6 +57,7 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
             "amount": self.amount,
             "currency": self.currency,
             "provider": self.provider,
+            "shortcode": self.shortcode,
             "status": self.status,
             "phone": self.phone,
             "reference": self.reference,

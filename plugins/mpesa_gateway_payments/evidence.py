@@ -151,7 +151,7 @@ def reported_money(evidence: Evidence, *, code: str = "0", text: str = "") -> Re
         receipt=evidence.receipt,
         amount=amount if isinstance(amount, Kes) else None,
         amount_text=None if amount is None else str(amount),
-        phone=evidence.payer,
+        phone=None if evidence.payer is None or _DIGEST.match(evidence.payer) else evidence.payer,
         code=code,
         text=text,
         at=evidence.time[0] if evidence.time else None,
@@ -173,6 +173,9 @@ def normalised(text: str | None) -> str | None:
     """Return a reference for comparison: case, width and extra spaces are ignored."""
     return " ".join(unicodedata.normalize("NFKC", text or "").split()).casefold() or None
 
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
+"""A payer as SHA-256: no number to show."""
 
 _LETTERS = re.compile(r"[^a-z0-9]+")
 

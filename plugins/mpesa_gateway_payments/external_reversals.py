@@ -49,7 +49,6 @@ class ExternalReversals:
             return False
         kind = "reversed" if of == "whole" else "reversal_seen"
         detail = text if reversal_receipt is None else f"{text}, by {reversal_receipt}"
-        await self._transitions.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
         await self._outbox.publish(
             [
@@ -63,6 +62,7 @@ class ExternalReversals:
                 )
             ]
         )
+        await self._transitions.step(row["payment_id"], now, kind, cause, None, detail)
         log.error("payment_reversed_externally", payment_id=row["payment_id"], of=of)
         return True
 

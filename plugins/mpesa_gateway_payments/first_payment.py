@@ -15,7 +15,7 @@ from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.tables import PaymentRow
 
-_FIELDS = ("phone", "amount", "reference")
+_FIELDS = ("phone", "amount", "reference", "shortcode")
 
 
 async def form(visit: PageRequest) -> Rendered:
@@ -26,6 +26,7 @@ async def form(visit: PageRequest) -> Rendered:
             "merchant": merchant,
             # The form's key: sending the form twice makes one payment.
             "key": visit.text("key") or f"ops-{visit.gateway.ids.token(16).hex()}",
+            "shortcodes": await visit.gateway.port(Credentials).all_active(merchant.merchant_id, visit.env),
             "fields": {name: visit.text(name) for name in _FIELDS},
             "address": visit.gateway.url("/v1/payments"),
         },

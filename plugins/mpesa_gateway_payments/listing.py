@@ -62,7 +62,7 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters, *, se
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
     # There is one provider.
-    found.equal(status=None if filters.status is None else filters.status.value)
+    found.equal(status=None if filters.status is None else filters.status.value, shortcode=filters.shortcode)
     if filters.reference is not None:
         parts = reference_parts(filters.reference)
         found.add(f"({' OR '.join(parts)})", *[filters.reference] * len(parts))

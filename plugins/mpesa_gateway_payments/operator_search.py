@@ -15,7 +15,7 @@ from mpesa_gateway.ops_contract import PageRequest, Permission, Redirect
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway_payments.operator_service import OperatorPaymentFilters, PaymentOperatorService
 
-TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
+TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "shortcode", "search", "merchant")
 SEALED = ("search", "reference")
 """Texts that may hold a number."""
 

@@ -17,6 +17,7 @@ from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_payments.errors import NotQueryable, ShortcodeRetired
 from mpesa_gateway_payments.schemas import (
+    CheckQuery,
     CheckStarted,
     CheckView,
     CreatePayment,
@@ -119,14 +120,19 @@ async def query_payment(
     "/v1/payments/mpesa/check-status/{receipt:str}",
     status_code=200,
     tags=["Payments"],
+    dependencies={"chosen": query_dependency(CheckQuery)},
     described={"receipt": {"pattern": "^(?:[A-Z0-9]{6,20}|pay_[0-9a-z]{26})$", "examples": ["TKN4A1B2C3"]}},
     refuses=(InvalidFields, NotQueryable, ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
 async def check_status(
-    receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
+    receipt: FromPath[str],
+    caller: PaymentsWrite,
+    services: NamedDependency[Services],
+    chosen: NamedDependency[CheckQuery],
 ) -> Success[CheckStarted]:
     """Query M-Pesa about a transaction, by its receipt or a payment's id; the result arrives later."""
-    return Success(data=await services.get(StatusQueryService).ask(caller.merchant_id, caller.env, receipt))
+    service = services.get(StatusQueryService)
+    return Success(data=await service.ask(caller.merchant_id, caller.env, receipt, shortcode=chosen.shortcode))
 
 
 @get("/v1/payments/mpesa/checks/{check_id:str}", tags=["Payments"], described=path_id("check_id", "chk"))

@@ -9,7 +9,7 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.errors import PartError
-from mpesa_gateway.http.field_rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
+from mpesa_gateway.http.field_rules import AMOUNT, PHONE, SHORTCODE, WHOLE, Rule, at_most, one_of, printable
 from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Phone, Provider, Receipt, id_field, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway_payments.result_codes import FailureReason
@@ -48,6 +48,7 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         "currency": one_of(["KES"], ": M-Pesa moves no other currency", title="Currency"),
         "provider": one_of(["mpesa"], title="Provider"),
         "phone": PHONE,
+        "shortcode": SHORTCODE,
         "callback_url": printable(500, format="uri", description="Only with a host that the configuration allows."),
         "reference": printable(12, ": the payer sees it as the account", examples=["order 1041"]),
         "description": printable(13, examples=["Shoes"]),
@@ -66,6 +67,7 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     currency: str = "KES"
     provider: str = "mpesa"
     phone: str
+    shortcode: str | None = None
     callback_url: str | None = None
     reference: str | None = None
     description: str | None = None
@@ -93,9 +95,10 @@ class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment as merchants see it."""
+    """A payment as merchants see it. ``shortcode`` is the number that the payer pays."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "shortcode": "174379",
         "refunded_amount": "0.00",
         "status": "completed",
         "provider_ref": "ws_CO_231120261015094708374149",
@@ -116,6 +119,7 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     refunded_amount: Amount
     currency: Currency
     provider: Provider
+    shortcode: str
     status: PaymentStatus
     provider_ref: str | None
     idempotency_key: str
@@ -147,6 +151,7 @@ class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         "min_amount": WHOLE,
         "max_amount": WHOLE,
         "phone": PHONE,
+        "shortcode": SHORTCODE,
     }
 
     provider: Provider | None = None
@@ -158,6 +163,7 @@ class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_amount: Decimal | None = None
     phone: str | None = None
     reference: str | None = None
+    shortcode: str | None = None
 
 
 class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
@@ -166,6 +172,14 @@ class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
     limit: Limit = 50
     cursor: str | None = None
     count: bool = False
+
+
+class CheckQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shortcode that received a receipt without a payment, by default the default one."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"shortcode": SHORTCODE}
+
+    shortcode: str | None = None
 
 
 class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ class PaymentService:
         return PaymentRequest(
             amount=Kes.parse_json(body.amount),
             phone=Msisdn.parse(body.phone),
+            shortcode=body.shortcode,
             reference=body.reference,
             description=body.description,
             callback_url=body.callback_url,
@@ -153,7 +154,7 @@ class PaymentService:
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """Return the new payment of an unused key, the common case; None for other keys."""
         try:
-            credentials = await self._credentials.get(merchant_id, env)
+            credentials = await self._credentials.get(merchant_id, env, request.shortcode)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
             # Raises NotFound for an unknown merchant.
@@ -202,6 +203,7 @@ class PaymentService:
             # The conflicting transaction has just ended.
             raise idempotency.KeyInProgress("this Idempotency-Key is in use", retry_after=1)
         is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
+        is_same = is_same and request.shortcode in {None, row["shortcode"]}
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
         return row
@@ -242,7 +244,7 @@ class PaymentService:
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await find_payment(self._db, merchant_id, env, claim.subject_id), None
             # Unused key: raise the error that prevented the insert, or find an old payment.
-            credentials = await self._credentials.get(merchant_id, env)
+            credentials = await self._credentials.get(merchant_id, env, request.shortcode)
             credentials.check_use()
             raise _PaymentExists
 
@@ -306,4 +308,5 @@ def _canonical(request: PaymentRequest) -> dict[str, Any]:
         "description": request.description,
         "callback_url": request.callback_url,
         "metadata": dict(request.metadata or {}),
+        "shortcode": request.shortcode,
     }

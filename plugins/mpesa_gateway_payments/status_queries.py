@@ -66,15 +66,18 @@ class StatusQueryService:
         self._allocations = allocations
         self._evidence = StatusEvidence(runtime.db, credentials)
 
-    async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
+    async def ask(
+        self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None, shortcode: str | None = None
+    ) -> CheckStarted:
         """Send a status query about a receipt or payment id; return Daraja's acknowledgement.
 
+        A payment is asked about at its own shortcode, another receipt at ``shortcode``, by default the default one.
         Raises InvalidFields, NotFound, NotQueryable, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         self._db.refuse_transaction("sending a status query")
         self._runtime.outcomes.require_room()
         payment, receipt, conversation_id = await self._subject(merchant_id, env, subject)
-        credentials = await self._credentials_of(merchant_id, env, payment)
+        credentials = await self._credentials_of(merchant_id, env, payment, shortcode)
         initiator = credentials.initiator_for("a status query")
         now = self._runtime.clock.now()
         check_id = self._runtime.ids.new("chk", now)
@@ -147,11 +150,15 @@ class StatusQueryService:
             raise NotFound("there is no such status query")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
-    async def _credentials_of(self, merchant_id: str, env: Env, payment: Found | None) -> MpesaCredentials:
+    async def _credentials_of(
+        self, merchant_id: str, env: Env, payment: Found | None, shortcode: str | None
+    ) -> MpesaCredentials:
         port = self._credentials
         if payment is not None:
+            if shortcode not in {None, payment["shortcode"]}:
+                raise InvalidFields.field_error("shortcode", f"this payment is of shortcode {payment['shortcode']}")
             return await port.of_shortcode(payment["shortcode_id"])
-        credentials = await port.get(merchant_id, env)
+        credentials = await port.get(merchant_id, env, shortcode)
         credentials.check_use()
         return credentials
 

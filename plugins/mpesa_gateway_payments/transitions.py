@@ -154,8 +154,9 @@ class Transitions:
         columns = ([row[name] for row in rows] for name in transition_sql.WRITTEN)
         await self._db.defer(DeferredWrite(transition_sql.UPDATE_PAYMENTS, tuple(columns), expects=len(rows)))
         await self._transactions.defer([seen for change in changes for seen in change.seen])
-        await self._write_steps([step for change in changed for step in change.steps])
+        # Subscribers may lock rows, which come before inserted ones.
         await self._outbox.publish([event for change in changed for event in change.events])
+        await self._write_steps([step for change in changed for step in change.steps])
 
         async def written() -> None:
             for change in changed:
@@ -229,7 +230,6 @@ class Transitions:
         if reversal.receipt is not None:
             await self._record_outgoing(row, reversal, reversal.receipt, now)
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
-        await self.step(payment_id, now, row["status"], cause, None, detail)
         await self._outbox.publish(
             [
                 PaymentReversed(
@@ -241,6 +241,7 @@ class Transitions:
                 )
             ]
         )
+        await self.step(payment_id, now, row["status"], cause, None, detail)
         log.info("payment_reversed", payment_id=payment_id, refund_id=reversal.refund_id, status=row["status"])
 
     async def _record_outgoing(self, row: Row, reversal: Reversal, receipt: str, now: datetime) -> None:

@@ -23,6 +23,7 @@ def view(row: Row) -> PaymentView:
         refunded_amount=Kes(row["refunded"]).wire,
         currency=row["currency"],
         provider=row["provider"],
+        shortcode=row["shortcode"],
         status=row["status"],
         provider_ref=row["checkout_request_id"],
         idempotency_key=row["idempotency_key"],

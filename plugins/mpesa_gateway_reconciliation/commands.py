@@ -33,12 +33,20 @@ _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous
     "--start", metavar="TIME", help="Start of the window: at most 48 hours ago, by default two hours before the end."
 )
 @click.option("--end", metavar="TIME", help="End of the window, such as 2026-11-23T08:00:00Z; by default now.")
+@click.option("--shortcode", metavar="NUMBER", help="The number that payers pay; by default the default one.")
 @MERCHANT
 @LIVE
 @JSON
 @pass_session
 def reconcile(
-    session: Session, start: str | None, end: str | None, merchant_id: str | None, *, is_live: bool, as_json: bool
+    session: Session,
+    start: str | None,
+    end: str | None,
+    shortcode: str | None,
+    merchant_id: str | None,
+    *,
+    is_live: bool,
+    as_json: bool,
 ) -> None:
     """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 if the run fails.
 
@@ -47,6 +55,7 @@ def reconcile(
     window = Window(
         start=None if start is None else read_time(start, "--start"),
         end=None if end is None else read_time(end, "--end"),
+        shortcode=shortcode,
     )
 
     env = env_of(is_live=is_live)

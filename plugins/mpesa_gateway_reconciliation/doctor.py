@@ -5,10 +5,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mpesa_gateway.check_result import Check, CheckContext, CheckResult, note, ok, problem, warning
-from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import UnsealError
-from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.tables import RunRow
@@ -18,38 +17,46 @@ _LATE = timedelta(hours=1)
 
 
 async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Check that Pull is registered and the last run is recent."""
-    merchant_id = examination.require_merchant.merchant_id
     try:
-        credentials = await gateway.port(Credentials).get(merchant_id, examination.env)
-    except (ProviderNotConfigured, UnsealError):
+        active = await gateway.port(Credentials).all_active(examination.require_merchant.merchant_id, examination.env)
+    except UnsealError:
         return
-    if credentials.nominated_number is None or not credentials.is_owner:
-        return
-    shortcode = credentials.shortcode
+    for credentials in active:
+        if credentials.nominated_number is not None and credentials.is_owner:
+            async for result in _check_shortcode(gateway, credentials, examination.now, is_one=len(active) == 1):
+                yield result
+
+
+async def _check_shortcode(
+    gateway: Runtime, credentials: MpesaCredentials, now: datetime, *, is_one: bool
+) -> AsyncIterator[CheckResult]:
+    merchant_id, shortcode = credentials.merchant_id, credentials.shortcode
     since = await registered_at(gateway.db, merchant_id, credentials.env, shortcode)
     if since is None:
         make = problem if credentials.env == "live" else note
         text = f"Pull is not registered for {shortcode}: payments with a lost callback are not recovered"
-        yield make("reconciliation.registered", text, "POST /v1/payments/mpesa/pull/register, once, with its API key")
+        named = "" if credentials.is_default else f"?shortcode={shortcode}"
+        fix = f"POST /v1/payments/mpesa/pull/register{named}, once, with its API key"
+        yield make("reconciliation.registered", text, fix)
         return
     yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {since:%Y-%m-%d}")
+    whose = "its statement" if is_one else f"its statement of {shortcode}"
     reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
-    if max(reached or since, since) < examination.now - _LATE:
+    if max(reached or since, since) < now - _LATE:
         rows: list[dict[str, Any]] = await gateway.db.run(
             RunRow.select(RunRow.error)
-            .where(RunRow.merchant_id == merchant_id, RunRow.env == credentials.env)
+            .where(RunRow.merchant_id == merchant_id, RunRow.env == credentials.env, RunRow.shortcode == shortcode)
             .order_by(RunRow.run_id, ascending=False)
             .limit(1)
         )
         error = rows[0]["error"] if rows else None
         yield warning(
             "reconciliation.runs",
-            f"its statement has not been read since {_when(reached or since)}{f': {error}' if error else ''}",
+            f"{whose} has not been read since {_when(reached or since)}{f': {error}' if error else ''}",
             "see GET /v1/payments/mpesa/reconciliations, and check that a worker runs; M-Pesa keeps 48 hours",
         )
     elif reached is not None:
-        yield ok("reconciliation.runs", f"its statement has been read up to {_when(reached)}")
+        yield ok("reconciliation.runs", f"{whose} has been read up to {_when(reached)}")
 
 
 def _when(moment: datetime) -> str:

@@ -52,7 +52,8 @@ async def runs(visit: PageRequest) -> Rendered:
     service = gateway.port(ReconciliationOperatorService)
     page = await service.runs(visit.env, query, _A_PAGE)
     sources = await gateway.port(Credentials).statement_sources()
-    with_statements = {source.merchant_id for source in sources if not source.is_retired}
+    readable = [source.merchant_id for source in sources if not source.is_retired and source.env == visit.env]
+    with_statements = set(readable)
     whose = await visit.merchant_names(page.rows)
     conflicting, total = await service.count_unresolved(visit.env, query.merchant)
     return Rendered(
@@ -61,11 +62,12 @@ async def runs(visit: PageRequest) -> Rendered:
             "rows": page.rows,
             "query": query,
             "can_run": [merchant for merchant in whose["merchants"] if merchant.merchant_id in with_statements],
+            "has_several": len(readable) > len(with_statements),
             "columns_": [_column(row) for row in reversed(page.rows)],
             "series": SERIES,
             "conflicting": conflicting,
             "total": total,
-            "fields": {name: visit.text(name) for name in ("merchant", "start", "end")},
+            "fields": {name: visit.text(name) for name in ("merchant", "shortcode", "start", "end")},
         }
         | whose
         | visit.pager("reconciliation", page.next_cursor),
@@ -82,6 +84,8 @@ async def run_now(visit: PageRequest) -> Redirect:
     if merchant is None:
         raise InvalidFields.field_error("merchant", "choose a merchant")
     wanted = {name: rfc3339(moment) for name, moment in visit.moments("start", "end").items()}
+    if visit.text("shortcode"):
+        wanted["shortcode"] = visit.text("shortcode")
     window = read_body(msgspec.json.encode(wanted), Window)
     run = await visit.gateway.port(ReconciliationService).run_now(visit.caller(merchant, visit.env), window)
     message = "Run in progress." if run.status == "running" else f"Run {run.status}."
@@ -216,7 +220,8 @@ async def resolve(visit: PageRequest) -> Redirect:
 
 async def register(visit: PageRequest) -> Redirect:
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    registration = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
+    caller, number = visit.caller(merchant, visit.env), visit.text("shortcode") or None
+    registration = await visit.gateway.port(PullRegistrations).register(caller, number)
     response = f"M-Pesa response {registration.response_code}: {registration.response_desc}"
     return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {registration.shortcode}. {response}")
 
@@ -226,7 +231,9 @@ async def register(visit: PageRequest) -> Redirect:
 
 async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
     rows = await visit.gateway.port(ReconciliationOperatorService).registrations(merchant_id, visit.env)
-    return Rendered("registered.html", {"rows": rows, "merchant_id": merchant_id})
+    active = await visit.gateway.port(Credentials).all_active(merchant_id, visit.env)
+    known = {row["shortcode"] for row in rows}
+    return Rendered("registered.html", {"rows": rows, "merchant_id": merchant_id, "active": active, "known": known})
 
 
 async def _compared_merchants(visit: PageRequest) -> tuple[Sequence[Merchant], bool]:

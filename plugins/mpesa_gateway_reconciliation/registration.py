@@ -48,13 +48,13 @@ class PullRegistrations:
         self._callbacks = callbacks
         self._credentials = credentials
 
-    async def register(self, caller: Caller) -> Registration:
-        """Enable Pull for the merchant's shortcode; can be repeated.
+    async def register(self, caller: Caller, shortcode: str | None = None) -> Registration:
+        """Enable Pull for a shortcode of the merchant, by default the default one; can be repeated.
 
         Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable and ReceiverOwned.
         """
         self._db.refuse_transaction("registering for Pull")
-        credentials = await self._credentials.get(caller.merchant_id, caller.env)
+        credentials = await self._credentials.get(caller.merchant_id, caller.env, shortcode)
         credentials.check_owner("Pull")
         nominated_number = credentials.nominated_for("Pull")
         address = self._callbacks.url_for(

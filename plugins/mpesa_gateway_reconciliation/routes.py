@@ -19,6 +19,7 @@ from mpesa_gateway_reconciliation.schemas import (
     Assignment,
     LineView,
     Registration,
+    RegistrationQuery,
     RowsQuery,
     RunPage,
     RunsQuery,
@@ -32,12 +33,15 @@ from mpesa_gateway_reconciliation.service import ReconciliationService
 @post(
     "/v1/payments/mpesa/pull/register",
     status_code=200,
+    dependencies={"chosen": query_dependency(RegistrationQuery)},
     tags=["Reconciliation"],
     refuses=(ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
-async def register_pull(caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[Registration]:
-    """Enable Pull for the merchant's shortcode; can be repeated."""
-    return Success(data=await services.get(PullRegistrations).register(caller))
+async def register_pull(
+    caller: PaymentsWrite, services: NamedDependency[Services], chosen: NamedDependency[RegistrationQuery]
+) -> Success[Registration]:
+    """Enable Pull for a shortcode of the merchant; can be repeated."""
+    return Success(data=await services.get(PullRegistrations).register(caller, chosen.shortcode))
 
 
 @post(

@@ -1,6 +1,6 @@
 """Wire schemas of reconciliation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -9,6 +9,7 @@ import msgspec
 from mpesa_gateway.db.engine import Found, Row
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.envelope import Meta
+from mpesa_gateway.http.field_rules import SHORTCODE
 from mpesa_gateway.http.fields import Receipt, Yes, example_id, id_field, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.phone import mask_phones
@@ -33,12 +34,25 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The window to reconcile: from ``start`` to ``end`` within the last 48 hours, by default the last two hours."""
+    """The window to reconcile: from ``start`` to ``end`` within the last 48 hours, by default the last two hours.
 
+    ``shortcode`` is the number that payers pay, by default the default one.
+    """
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"shortcode": SHORTCODE}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
 
     start: Moment | None = None
     end: Moment | None = None
+    shortcode: str | None = None
+
+
+class RegistrationQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shortcode to register, by default the default one."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"shortcode": SHORTCODE}
+
+    shortcode: str | None = None
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):

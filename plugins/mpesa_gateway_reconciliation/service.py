@@ -92,11 +92,12 @@ class ReconciliationService:
     async def run_now(self, caller: Caller, window: Window) -> RunView:
         """Reconcile a window, by default the last ``window_hours``; return the run, perhaps still running.
 
-        Raises InvalidFields, RunInProgress, ProviderNotConfigured and ReceiverOwned.
+        The window names the shortcode, by default the default one. Raises InvalidFields, RunInProgress,
+        ProviderNotConfigured and ReceiverOwned.
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
-        credentials = await self._credentials.get(caller.merchant_id, caller.env)
+        credentials = await self._credentials.get(caller.merchant_id, caller.env, window.shortcode)
         credentials.check_owner("reconciliation")
         credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
@@ -247,7 +248,8 @@ class ReconciliationService:
         if isinstance(fault, Rejected) and not await registered_at(
             self._db, credentials.merchant_id, credentials.env, shortcode
         ):
-            return f"Pull is not enabled for {shortcode}: POST /v1/payments/mpesa/pull/register first ({text})"
+            named = "" if credentials.is_default else f"?shortcode={shortcode}"
+            return f"Pull is not enabled for {shortcode}: POST /v1/payments/mpesa/pull/register{named} first ({text})"
         return text
 
     async def _beat(self, run_id: str) -> None:

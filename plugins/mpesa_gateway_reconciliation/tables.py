@@ -297,11 +297,13 @@ WHERE transaction_id IN (
 
 # raw SQL: aggregate
 COUNT_FAILING = """
-SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN LATERAL (
+SELECT count(DISTINCT shortcode.merchant_id) FROM shortcode CROSS JOIN LATERAL (
     SELECT status FROM reconciliation_run
-    WHERE reconciliation_run.merchant_id = merchant.merchant_id AND reconciliation_run.env = world
+    WHERE reconciliation_run.receiver_id = shortcode.receiver_id
+        AND reconciliation_run.merchant_id = shortcode.merchant_id
     ORDER BY run_id DESC LIMIT 1) AS last
-WHERE last.status = 'failed' AND ($2::uuid IS NULL OR merchant.merchant_id = $2)
+WHERE env = ANY($1::text[]) AND wiped_at IS NULL AND last.status = 'failed'
+    AND ($2::uuid IS NULL OR shortcode.merchant_id = $2)
 """
 
 

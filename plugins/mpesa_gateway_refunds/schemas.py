@@ -82,13 +82,14 @@ class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RefundView(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund.
+    """A refund, sent by its payment's ``shortcode``.
 
     ``outcome`` is a stable word for the result, ``advice`` the next step after a failure. ``attention`` is the reason
     for a review: M-Pesa has reported no result, or a contradictory one.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "shortcode": "174379",
         "status": "completed",
         "reason": "returned goods",
         "reversal_receipt": "TKN5B2C3D4",
@@ -107,6 +108,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     amount: Amount
     currency: Currency
     provider: Provider
+    shortcode: str | None
     status: RefundStatus
     reason: str
     receipt: Receipt

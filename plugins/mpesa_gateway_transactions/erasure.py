@@ -27,8 +27,8 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
         TransactionRow.select(TransactionRow.transaction_id)
         .where(
             TransactionRow.merchant_id == merchant_id,
-            TransactionRow.payer.is_in(list(number.forms)),
-            TransactionRow.subject_id.is_null(),
+            TransactionRow.payer.is_in(list(number.forms)) | (TransactionRow.payer_digest == number.forms[0]),
+            TransactionRow.subject_id.is_null() | TransactionRow.subject_kind.not_in(["payment", "refund", "payout"]),
             TransactionRow.transaction_id > after,
         )
         .order_by(TransactionRow.transaction_id)
@@ -59,6 +59,8 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
         is_hidden = row["payer"] is None and row["direction"] == "in" and row["subject_id"] in case.ids
         cleaned["payer"] = ERASED if is_hidden or case.number.is_in(row["payer"]) else row["payer"]
         is_digest = row["payer_digest"] == case.number.forms[0]
+        if is_digest or cleaned["payer"] == ERASED:
+            cleaned |= {"payer": ERASED, "payer_name": None}
         cleaned["payer_digest"] = None if is_digest or cleaned["payer"] == ERASED else row["payer_digest"]
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(

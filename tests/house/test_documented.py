@@ -21,7 +21,7 @@ from mpesa_gateway.ids import KERNEL_PREFIXES
 from mpesa_gateway.plugin import Plugin, scopes_of
 from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
 
-OBSERVED = re.compile(r"[a-z_]+\.[a-z_]+\Z")
+OBSERVED = re.compile(r"[a-z][a-z0-9_]*\.[a-z_]+\Z")
 """The name of a doctor observation: a group and an object, ``postgres.durable``."""
 
 # gateway.toml shows a setting without default, and the section of a disabled plugin, as comments.

@@ -16,6 +16,7 @@ from mpesa_gateway.db.keyset import Conditions, KeysetList
 from mpesa_gateway.db.named import Named
 from mpesa_gateway.db.outbox_admin import EVENTS
 from mpesa_gateway.security.audit import ENTRIES
+from mpesa_gateway_c2b.account_tables import ACCOUNTS
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments.listing import PAYMENTS
 from mpesa_gateway_payments.tables import NEEDS_REVIEW
@@ -50,11 +51,13 @@ BUILT: dict[str, str] = {
 
 FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
+    (PAYMENTS, "shortcode = ''"),
     (PAYMENTS, "reverse(phone) = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
     (PAYMENTS, "metadata <> '{{}}' AND payment_metadata(merchant_id, env, metadata) @> ARRAY[md5('')::uuid]"),
     (PAYMENTS, NEEDS_REVIEW),
+    (ACCOUNTS, "is_active"),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
     (REFUNDS, "attention IS NOT NULL"),

@@ -33,12 +33,28 @@ THEIRS = {
     "GET /v1/webhooks/logs/{delivery_id}",
     "POST /v1/webhooks/logs/{delivery_id}/replay",
     "GET /v1/events/{event_id}",
+    "GET /v1/merchant/shortcodes/{shortcode}",
+    "PUT /v1/merchant/shortcodes/{shortcode}",
+    "DELETE /v1/merchant/shortcodes/{shortcode}",
+    "POST /v1/merchant/shortcodes/{shortcode}/default",
+    "POST /v1/merchant/shortcodes/{shortcode}/verify",
 }
 """Operations with an object's id in path or body: an object of another merchant is not found."""
+
+NAMED = (
+    "GET /v1/merchant/shortcodes/{shortcode}/c2b",
+    "POST /v1/merchant/shortcodes/{shortcode}/c2b",
+    "GET /v1/account-numbers/{number}",
+    "PUT /v1/account-numbers/{number}",
+    "DELETE /v1/account-numbers/{number}",
+    "DELETE /v1/merchant/shortcodes/{shortcode}/c2b",
+)
+"""Operations on what merchants or Safaricom name: another merchant's is not found, its own may have the same name."""
 
 OWN = (
     "GET /v1/merchant/me",
     "GET /v1/merchant/providers",
+    "GET /v1/merchant/shortcodes",
     "POST /v1/merchant/providers/mpesa/verify",
     "GET /v1/merchant/webhook",
     "GET /v1/payments",
@@ -46,6 +62,8 @@ OWN = (
     "GET /v1/refunds",
     "GET /v1/refunds/export",
     "GET /v1/payments/mpesa/reconciliations",
+    "GET /v1/account-numbers",
+    "POST /v1/account-numbers",
     "POST /v1/payments/mpesa/pull/register",
     "POST /v1/payments/mpesa/reconcile",
     "GET /v1/webhooks/logs",
@@ -60,6 +78,7 @@ OWN = (
     "DELETE /v1/merchant/webhook",
     "PUT /v1/merchant/providers",
     "DELETE /v1/merchant/providers/mpesa",
+    "POST /v1/merchant/shortcodes",
 )
 """Operations on the caller's own data, ordered so that those which change it come last."""
 
@@ -95,12 +114,12 @@ OPEN = {
 }
 """Operations without a key, with the reason. The simulator and the operator pages have tests of their own."""
 
-ELSEWHERE = ("/simulator", "/ops")
+ELSEWHERE = ("/simulator", "/v1/simulator", "/ops")
 
 
 def test_tenant_tables_name_every_operation() -> None:
     scoped = {str(each) for each in operations() if each.scope is not None}
-    assert scoped == THEIRS | set(OWN) | HOSTS
+    assert scoped == THEIRS | {*OWN, *NAMED} | HOSTS
     assert {str(each) for each in operations() if each.scope is ADMIN} == HOSTS
     unscoped = {
         str(each)
@@ -219,6 +238,7 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
+    "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
     },
@@ -274,19 +294,35 @@ async def test_objects_of_another_merchant_are_not_found(merchants: TwoMerchants
             body = BODIES[name](other, missing) if each.body else None
             assert without_id(await other.call_operation(each, missing, body)) == without_id(answer), name
     assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
-    for name in sorted(THEIRS):
+    for name in sorted(THEIRS, key=lambda each: (each.startswith("DELETE"), each)):
         # The owner finds them.
         own = await one.call_operation(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
         assert own.status != 404, (name, own)
 
 
+async def test_names_of_another_merchant_are_not_found(merchants: TwoMerchants) -> None:
+    one, other = merchants.one, merchants.other
+    assert (await one.api.call("PUT", "/v1/account-numbers/HOUSE", {"expected": 900})).status == 200
+    ids = one.ids | {"number": "HOUSE"}
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
+    for name in NAMED:
+        answer = await other.call_operation(operation(name), ids, {} if operation(name).body else None)
+        assert answer.status == (200 if name.startswith(("PUT", "DELETE /v1/acc")) else 404), name
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
+    for name in NAMED:
+        own = await one.call_operation(operation(name), ids, {} if operation(name).body else None)
+        assert own.status == (404 if name == NAMED[0] else 200), (name, own)
+
+
 OWN_BODIES: dict[str, Any] = {
+    "POST /v1/account-numbers": {"account_numbers": [{"number": "A7"}]},
     "POST /v1/payments": {"amount": 500, "phone": "254711000111", "metadata": {"cart": "of-600111"}},
     "POST /v1/payments/mpesa/reconcile": {},
     "POST /v1/webhooks/replay": {"since": "2020-01-01T00:00:00Z"},
     "PUT /v1/merchant/webhook": {"webhook_url": "https://shop.example.co.ke/hooks"},
     "PUT /v1/merchant/webhook/event-types": {"event_types": ["payment.completed"]},
     "PUT /v1/merchant/providers": INITIATED,
+    "POST /v1/merchant/shortcodes": INITIATED["mpesa"] | {"shortcode": "600333"},
 }
 
 QUERIES = (
@@ -433,6 +469,7 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
 
 ASKS_DARAJA = {
     "POST /v1/merchant/providers/mpesa/verify",
+    "POST /v1/merchant/shortcodes/{shortcode}/verify",
     "POST /v1/payments",
     "POST /v1/payments/{payment_id}/query",
     "POST /v1/payments/mpesa/check-status/{receipt}",

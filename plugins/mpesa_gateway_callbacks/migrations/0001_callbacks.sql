@@ -27,8 +27,9 @@ CREATE TABLE callback (
 );
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
--- Callbacks without a subject, and unapplied callbacks, are found by their handle.
-CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE subject_id IS NULL AND handle <> '';
+-- Callbacks without a subject or at a standing address, and unapplied callbacks, are found by their handle.
+CREATE INDEX callback_handle ON callback (handle, callback_id)
+    WHERE (subject_id IS NULL OR merchant_id IS NULL) AND handle <> '';
 CREATE INDEX callback_waiting_handle ON callback (handle, callback_id) WHERE verdict <> 'applied' AND handle <> '';
 CREATE INDEX callback_newest ON callback (env, callback_id);
 CREATE INDEX callback_unapplied ON callback (env, callback_id) WHERE verdict <> 'applied';
@@ -63,6 +64,6 @@ CREATE TABLE refused_callback (
 CREATE INDEX refused_callback_became ON refused_callback (callback_id) WHERE callback_id IS NOT NULL;
 CREATE INDEX refused_callback_subject ON refused_callback (subject_id) WHERE subject_id IS NOT NULL;
 CREATE INDEX refused_callback_of_strangers ON refused_callback (refused_id) WHERE NOT is_trusted;
--- Trusted callbacks that could not be read, or are of a kind that no enabled plugin declares.
+-- Trusted callbacks that could not be read, name another shortcode than their address, or are of a kind that no enabled plugin declares.
 CREATE INDEX refused_callback_unread ON refused_callback (refused_id)
-    WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind');
+    WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind', 'receiver');

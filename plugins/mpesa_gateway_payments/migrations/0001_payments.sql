@@ -113,6 +113,7 @@ CREATE UNIQUE INDEX payment_checkout_request_id ON payment (handle_by_time(check
 CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummarize='on', pages_per_range='16');
 CREATE INDEX payment_newest ON payment (merchant_id, env, payment_id) INCLUDE (amount);
 CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, payment_id) INCLUDE (amount);
+CREATE INDEX payment_newest_of_shortcode ON payment (merchant_id, env, shortcode, payment_id);
 -- Reversed, so that it serves the last digits as well.
 CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, reverse(phone), payment_id);
 CREATE INDEX payment_metadata_value ON payment USING gin (payment_metadata(merchant_id, env, metadata))

@@ -45,6 +45,7 @@ CREATE INDEX reconciliation_run_reached_by_cron ON reconciliation_run (merchant_
 CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (receiver_id, (CASE env
     WHEN 'live' THEN receiver_id ELSE merchant_id END)) WHERE status = 'running';
 CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, run_id);
+CREATE INDEX reconciliation_run_newest ON reconciliation_run (receiver_id, merchant_id, run_id);
 
 -- Facts of a statement line beyond its transaction. A line has a row if it was unexplained when it was read, or states
 -- another amount or time. payer is from M-Pesa's answer to a status query. receiver_id is the transaction's, which never

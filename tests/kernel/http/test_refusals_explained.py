@@ -162,7 +162,7 @@ def fits(schema: dict[str, Any], value: Any) -> bool:
     for part in (schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())):
         listed = part.get("type", [])
         kinds |= {names[kind] for kind in ([listed] if isinstance(listed, str) else listed) if kind in names}
-    return not kinds or (type(value) in kinds and type(value) in {str, dict})
+    return not kinds or (type(value) in kinds and type(value) in {str, dict, bool})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from tests.conftest import Harness
 from tests.ledger import drop_constraints, find_missed_corruptions
 
 VIOLATIONS = {
+    "credentials.active_shortcodes_have_a_default": """
+        UPDATE shortcode SET is_default = false RETURNING merchant_id
+    """,
     "credentials.envs_are_the_shortcodes": """
         UPDATE merchant SET envs = '{live}' WHERE name = 'Other' RETURNING merchant_id;
         UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id

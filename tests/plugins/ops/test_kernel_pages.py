@@ -154,6 +154,7 @@ async def test_events_page_retries_a_failing_subscriber(values: dict[str, Any]) 
             amount="1.00",
             currency="KES",
             provider="mpesa",
+            shortcode="174379",
             status="completed",
             phone="254711000001",
             reference="x",

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.as_owner
 END = join_statements(
     (
         (transition_sql.UPDATE_PAYMENTS, len(transition_sql.WRITTEN), True, None),
-        (transactions.INSERT, 18, True, transactions.WITNESS),
+        (transactions.INSERT, len(transactions.BOTH.names), True, transactions.WITNESS),
         (transition_sql.STEPS, 6, False, None),
         (outbox.INSERT_EVENTS, 8, False, None),
         (webhooks.FAN_OUT, 7, False, None),

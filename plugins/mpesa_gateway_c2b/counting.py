@@ -1,0 +1,149 @@
+"""Counts money to account numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.outbox import Outbox
+from mpesa_gateway.money import Kes
+from mpesa_gateway_c2b import account_tables
+from mpesa_gateway_c2b.account_states import AccountState, as_text, crossed, normalise
+from mpesa_gateway_c2b.account_tables import AccountNumberRow
+from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
+from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, Subject
+
+SUBJECT_KIND = "account_number"
+
+_EVENTS: Mapping[AccountState, type[AccountEvent]] = {
+    "part_paid": AccountPartPaid,
+    "paid": AccountPaid,
+    "overpaid": AccountOverpaid,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Money from a transaction, a payment or (negative) a refund."""
+
+    source_id: str
+    account_id: str
+    amount_cents: int
+
+
+class AccountCounting:
+    """Adds entries, each source once, and publishes the crossings. Needs an open transaction.
+
+    Account numbers are locked after transactions, in the order of their ids.
+    """
+
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox) -> None:
+        self._db = db
+        self._clock = clock
+        self._outbox = outbox
+
+    async def find(self, money: Sequence[IncomingMoney]) -> list[FoundSubject | None]:
+        """Return the active account numbers that payers typed. No locks."""
+        rows = await self._db.fetch(
+            account_tables.OF_MONEY,
+            [one.receiver_id for one in money],
+            [one.owner_id or one.merchant_id for one in money],
+            [normalise(one.account_number) for one in money],
+            [one.amount_cents for one in money],
+        )
+        found = {
+            row["place"]: FoundSubject(Subject(SUBJECT_KIND, row["account_id"]), row["merchant_id"]) for row in rows
+        }
+        return [found.get(place) if one.amount_cents is not None else None for place, one in enumerate(money, start=1)]
+
+    async def count_allocated(self, allocated: Sequence[Allocated]) -> None:
+        await self.add(
+            [
+                Entry(one.transaction_id, one.subject.subject_id, one.amount_cents)
+                for one in allocated
+                if one.amount_cents
+            ]
+        )
+
+    async def count_completed(self, completed: Sequence[PaymentCompleted]) -> None:
+        """Count payments whose reference is an account number of their merchant at their receiver."""
+        rows = await self._db.read_unlocked(
+            account_tables.OF_PAYMENTS,
+            [one.payment_id for one in completed],
+            [normalise(one.reference) for one in completed],
+        )
+        await self.add([Entry(row["payment_id"], row["account_id"], row["amount"] * 100) for row in rows])
+
+    async def count_reversed(self, reversed_: Sequence[PaymentReversed]) -> None:
+        """Subtract refunds of counted payments."""
+        rows = await self._db.read_unlocked(account_tables.COUNTED, [one.payment_id for one in reversed_])
+        counted = {row["source_id"]: row for row in rows}
+        entries: list[Entry] = []
+        for one in reversed_:
+            row = counted.get(one.payment_id)
+            if row is not None and one.refund_amount is not None:
+                # A reversal outside the gateway has no refund; it takes the whole payment, once.
+                source_id = one.refund_id or one.event_id
+                entries.append(Entry(source_id, row["account_id"], -100 * int(Kes.parse(one.refund_amount))))
+        await self.add(entries)
+
+    async def add(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        now = self._clock.now()
+        accounts = sorted({one.account_id for one in entries})
+        locked = {row["account_id"]: row for row in await self._db.fetch(account_tables.LOCK, accounts)}
+        added = await self._db.fetch(
+            account_tables.ADD_ENTRIES,
+            [one.source_id for one in entries],
+            [one.account_id for one in entries],
+            [one.amount_cents for one in entries],
+            now,
+        )
+        new = {row["source_id"] for row in added}
+        received = {account_id: row["received_cents"] for account_id, row in locked.items()}
+        crossings: list[tuple[AccountState, str, int, int]] = []
+        for one in entries:
+            if one.source_id not in new:
+                continue
+            expected, before = locked[one.account_id]["expected_cents"], received[one.account_id]
+            received[one.account_id] = before + one.amount_cents
+            state = crossed(before, expected, before + one.amount_cents, expected)
+            if state is not None:
+                crossings.append((state, one.account_id, before + one.amount_cents, one.amount_cents))
+        for account_id in accounts:
+            values: dict[Any, Any] = {
+                AccountNumberRow.received_cents: received[account_id],
+                AccountNumberRow.updated_at: now,
+            }
+            await self._db.run(AccountNumberRow.update(values).where(AccountNumberRow.account_id == account_id))
+        await self.publish(crossings)
+
+    async def publish(self, crossings: Sequence[tuple[AccountState, str, int, int | None]]) -> None:
+        """Publish states, each with its account, the received sum, and the amount that caused it."""
+        told = [one for one in crossings if one[0] in _EVENTS]
+        if not told:
+            return
+        rows = await self._db.fetch(account_tables.BY_IDS, sorted({account_id for _, account_id, _, _ in told}))
+        by_id = {row["account_id"]: row for row in rows}
+        await self._outbox.publish(
+            [_event(state, by_id[account_id], received, amount) for state, account_id, received, amount in told]
+        )
+
+
+def _event(state: AccountState, row: Row, received: int, amount: int | None) -> AccountEvent:
+    expected = row["expected_cents"]
+    return _EVENTS[state](
+        merchant_id=row["merchant_id"],
+        env=row["env"],
+        subject_id=row["account_id"],
+        account_id=row["account_id"],
+        account_number=row["number"],
+        shortcode=row["shortcode"],
+        expected=as_text(expected),
+        received=as_text(received),
+        outstanding=as_text(max(expected - received, 0)),
+        amount=None if amount is None else as_text(amount),
+    )

@@ -1,0 +1,1 @@
+"""The migrations of c2b, as numbered SQL files."""

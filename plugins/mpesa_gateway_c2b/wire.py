@@ -1,0 +1,102 @@
+"""Bodies of C2B requests, as Safaricom sends them."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, cast
+
+from mpesa_gateway.daraja.numerals import read_number
+from mpesa_gateway.daraja.wire import (
+    ContradictoryCallback,
+    DuplicateField,
+    InvalidCallback,
+    read_amount,
+    read_json_with_duplicates,
+    read_moments,
+    read_receipt,
+    read_text,
+)
+from mpesa_gateway.phone import normal_phone
+
+_DECISIVE = frozenset(
+    {"TransID", "TransAmount", "TransTime", "BusinessShortCode", "BillRefNumber", "MSISDN", "TransactionType"}
+)
+_NAMES = ("FirstName", "MiddleName", "LastName")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
+_MASKED = re.compile(r"\+?[0-9*]{9,15}\Z", re.ASCII)
+
+_MOST_CENTS = 10**14
+
+
+@dataclass(frozen=True)
+class Payer:
+    """``shown`` is the number as far as visible, ``digest`` the SHA-256 of ``2547…`` in hexadecimal digits."""
+
+    shown: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class C2bBody:
+    """A payment to ``number``, a paybill, till or store. ``account_number`` is as typed, None for tills."""
+
+    receipt: str
+    number: str
+    amount_cents: int
+    account_number: str | None
+    payer: Payer
+    payer_name: str | None
+    paid_at: datetime | None
+    transaction_type: str | None
+
+
+def read_body(body: bytes) -> C2bBody:
+    """Raises InvalidCallback, also for an unreadable receipt, amount or shortcode."""
+    try:
+        content = read_json_with_duplicates(body)
+    except ValueError:
+        raise InvalidCallback("not JSON") from None
+    if not isinstance(content, dict):
+        raise InvalidCallback("not a JSON object")
+    fields = cast("dict[str, Any]", content)
+    if isinstance(fields, DuplicateField) and (doubled := fields.names & _DECISIVE):
+        raise ContradictoryCallback(f"{', '.join(sorted(doubled))} is repeated with different values")
+    receipt, number = read_receipt(read_text(fields, "TransID")), read_text(fields, "BusinessShortCode")
+    if receipt is None:
+        raise InvalidCallback("TransID is missing, or no receipt")
+    if number is None or re.fullmatch("[0-9]{4,10}", number, re.ASCII) is None:
+        raise InvalidCallback("BusinessShortCode is missing, or no shortcode")
+    amount_cents = _cents(read_text(fields, "TransAmount"))
+    if amount_cents is None:
+        raise InvalidCallback("TransAmount is missing, or no amount")
+    names = " ".join(name for field in _NAMES if (name := read_text(fields, field)) is not None)
+    return C2bBody(
+        receipt=receipt,
+        number=number,
+        amount_cents=amount_cents,
+        account_number=read_text(fields, "BillRefNumber"),
+        payer=read_payer(read_text(fields, "MSISDN")),
+        payer_name=names or None,
+        paid_at=next(iter(read_moments(read_text(fields, "TransTime"))), None),
+        transaction_type=read_text(fields, "TransactionType"),
+    )
+
+
+def read_payer(text: str | None) -> Payer:
+    """Recognise a number in clear, masked, or as a digest, by its look; a masked digest shows nothing."""
+    plain = "".join((text or "").split())
+    if _DIGEST.match(plain.lower()):
+        return Payer(digest=plain.lower())
+    if not _MASKED.match(plain):
+        return Payer()
+    return Payer(shown=plain if "*" in plain else normal_phone(plain))
+
+
+def _cents(text: str | None) -> int | None:
+    whole = read_amount(text)
+    number = Decimal(whole) if whole is not None else None if text is None else read_number(text)
+    if number is None or not 0 < number < _MOST_CENTS or (cents := number * 100) != cents.to_integral_value():
+        return None
+    return int(cents)
