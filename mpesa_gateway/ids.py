@@ -67,6 +67,10 @@ class Ids:
         return _spell(prefix, _milliseconds(moment), 0)
 
     @staticmethod
+    def time_of(text: str) -> datetime:
+        return _EPOCH + int.from_bytes(uuid_of(text)[:6], "big") * _MILLISECOND
+
+    @staticmethod
     def has_form(text: str, prefix: str) -> bool:
         return text.startswith(f"{prefix}_") and uuid_of(text) != NO_ROW
 

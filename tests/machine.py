@@ -70,6 +70,13 @@ class Machine:
         return found[1]
 
     @property
+    def simulator(self) -> str:
+        """The address of the simulated phones, as the last `up` printed it."""
+        found = re.search(r"simulated phones: (http://\S+)", self.said)
+        assert found is not None, self.said
+        return found[1]
+
+    @property
     def running(self) -> "subprocess.Popen[str] | None":
         """The running `up`, or None."""
         return self._up if self._up is not None and self._up.poll() is None else None

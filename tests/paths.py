@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -28,10 +29,14 @@ from mpesa_gateway_reconciliation.operator_service import ReconciliationOperator
 from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_transactions.announcing import AnnouncementSweep
 from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from mpesa_gateway_transactions.contradictions import ContradictionReview
+from mpesa_gateway_transactions.schemas import Allocate
+from mpesa_gateway_transactions.service import TransactionService
 from tests.conftest import Harness
 from tests.daraja import Daraja, c2b_body, fault, result, stk_callback
+from tests.loose_money import receive_loose
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
@@ -283,6 +288,27 @@ class Paths:
         for _ in range(2):
             async with self.harness.gateway.db.transaction():
                 await self.harness.gateway.port(Allocations).receive([report])
+        service = self.harness.gateway.port(TransactionService)
+        for wanted in (Allocate(payment_id=(await self.pay())["id"]), Allocate(note="paid at the till")):
+            other = replace(report, receipt=f"TKC9{self.number:06}{'B' if wanted.note else 'A'}", account_number=None)
+            async with self.harness.gateway.db.transaction():
+                (one,) = await self.harness.gateway.port(Allocations).receive([other])
+            await service.allocate(self.merchant_id, "sandbox", one.transaction_id, wanted, actor="a person")
+            await self.harness.gateway.port(AnnouncementSweep).run()
+
+    async def returned(self) -> None:
+        """Money that pays nothing is announced and refunded: a part fails, then all of it goes back."""
+        self.number += 1
+        money = await receive_loose(self.harness, f"TKL{self.number:07}", amount_cents=32_100)
+        headers = {"Idempotency-Key": f"l{self.number}"}
+        for code, body in ((1, {"amount": 200}), (0, {})):
+            wanted: dict[str, Any] = {"transaction_id": money, **body}
+            refund = (await self.harness.api.call("POST", "/v1/refunds", wanted, headers=headers if body else {})).data
+            self.merchant_id = refund["merchant_id"]
+            await self.harness.api.call("POST", "/v1/refunds", {"transaction_id": money})
+            says = {"OriginalTransactionID": refund["receipt"]}
+            said = result(code, transaction_id=f"TKV{self.number:07}", says=says)
+            await self.call_back("reversal", refund["id"], said)
 
     async def confirmed(self) -> None:
         """Money counts to an account number: confirmed, prompted for, refunded, and known before the number."""
@@ -305,10 +331,10 @@ class Paths:
         ).data
         self.merchant_id = made["merchant_id"]
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=f"TKD{self.number:07}"))
-        refund_id = gateway.ids.new("rfd")
+        refund_id, refunds = gateway.ids.new("rfd"), gateway.port(RefundablePayments)
         async with gateway.db.transaction():
-            refunds = gateway.port(RefundablePayments)
             reserved = await refunds.reserve(self.merchant_id, "sandbox", made["id"], None, refund_id)
+        async with gateway.db.transaction():
             await refunds.reverse(made["id"], refund_id, reserved.amount, None)
         assert (await call("GET", f"/v1/account-numbers/{number}")).data["received"] == "500.00"
         self.daraja.add_answers("c2bregister2", (500, b""))
@@ -408,6 +434,7 @@ class Paths:
         yield self.undecided()
         yield self.contradicted()
         yield self.allocated()
+        yield self.returned()
         yield self.confirmed()
         yield self.resolved()
         yield self.delivered()

@@ -86,7 +86,7 @@ class KeysetPage(Generic[R]):
 
 @dataclass(frozen=True)
 class Total:
-    """Number of rows and their sum in KES."""
+    """Number of rows and the sum of their amounts."""
 
     count: int
     amount: int
@@ -117,6 +117,7 @@ class KeysetList:
     of_merchants: bool = True
     by_index: bool = False
     oldest_first: bool = False
+    amount: str = "amount"
 
     async def page(
         self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
@@ -157,8 +158,8 @@ class KeysetList:
         if found.env is not None and self.of_env:
             chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
         sql = (
-            "SELECT count(*) AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
-            f"FROM {self._matching(f'{self.key}, amount', chosen)}"
+            f"SELECT count(*) AS count, coalesce(sum({self.amount}), 0)::bigint AS amount "  # noqa: S608 - as in count
+            f"FROM {self._matching(f'{self.key}, {self.amount}', chosen)}"
         )
         if by_merchant:
             sql = (

@@ -19,7 +19,7 @@ class Success(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Position of a page. ``total`` is present only with ``?count=true``."""
+    """Position of a page. ``total`` is present only with ``?count=true``, and ``total_amount`` for money."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"limit": 50, "has_more": False, "next_cursor": None}
 
@@ -27,6 +27,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     has_more: bool
     next_cursor: str | None
     total: int | None = None
+    total_amount: str | None = None
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_c2b.counting import SUBJECT_KIND, AccountCounting
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
-from mpesa_gateway_transactions.api import Allocated, AllocationRule, FoundSubject, IncomingMoney
+from mpesa_gateway_transactions.api import Allocated, AllocationRule, FoundSubject, IncomingMoney, RefundedMoney
 
 
 async def find_account_numbers(gateway: Runtime, money: Sequence[IncomingMoney]) -> Sequence[FoundSubject | None]:
@@ -14,6 +14,10 @@ async def find_account_numbers(gateway: Runtime, money: Sequence[IncomingMoney])
 
 async def count_allocated(gateway: Runtime, allocated: Sequence[Allocated]) -> None:
     await gateway.port(AccountCounting).count_allocated(allocated)
+
+
+async def count_refunded(gateway: Runtime, money: RefundedMoney) -> None:
+    await gateway.port(AccountCounting).count_refunded(money)
 
 
 async def count_completed(completed: Sequence[PaymentCompleted], gateway: Runtime) -> None:
@@ -25,5 +29,9 @@ async def count_reversed(reversed_: Sequence[PaymentReversed], gateway: Runtime)
 
 
 ALLOCATION_RULE = AllocationRule(
-    name="account_number", subject_kind=SUBJECT_KIND, find=find_account_numbers, allocated=count_allocated
+    name="account_number",
+    subject_kind=SUBJECT_KIND,
+    find=find_account_numbers,
+    allocated=count_allocated,
+    refunded=count_refunded,
 )

@@ -1,14 +1,41 @@
 """The rule that finds the payments of incoming money."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from mpesa_gateway.db.deferred import ConcurrentUpdate
+from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.evidence import Direction, Evidence, Proof, Receiver, Source
 from mpesa_gateway_payments.statement_matching import PaymentStatementMatching
-from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, PaidBy, Verdict
-from mpesa_gateway_transactions.api import AllocationRule, FoundSubject, IncomingMoney, Subject
+from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, NotAssignable, PaidBy, Verdict
+from mpesa_gateway_transactions.api import (
+    AllocationRule,
+    Assignment,
+    FoundSubject,
+    IncomingMoney,
+    NotAllocatable,
+    Subject,
+)
+
+RECENT_PUSH = timedelta(seconds=120)
+
+# raw SQL: hot path - each confirmation that names no payment.
+HAS_RECENT_PUSH = """
+SELECT EXISTS (SELECT 1 FROM payment
+    WHERE env = $1 AND shortcode = $2 AND amount = $3 AND created_at > $4 AND receipt IS NULL AND status = 'pending')
+"""
+
+_REASONS = {
+    "not_ours": "M-Pesa's reports do not show that this money came in at the receiver",
+    "receiver": "the payment is of another shortcode than the money",
+    "paid": "the payment has the receipt of other money",
+    "another": "M-Pesa's evidence fits another payment: leave this money to it",
+    "merchant": "a payment of another merchant of this shortcode fits as well: the gateway's operator decides",
+    "differs": "the money does not fit the payment: amount, payer, reference and time must be the payment's",
+}
 
 _SOURCES = {"c2b": (Source.C2B, Proof.ADDRESS), "pull": (Source.STATEMENT, Proof.PAGE)}
 
@@ -56,4 +83,36 @@ async def _settle(matching: PaymentStatementMatching, money: IncomingMoney, repo
     return FoundSubject(Subject("payment", settled.payment_id), settled.merchant_id)
 
 
-ALLOCATION_RULE = AllocationRule(name="own_reference", subject_kind="payment", find=find_payments)
+async def expect_payments(gateway: Runtime, money: Sequence[IncomingMoney]) -> list[bool]:
+    """Return True where a pending payment of the same receiver and amount has a recent push."""
+    since = gateway.clock.now() - RECENT_PUSH
+    return [
+        one.amount_cents is not None
+        and one.amount_cents % 100 == 0
+        and await gateway.db.fetchval(HAS_RECENT_PUSH, one.env, one.number, one.amount_cents // 100, since)
+        for one in money
+    ]
+
+
+async def assign_payment(gateway: Runtime, choice: Assignment) -> FoundSubject:
+    payment_id = choice.subject_id
+    chosen = await gateway.port(Payments).find(payment_id)
+    if chosen is None or chosen.env != choice.money.env or choice.merchant_id not in {None, chosen.merchant_id}:
+        raise NotFound("there is no such payment")
+    settled = await gateway.port(PaymentStatementMatching).assign(
+        evidence_of(choice.money), payment_id, choice.lock, by_operator=choice.by_operator
+    )
+    if isinstance(settled, NotAssignable):
+        raise NotAllocatable(_REASONS[settled.reason])
+    if settled.finding == "mismatched":
+        raise NotAllocatable(f"the money differs from what {payment_id} asks for: its amount or receipt is another")
+    return FoundSubject(Subject("payment", payment_id), chosen.merchant_id)
+
+
+ALLOCATION_RULE = AllocationRule(
+    name="own_reference",
+    subject_kind="payment",
+    find=find_payments,
+    is_expected=expect_payments,
+    assign=assign_payment,
+)

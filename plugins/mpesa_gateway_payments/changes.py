@@ -1,6 +1,7 @@
 """Changes of a payment's columns, timeline and events, without I/O."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -73,6 +74,16 @@ class PaymentChange:
                 self._set(checkout_request_id=checkout_request_id, merchant_request_id=known or merchant_request_id)
             case Ignore() | Refuse():
                 pass
+
+    def mark_announced(self, receipts: set[str]) -> None:
+        """``receipts`` are of money that was announced as ``transaction.received``."""
+        self.seen = [replace(one, is_announced=True) if one.receipt in receipts else one for one in self.seen]
+        self.events = [
+            msgspec.structs.replace(event, previously_received=True)
+            if isinstance(event, PaymentCompleted) and event.receipt in receipts
+            else event
+            for event in self.events
+        ]
 
     def _unless_erased(self, phone: str | None) -> str | None:
         """A late report does not restore the number of an erased payer."""

@@ -73,10 +73,19 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
 
 
 class PaymentCompleted(PaymentEvent, frozen=True, kw_only=True):
-    """The money has moved."""
+    """The money has moved.
+
+    ``previously_received`` is true if ``transaction.received`` announced the receipt before: credit it once.
+    """
 
     kind: ClassVar[str] = "payment.completed"
     reports_money: ClassVar[bool] = True
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {**PaymentEvent.EXAMPLE, "previously_received": False}
+
+    previously_received: bool = False
+
+    def data(self) -> dict[str, Any]:
+        return super().data() | {"previously_received": self.previously_received}
 
 
 class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):

@@ -74,5 +74,9 @@ SELECT receipt, number FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2
 UNION
 SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
 WHERE transaction.env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
+UNION
+SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
+WHERE transaction.env = $1 AND direction = 'in' AND receipt = ANY($2::text[])
+    AND refund_reserved_cents + refunded_cents > 0
 """
-"""Receipts that pay for nothing at a receiver: reversed as a whole, or of our refunds."""
+"""Receipts that pay for nothing at a receiver: reversed as a whole, of our refunds, or refunded without a payment."""

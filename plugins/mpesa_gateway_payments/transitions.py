@@ -91,17 +91,22 @@ class Transitions:
         if not any(map(_may_clash, decisions)):
             await self._write([change])
             return decisions
-        try:
-            async with self._db.savepoint():
-                await self._write([change])
-        except asyncpg.UniqueViolationError as problem:
-            if problem.constraint_name != _RECEIPT:
-                raise
-        except ConcurrentUpdate:
-            # The locked payment is unchanged: its transaction has another subject, amount or receiver.
-            log.error("receipt_of_other_money", payment_id=row["payment_id"])
-        else:
-            return decisions
+        for is_last in (False, True):
+            await self._mark_announced(change)
+            try:
+                async with self._db.savepoint():
+                    await self._write([change])
+            except asyncpg.UniqueViolationError as problem:
+                if problem.constraint_name != _RECEIPT:
+                    raise
+                break
+            except ConcurrentUpdate:
+                # The locked payment is unchanged. Its transaction has another subject, amount or receiver, or was
+                # announced since it was read.
+                if is_last:
+                    log.error("receipt_of_other_money", payment_id=row["payment_id"])
+            else:
+                return decisions
         decisions = without_receipt(decisions)
         ((change, _),) = await self._decided([(row, lambda _: decisions)])
         # A duplicate CheckoutRequestID must raise here, not at the end.
@@ -137,6 +142,11 @@ class Transitions:
                 change.apply(decision, now)
             decided.append((change, decisions))
         return decided
+
+    async def _mark_announced(self, change: PaymentChange) -> None:
+        """``apply_batch`` does not ask: it fails for announced money, and each report is applied alone."""
+        if receipts := sorted({one.receipt for one in change.seen if one.subject is not None}):
+            change.mark_announced(await self._transactions.announced(change.row["env"], receipts))
 
     async def _noted(self, rows: Sequence[Row]) -> dict[str, list[str]]:
         held = sorted({row["payment_id"] for row in rows if row["mismatch"] is not None})

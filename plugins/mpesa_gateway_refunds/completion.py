@@ -11,11 +11,11 @@ from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.listing import find_refund
+from mpesa_gateway_refunds.money import RefundMoney
 from mpesa_gateway_refunds.result_codes import ReversalOutcome
 from mpesa_gateway_refunds.schemas import RefundView, Resolution
 from mpesa_gateway_refunds.tables import RefundRow, pending
@@ -39,20 +39,20 @@ class RefundCompletion:
         clock: Clock,
         audit: Audit,
         outbox: Outbox,
-        payments: RefundablePayments,
+        money: RefundMoney,
     ) -> None:
         self._db = db
         self._clock = clock
         self._audit = audit
         self._outbox = outbox
-        self._payments = payments
+        self._money = money
 
     async def complete(
         self, row: Found, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
     ) -> bool:
         """Complete a refund, also one that has failed and went through later.
 
-        Returns False if the payment has no money left for it; the end of another refund may free some.
+        Returns False if no money is left for it; the end of another refund may free some.
         """
         shown = None if receipt == row["receipt"] else receipt
         if row["status"] == "completed":
@@ -61,14 +61,14 @@ class RefundCompletion:
                 await self.require_review(row, f"M-Pesa reports a second receipt, {shown}: check its portal")
             return True
         now = self._clock.now()
-        payment_id, refund_id, amount = row["payment_id"], row["refund_id"], Kes(row["amount"])
-        if shown is not None and await self._payments.has_paid(row["env"], shown):
+        refund_id = row["refund_id"]
+        if shown is not None and await self._money.has_come_in(row["env"], shown):
             await self.require_review(row, CAME_IN)
             return True
         try:
             async with self._db.savepoint():
                 if row["status"] == "failed":
-                    await self._payments.reserve(row["merchant_id"], row["env"], payment_id, amount, refund_id)
+                    await self._money.reserve_again(row)
                 await self._db.run(
                     RefundRow.update(
                         {
@@ -93,7 +93,7 @@ class RefundCompletion:
         except asyncpg.UniqueViolationError:
             await self.require_review(row, f"M-Pesa reports the receipt {shown}, which another refund has")
             return True
-        await self._payments.reverse(payment_id, refund_id, amount, shown)
+        await self._money.complete(row, shown)
         log.info("refund_completed", refund_id=refund_id, outcome=outcome.word)
         return True
 
@@ -121,7 +121,7 @@ class RefundCompletion:
         )
         if not failed:
             return
-        await self._payments.release(row["payment_id"], row["refund_id"], Kes(row["amount"]), outcome.meaning)
+        await self._money.release(row, outcome.meaning)
         if reversal == "unsent":
             return
         await self._outbox.publish(
@@ -132,6 +132,7 @@ class RefundCompletion:
                     subject_id=row["refund_id"],
                     refund_id=row["refund_id"],
                     payment_id=row["payment_id"],
+                    transaction_id=row["transaction_id"],
                     amount=Kes(row["amount"]).wire,
                     currency="KES",
                     provider="mpesa",
@@ -185,9 +186,9 @@ class RefundCompletion:
             )
         elif resolution.outcome == "completed":
             if not await self.complete(row, DONE, "operator", note, None):
-                raise RefundEnded("the payment has no money left for this refund: another refund has it")
+                raise RefundEnded("no money is left for this refund: another refund has it")
         elif row["status"] == "pending":
             outcome = ReversalOutcome("other", "an operator found no reversal", "request the refund again")
             await self.fail(row, outcome, code="operator", text=note)
         else:
-            raise RefundEnded("this refund is completed and its payment reversed: this cannot be undone")
+            raise RefundEnded("this refund is completed and its money returned: this cannot be undone")

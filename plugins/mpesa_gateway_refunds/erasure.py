@@ -16,7 +16,7 @@ async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     named = [row[name] for row in rows for name in ("originator_conversation_id", "conversation_id")]
     for row in rows:
-        named += [row["payment_id"], *callback_subjects(row["refund_id"])]
+        named += [row["payment_id"], row["transaction_id"], *callback_subjects(row["refund_id"])]
     return {name for name in named if name}
 
 

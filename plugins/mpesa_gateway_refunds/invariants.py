@@ -24,16 +24,38 @@ INVARIANTS = (
         sentence="A refund is of its payment's merchant, environment, amount and receipt",
         sql="""
             SELECT refund_id FROM refund JOIN payment USING (payment_id)
-            WHERE (refund.merchant_id, refund.env, refund.payment_amount, refund.receipt)
+            WHERE (refund.merchant_id, refund.env, refund.original_amount, refund.receipt)
                 IS DISTINCT FROM (payment.merchant_id, payment.env, payment.amount, payment.receipt)
         """,
     ),
     Invariant(
-        name="completed_was_published",
-        sentence="A refund that went through has exactly one event payment.reversed",
+        name="sums_are_the_transactions",
+        sentence="What a transaction has refunded and set aside are the sums of its refunds",
         sql="""
-            SELECT refund_id FROM refund LEFT JOIN event ON event.subject_id = refund.payment_id
-                AND event.kind = 'payment.reversed'
+            SELECT transaction.transaction_id FROM transaction LEFT JOIN (
+                SELECT transaction_id, COALESCE(sum(amount) FILTER (WHERE status = 'completed'), 0) AS gone,
+                    COALESCE(sum(amount) FILTER (WHERE status = 'pending'), 0) AS reserved
+                FROM refund WHERE transaction_id IS NOT NULL GROUP BY transaction_id
+            ) AS refunds ON refunds.transaction_id = transaction.transaction_id
+            WHERE refunded_cents <> 100 * COALESCE(gone, 0) OR refund_reserved_cents <> 100 * COALESCE(reserved, 0)
+        """,
+    ),
+    Invariant(
+        name="fits_its_transaction",
+        sentence="A refund is of its transaction's environment, amount in whole KES and receipt",
+        sql="""
+            SELECT refund_id FROM refund JOIN transaction USING (transaction_id)
+            WHERE (refund.env, refund.original_amount, refund.receipt)
+                IS DISTINCT FROM (transaction.env, transaction.amount_cents / 100, transaction.receipt)
+        """,
+    ),
+    Invariant(
+        name="completed_was_published",
+        sentence="A refund that went through has exactly one event payment.reversed or transaction.refunded",
+        sql="""
+            SELECT refund_id FROM refund LEFT JOIN event
+                ON event.subject_id = COALESCE(refund.payment_id, refund.transaction_id)
+                AND event.kind = CASE WHEN payment_id IS NULL THEN 'transaction.refunded' ELSE 'payment.reversed' END
                 AND event.body::jsonb -> 'data' ->> 'refund_id' = id_text(refund.refund_id)
             WHERE status = 'completed' GROUP BY refund_id HAVING count(event_id) <> 1
         """,

@@ -44,7 +44,7 @@ def export_refunds(
 
 def _conditions(merchant_id: str, env: Env, filters: RefundFilters) -> Conditions:
     found = Conditions(env, merchant_id, filters.since, filters.until)
-    found.equal(payment_id=filters.payment_id, status=filters.status)
+    found.equal(payment_id=filters.payment_id, transaction_id=filters.transaction_id, status=filters.status)
     if filters.needs_attention is not None:
         found.add(f"attention IS {'NOT ' if filters.needs_attention else ''}NULL")
     return found

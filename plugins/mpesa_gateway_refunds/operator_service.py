@@ -1,6 +1,7 @@
 """Operators' use cases of refunds, for all merchants."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -18,7 +19,9 @@ from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_refunds.listing import REFUNDS
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundView
 from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.source import RefundSource
 from mpesa_gateway_refunds.tables import RefundRow, waiting_of
+from mpesa_gateway_transactions.api import RefundableTransactions
 
 
 class RefundsQuery(OperatorQuery, frozen=True, kw_only=True):
@@ -38,13 +41,45 @@ def _conditions(env: Env, query: RefundsQuery) -> Conditions:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoneyToRefund:
+    """``left`` KES of ``amount`` can be refunded; ``refusal`` is the reason if none can."""
+
+    source: RefundSource
+    env: Env
+    merchant_id: str
+    payer: str | None
+    receipt: str | None
+    amount: Kes
+    left: int
+    refusal: str
+
+    @property
+    def object_id(self) -> str:
+        return next(iter(self.source.named.values()))
+
+    @property
+    def page(self) -> str:
+        """Return the path of its page."""
+        return f"{self.source.noun}s/{self.object_id}"
+
+
 class RefundOperatorService:
     """Lists, finds, counts and requests refunds."""
 
-    def __init__(self, *, db: Database, merchants: Merchants, payments: Payments, refunds: RefundService) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        merchants: Merchants,
+        payments: Payments,
+        transactions: RefundableTransactions,
+        refunds: RefundService,
+    ) -> None:
         self._db = db
         self._merchants = merchants
         self._payments = payments
+        self._transactions = transactions
         self._refunds = refunds
 
     async def page(self, env: Env, query: RefundsQuery, limit: int) -> KeysetPage[Row]:
@@ -64,11 +99,15 @@ class RefundOperatorService:
 
     async def of_payment(self, payment_id: str) -> list[Found]:
         """Return a payment's refunds, newest first."""
+        return await self._of(RefundSource(payment_id, None))
+
+    async def of_transaction(self, transaction_id: str) -> list[Found]:
+        """Return a transaction's refunds, newest first."""
+        return await self._of(RefundSource(None, transaction_id))
+
+    async def _of(self, source: RefundSource) -> list[Found]:
         rows: list[Found] = await self._db.run(
-            RefundRow.select()
-            .where(RefundRow.payment_id == payment_id)
-            .order_by(RefundRow.refund_id, ascending=False)
-            .limit(100)
+            RefundRow.select().where(source.condition).order_by(RefundRow.refund_id, ascending=False).limit(100)
         )
         return rows
 
@@ -83,19 +122,47 @@ class RefundOperatorService:
             raise NotFound("there is no such payment")
         return payment
 
-    async def request(self, visit: PageRequest, payment_id: str) -> RefundView:
-        """Request a refund from a submitted form.
+    async def money(self, visit: PageRequest) -> MoneyToRefund:
+        """Return the payment or transaction in the page's address. Raises NotFound."""
+        if (payment_id := visit.values.get("payment_id")) is not None:
+            payment = await self.payment(payment_id)
+            left = refundable_amount(payment, await self.of_payment(payment_id))
+            unknown = payment.status == "completed" and payment.receipt is None
+            why = f"the payment is {payment.status.replace('_', ' ')}{' and its receipt is not known yet' * unknown}"
+            return MoneyToRefund(
+                source=RefundSource(payment_id, None),
+                env=payment.env,
+                merchant_id=payment.merchant_id,
+                payer=payment.phone,
+                receipt=payment.receipt,
+                amount=Kes.parse(payment.amount),
+                left=left,
+                refusal=why,
+            )
+        one = await self._transactions.find(visit.values["transaction_id"])
+        return MoneyToRefund(
+            source=RefundSource(None, one.transaction_id),
+            env=one.env,
+            merchant_id=one.merchant_id,
+            payer=one.payer,
+            receipt=one.receipt,
+            amount=one.amount,
+            left=int(one.left),
+            refusal=one.refusal or "it has been refunded",
+        )
+
+    async def request(self, visit: PageRequest) -> RefundView:
+        """Request a refund of the payment or transaction in the page's address from a submitted form.
 
         Raises InvalidFields, NotFound, Conflict, KeyMismatch, ProviderNotConfigured, ProviderRejected and
         ProviderUnavailable.
         """
-        payment = await self.payment(payment_id)
-        merchant = await self._merchants.require(payment.merchant_id)
-        wanted: dict[str, str] = {"payment_id": payment_id}
-        wanted |= {name: text for name in ("amount", "reason") if (text := visit.text(name))}
+        money = await self.money(visit)
+        merchant = await self._merchants.require(money.merchant_id)
+        wanted = money.source.named | {name: text for name in ("amount", "reason") if (text := visit.text(name))}
         body = read_body(msgspec.json.encode(wanted), CreateRefund)
         service = self._refunds
-        refund, _ = await service.request(visit.caller(merchant, payment.env), body, visit.text("key") or None)
+        refund, _ = await service.request(visit.caller(merchant, money.env), body, visit.text("key") or None)
         return refund
 
 

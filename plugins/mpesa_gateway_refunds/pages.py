@@ -25,12 +25,13 @@ from mpesa_gateway.ops_contract import (
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.completion import RefundCompletion
-from mpesa_gateway_refunds.operator_service import RefundOperatorService, RefundsQuery, refundable_amount
+from mpesa_gateway_refunds.operator_service import MoneyToRefund, RefundOperatorService, RefundsQuery, refundable_amount
 from mpesa_gateway_refunds.schemas import Resolution
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from mpesa_gateway_refunds.subjects import callback_subjects
 from mpesa_gateway_refunds.views import view
+from mpesa_gateway_transactions.api import RefundableTransactions
 
 _A_PAGE = 50
 
@@ -102,14 +103,12 @@ async def resolve(visit: PageRequest) -> Redirect:
 
 
 async def refund_form(visit: PageRequest) -> Rendered:
-    operators, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
-    payment = await operators.payment(payment_id)
-    visit.require(payment.env)
+    money = await visit.gateway.port(RefundOperatorService).money(visit)
+    visit.require(money.env)
     return Rendered(
         "refund_form.html",
         {
-            "payment": payment,
-            "left": refundable_amount(payment, await operators.of_payment(payment_id)),
+            "money": money,
             # The form's key: sending the form twice makes one refund.
             "key": visit.text("key") or f"ops-{visit.gateway.ids.token(16).hex()}",
             "fields": {name: visit.text(name) for name in ("amount", "reason", "confirm")},
@@ -118,25 +117,28 @@ async def refund_form(visit: PageRequest) -> Rendered:
 
 
 async def create(visit: PageRequest) -> Redirect:
-    if visit.text("confirm") != visit.values["payment_id"]:
+    operators = visit.gateway.port(RefundOperatorService)
+    money = await operators.money(visit)
+    if visit.text("confirm") != money.object_id:
         raise InvalidFields.field_error("confirm", "confirm: a refund cannot be undone")
-    if await _amount(visit) > visit.gateway.settings(RefundsSettings).step_up_above:
+    if _refunded_after(money, visit.text("amount")) > visit.gateway.settings(RefundsSettings).step_up_above:
         visit.require_fresh()
-    made = await visit.gateway.port(RefundOperatorService).request(visit, visit.values["payment_id"])
+    made = await operators.request(visit)
     return Redirect(f"refunds/{made.id}", "Refund requested.")
 
 
-async def _amount(visit: PageRequest) -> int:
-    """Return the KES of the payment that are refunded after this form; 0 for text that is refused next."""
-    operators, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
-    payment, text = await operators.payment(payment_id), visit.text("amount")
-    if not text:
-        return int(Kes.parse(payment.amount))
-    left = refundable_amount(payment, await operators.of_payment(payment_id))
+def _refunded_after(money: MoneyToRefund, amount: str) -> int:
+    """Return the KES of the money that are refunded after this form; 0 for text that is refused next."""
+    if not amount:
+        return int(money.amount)
     try:
-        return int(Kes.parse(payment.amount)) - left + int(Kes.parse(text))
+        return int(money.amount) - money.left + int(Kes.parse(amount))
     except ValueError:
         return 0
+
+
+async def owner_of_transaction(gateway: Runtime, transaction_id: str) -> str | None:
+    return (await gateway.port(RefundableTransactions).find(transaction_id)).merchant_id
 
 
 # -- panels and timelines of other plugins' pages ---------------------------------------------------------------------
@@ -147,15 +149,38 @@ async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
     rows, payment = await operators.of_payment(payment_id), await operators.payment(payment_id)
     left = refundable_amount(payment, rows)
     return (
-        Rendered("refunds_of_payment.html", {"rows": rows, "left": left, "payment": payment}) if rows or left else None
+        Rendered("refunds_of_money.html", {"rows": rows, "left": left, "page": f"payments/{payment_id}"})
+        if rows or left
+        else None
+    )
+
+
+async def of_transaction(visit: PageRequest, transaction_id: str) -> Rendered | None:
+    operators = visit.gateway.port(RefundOperatorService)
+    rows, money = (
+        await operators.of_transaction(transaction_id),
+        await visit.gateway.port(RefundableTransactions).find(transaction_id),
+    )
+    page = f"transactions/{transaction_id}"
+    return (
+        Rendered("refunds_of_money.html", {"rows": rows, "left": money.left, "page": page})
+        if rows or money.left
+        else None
     )
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    rows = await gateway.port(RefundOperatorService).of_payment(payment_id)
+    return await _past_of(gateway, await gateway.port(RefundOperatorService).of_payment(payment_id))
+
+
+async def _past_of(gateway: Runtime, rows: Sequence[Found]) -> Sequence[TimelineEntry]:
     handles = [row["originator_conversation_id"] for row in rows if row["originator_conversation_id"]]
     subjects = [subject for row in rows for subject in callback_subjects(row["refund_id"])]
     return await gateway.port(Callbacks).timeline_of(subjects, handles) if rows else ()
+
+
+async def past_of_transaction(gateway: Runtime, transaction_id: str) -> Sequence[TimelineEntry]:
+    return await _past_of(gateway, await gateway.port(RefundOperatorService).of_transaction(transaction_id))
 
 
 async def past(gateway: Runtime, refund_id: str) -> Sequence[TimelineEntry]:
@@ -191,14 +216,23 @@ PAGES = Pages(
         Page("refunds", "Refunds", refunds, Permission.VIEW, menu=Menu("Refunds", 20, "Money", "r")),
         Page("refunds/{refund_id}", "Refund", refund, Permission.VIEW, names="rfd", place="refund"),
         Page("payments/{payment_id}/refund", "Refund", refund_form, Permission.REFUND),
+        Page("transactions/{transaction_id}/refund", "Refund", refund_form, Permission.REFUND),
     ),
     acts=(
         Action("refunds/{refund_id}/query", "query", query, Permission.QUERY, back="refunds/{refund_id}"),
         Action("refunds/{refund_id}", "resolve", resolve, Permission.DECIDE),
         Action("payments/{payment_id}/refund", "request", create, Permission.REFUND),
+        Action("transactions/{transaction_id}/refund", "request", create, Permission.REFUND),
     ),
-    panels=(Panel("payment", of_payment, Permission.VIEW, 20),),
-    traces=(TimelineSource("payment", past_of_payment), TimelineSource("refund", past)),
+    panels=(
+        Panel("payment", of_payment, Permission.VIEW, 20),
+        Panel("transaction", of_transaction, Permission.VIEW, 20),
+    ),
+    traces=(
+        TimelineSource("payment", past_of_payment),
+        TimelineSource("transaction", past_of_transaction),
+        TimelineSource("refund", past),
+    ),
     concerns=(Concern(waiting, Permission.VIEW),),
-    owners={"refund_id": owner_of},
+    owners={"refund_id": owner_of, "transaction_id": owner_of_transaction},
 )

@@ -9,9 +9,10 @@ from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.callbacks import CALLBACKS
+from mpesa_gateway_refunds.commands import refunds
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
-from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
+from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted, TransactionRefunded
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import query, sweep
 from mpesa_gateway_refunds.metrics import COLLECTORS
@@ -44,7 +45,7 @@ async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[st
 
 plugin = Plugin(
     name="refunds",
-    summary="Refunds payments by reversal, never more than was paid, and tracks each reversal to its end.",
+    summary="Refunds payments and other money in by reversal, never more than came in, and tracks each to its end.",
     requires=("credentials", "callbacks", "transactions", "payments"),
     settings=RefundsSettings,
     scopes=(REFUNDS_READ, REFUNDS_WRITE),
@@ -56,7 +57,7 @@ plugin = Plugin(
         Job(query, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
     ),
-    publishes=(RefundFailed, ReversalResulted),
+    publishes=(RefundFailed, TransactionRefunded, ReversalResulted),
     subscribers=(
         on_event_in_transaction(ReversalResulted, take_reversal_result),
         on_event_in_transaction(StatusResulted, take_status_of_reversal),
@@ -64,6 +65,7 @@ plugin = Plugin(
     provides=PROVIDES,
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
+    commands=(refunds,),
     pages=PAGES,
     contributes=(OpenWork("refunds", _count_open),),
     checks=CHECKS,

@@ -7,12 +7,14 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Payments, RefundablePayments
 from mpesa_gateway_refunds.completion import RefundCompletion
+from mpesa_gateway_refunds.money import RefundMoney
 from mpesa_gateway_refunds.operator_service import RefundOperatorService
 from mpesa_gateway_refunds.results import ReversalResults
 from mpesa_gateway_refunds.reversal_sender import ReversalSender
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_transactions.api import RefundableTransactions
 
 _ASKED_EACH = 2
 """Concurrent status queries of one worker about refunds of one merchant."""
@@ -28,9 +30,17 @@ def _service(gateway: Runtime) -> RefundService:
         outcomes=gateway.outcomes,
         public_url=gateway.url,
         run_to_completion=gateway.run_to_completion,
-        payments=gateway.port(RefundablePayments),
+        money=gateway.port(RefundMoney),
         credentials=gateway.port(Credentials),
         sender=gateway.port(ReversalSender),
+    )
+
+
+def _money(gateway: Runtime) -> RefundMoney:
+    return RefundMoney(
+        payments=gateway.port(RefundablePayments),
+        transactions=gateway.port(RefundableTransactions),
+        outbox=gateway.outbox,
     )
 
 
@@ -79,7 +89,7 @@ def _completion(gateway: Runtime) -> RefundCompletion:
         clock=gateway.clock,
         audit=gateway.audit,
         outbox=gateway.outbox,
-        payments=gateway.port(RefundablePayments),
+        money=gateway.port(RefundMoney),
     )
 
 
@@ -88,11 +98,13 @@ def _operator_service(gateway: Runtime) -> RefundOperatorService:
         db=gateway.db,
         merchants=gateway.merchants,
         payments=gateway.port(Payments),
+        transactions=gateway.port(RefundableTransactions),
         refunds=gateway.port(RefundService),
     )
 
 
 PROVIDES: Provides = (
+    (RefundMoney, _money),
     (RefundService, _service),
     (RefundStatusQueries, _queries),
     (ReversalResults, _results),

@@ -17,6 +17,7 @@ from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.completion import CAME_IN, DONE, RefundCompletion
 from mpesa_gateway_refunds.events import ReversalResulted
 from mpesa_gateway_refunds.result_codes import ReversalOutcome, reversal_outcome
+from mpesa_gateway_refunds.source import source_of
 from mpesa_gateway_refunds.subjects import ABOUT_PAYMENT, ABOUT_REVERSAL
 from mpesa_gateway_refunds.tables import RefundRow, pending
 
@@ -51,7 +52,7 @@ class ReversalResults:
         if row is None:
             return
         if result.receipt is not None and result.receipt != row["receipt"]:
-            raise DifferentSubject("this result is about the reversal of another payment")
+            raise DifferentSubject("this result is about the reversal of other money")
         if result.timed_out:
             await self._db.run(
                 RefundRow.update({RefundRow.due_at: self._clock.now()}).where(
@@ -109,19 +110,19 @@ class ReversalResults:
         return True
 
     async def _has_amount(self, row: Found) -> bool:
-        """Return True if this refund is the only possible reason for the payment's reversal.
+        """Return True if this refund is the only possible reason for the money's reversal.
 
-        M-Pesa reports a payment as reversed without the amount.
+        M-Pesa reports money as reversed without the amount.
         """
         may_be_partly_reversed = await self._db.run(
             RefundRow.exists().where(
-                RefundRow.payment_id == row["payment_id"],
+                source_of(row).condition,
                 RefundRow.refund_id != row["refund_id"],
-                RefundRow.amount < RefundRow.payment_amount,
+                RefundRow.amount < RefundRow.original_amount,
                 RefundRow.reversal.not_in(["unsent", "refused"]),
             )
         )
-        return row["amount"] == row["payment_amount"] and not may_be_partly_reversed
+        return row["amount"] == row["original_amount"] and not may_be_partly_reversed
 
     async def _verify(self, row: Found, code: str, text: str) -> None:
         now = self._clock.now()
@@ -156,7 +157,7 @@ class ReversalResults:
             # The answer may be about another payment.
             await self._completion.require_review(row, _NO_RECEIPT)
             return
-        is_other_amount = result.amount_text is not None and result.amount != row["payment_amount"]
+        is_other_amount = result.amount_text is not None and result.amount != row["original_amount"]
         if is_other_amount or (is_verifying and state == "failed"):
             of = "" if result.amount_text is None else f" of KES {result.amount_text}"
             reversed_too = "both already reversed and " if is_verifying else ""

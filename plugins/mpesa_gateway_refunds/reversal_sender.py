@@ -24,6 +24,7 @@ from mpesa_gateway_refunds.listing import find_refund
 from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
 from mpesa_gateway_refunds.result_codes import ReversalOutcome
 from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.source import source_of
 from mpesa_gateway_refunds.subjects import callback_url
 from mpesa_gateway_refunds.tables import RefundRow, pending
 
@@ -64,7 +65,7 @@ class ReversalSender:
         """
         self._db.refuse_transaction("asking for a refund")
         refund_id = row["refund_id"]
-        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        structlog.contextvars.bind_contextvars(**source_of(row).named)
         self._trace_links.begin(refund_id)
         try:
             await self._daraja.prepare(credentials.daraja)

@@ -54,7 +54,7 @@ async def create_refund(
     services: NamedDependency[Services],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Success[RefundView]]:
-    """Refund a payment, in whole or in part."""
+    """Refund a payment, or a transaction that pays none, in whole or in part."""
     key = None if idempotency_key is None else read_key(idempotency_key)
     service = services.get(RefundService)
     refund, is_replay = await service.request(caller, data, key)

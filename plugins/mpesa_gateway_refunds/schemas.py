@@ -22,6 +22,7 @@ from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import PaymentId
 from mpesa_gateway_refunds.result_codes import ReversalWord
+from mpesa_gateway_transactions.api import TransactionId
 
 RefundId = Annotated[str, id_field("rfd")]
 
@@ -59,7 +60,7 @@ RefundStatus = Annotated[Literal["pending", "completed", "failed"], named("Refun
 
 
 class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A requested refund; without ``amount``, of the whole remaining amount."""
+    """A requested refund of a payment, or of a transaction that pays none; without ``amount``, of all that is left."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "amount": Rule(
@@ -76,13 +77,21 @@ class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "reason": "ordered twice",
     }
 
-    payment_id: str
+    TOGETHER: ClassVar[Mapping[str, Any]] = {
+        "oneOf": [
+            {"properties": {given: {"type": "string"}, other: {"type": "null"}}, "required": [given]}
+            for given, other in (("payment_id", "transaction_id"), ("transaction_id", "payment_id"))
+        ]
+    }
+
+    payment_id: str | None = None
+    transaction_id: str | None = None
     amount: msgspec.Raw = msgspec.field(default_factory=lambda: _ALL)
     reason: str | None = None
 
 
 class RefundView(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund, sent by its payment's ``shortcode``.
+    """A refund of a payment or transaction, sent by the ``shortcode`` that was paid; the other id is null.
 
     ``outcome`` is a stable word for the result, ``advice`` the next step after a failure. ``attention`` is the reason
     for a review: M-Pesa has reported no result, or a contradictory one.
@@ -96,6 +105,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
         "provider_ref": "AG_20261123_2010759fd5662ef6d054",
         "outcome": "reversed",
         "advice": None,
+        "transaction_id": None,
         "result_code": "0",
         "result_desc": "The service request is processed successfully.",
         "attention": None,
@@ -104,7 +114,8 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     id: RefundId
     merchant_id: MerchantId
     env: Environment
-    payment_id: PaymentId
+    payment_id: PaymentId | None
+    transaction_id: TransactionId | None
     amount: Amount
     currency: Currency
     provider: Provider
@@ -128,6 +139,7 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Filters of refunds."""
 
     payment_id: str | None = None
+    transaction_id: str | None = None
     status: RefundStatus | None = None
     since: Moment | None = None
     until: Moment | None = None

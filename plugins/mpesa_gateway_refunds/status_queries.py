@@ -23,6 +23,7 @@ from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.listing import find_refund
 from mpesa_gateway_refunds.reversal_sender import ReversalSender
 from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.source import source_of
 from mpesa_gateway_refunds.subjects import callback_subjects, callback_url
 from mpesa_gateway_refunds.tables import RefundRow, pending
 
@@ -98,7 +99,7 @@ class RefundStatusQueries:
         if not claimed:
             return False
         (row,) = claimed
-        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        structlog.contextvars.bind_contextvars(**source_of(row).named)
         self._trace_links.link(refund_id)
         if row["asked"] > len(self._settings.query_after) and not is_forced:
             async with self._db.transaction():

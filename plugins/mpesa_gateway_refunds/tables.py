@@ -11,16 +11,17 @@ from mpesa_gateway.env import Env
 
 
 class RefundRow(Table, tablename="refund"):
-    """A refund of a payment."""
+    """A refund of a payment, or of a transaction that pays none."""
 
     refund_id = Text(primary_key=True)
     merchant_id = Text()
-    payment_id = Text()
+    payment_id = Text(null=True, default=None)
+    transaction_id = Text(null=True, default=None)
     env = Text()
     shortcode_id = Text()
     shortcode = Text(null=True, default=None)
     amount = Integer()
-    payment_amount = Integer()
+    original_amount = Integer()
     receipt = Text()
     reason = Text()
     idempotency_key = Text(null=True, default=None)
@@ -54,16 +55,16 @@ def waiting_of(env: Env, merchant_id: str | None = None) -> Any:
     return found if merchant_id is None else found.where(RefundRow.merchant_id == merchant_id)
 
 
-# raw SQL: lock - a refund is locked before its payment.
+# raw SQL: lock - a refund is locked before its payment or transaction.
 # raw SQL: upsert - an unsent refund is requested again.
 # raw SQL: expression - a result that came before the ack is kept.
 # raw SQL: aggregate - limited per merchant, and counted for operators.
 
 INSERT = Named("""
-INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
-    due_at, created_at, updated_at, shortcode, shortcode_id, is_whole, reversal)
-VALUES ($refund_id, $merchant_id, $payment_id, $env, $amount, $payment_amount, $receipt, $reason, $idempotency_key,
-    $due_at, $created_at, $created_at, $shortcode, $shortcode_id, $is_whole, 'ready')
+INSERT INTO refund (refund_id, merchant_id, payment_id, transaction_id, env, amount, original_amount, receipt, reason,
+    idempotency_key, due_at, created_at, updated_at, shortcode, shortcode_id, is_whole, reversal)
+VALUES ($refund_id, $merchant_id, $payment_id, $transaction_id, $env, $amount, $original_amount, $receipt, $reason,
+    $idempotency_key, $due_at, $created_at, $created_at, $shortcode, $shortcode_id, $is_whole, 'ready')
 ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'ready', outcome = NULL, result_code = NULL,
     result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
     amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
@@ -74,6 +75,11 @@ RETURNING *
 
 LOCK_WHOLE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
+ORDER BY refund_id FOR UPDATE
+"""
+
+LOCK_WHOLE_OF_TRANSACTION = """
+SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND transaction_id = $3 AND is_whole AND status <> 'failed'
 ORDER BY refund_id FOR UPDATE
 """
 
@@ -111,7 +117,9 @@ WHERE turn <= $3 ORDER BY turn, due_at LIMIT $2
 """
 
 OF_CASE = """
-SELECT * FROM refund WHERE payment_id = ANY($1::uuid[]) OR refund_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+SELECT * FROM refund
+WHERE payment_id = ANY($1::uuid[]) OR transaction_id = ANY($1::uuid[]) OR refund_id = ANY($1::uuid[])
+FOR UPDATE NOWAIT
 """
 
 COUNT_OPEN = """

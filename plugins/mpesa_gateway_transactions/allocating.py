@@ -2,20 +2,26 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import Conflict
 from mpesa_gateway_transactions import allocation_sql
+from mpesa_gateway_transactions.announcing import Announcer
 from mpesa_gateway_transactions.api import (
     Allocated,
+    Assignment,
     FoundSubject,
     IncomingMoney,
     RecordedTransaction,
+    RefundedMoney,
     ReportedTransaction,
     Transactions,
 )
+from mpesa_gateway_transactions.views import Values
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class BoundRule:
     subject_kind: str
     find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
     allocated: Callable[[Sequence[Allocated]], Awaitable[None]] | None
+    is_expected: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None
+    assign: Callable[[Assignment], Awaitable[FoundSubject]] | None
+    refunded: Callable[[RefundedMoney], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class AllocationRules:
 
     def __init__(self, rules: Sequence[BoundRule]) -> None:
         self._rules = rules
+        self.names = frozenset(rule.name for rule in rules)
 
     async def find(self, money: Sequence[IncomingMoney]) -> dict[str, RuleFinding]:
         """Return the subjects by ``money_key``."""
@@ -54,6 +64,18 @@ class AllocationRules:
                     found[money_key(one.env, one.receipt)] = RuleFinding(answer, rule.name)
         return found
 
+    async def expected(self, money: Sequence[IncomingMoney]) -> list[bool]:
+        """Return True for money that may still find its subject by itself."""
+        answers = [await rule.is_expected(money) for rule in self._rules if rule.is_expected is not None]
+        return [any(each) for each in zip(*answers, strict=True)] if answers else [False] * len(money)
+
+    async def assign(self, kind: str, choice: Assignment) -> FoundSubject:
+        """Raises NotFound or Conflict."""
+        for rule in self._rules:
+            if rule.subject_kind == kind and rule.assign is not None:
+                return await rule.assign(choice)
+        raise Conflict(f"no plugin is enabled that takes money for a {kind}")
+
     async def notify(self, allocated: Sequence[Allocated]) -> None:
         """Call ``allocated`` of the subjects' rules."""
         for rule in self._rules:
@@ -61,42 +83,107 @@ class AllocationRules:
             if theirs and rule.allocated is not None:
                 await rule.allocated(theirs)
 
+    async def notify_refunded(self, money: RefundedMoney) -> None:
+        """Call ``refunded`` of the subject's rule."""
+        for rule in self._rules:
+            if money.subject is not None and money.subject.kind == rule.subject_kind and rule.refunded is not None:
+                await rule.refunded(money)
+
 
 class IncomingMoneyRecorder:
     """Implements Allocations."""
 
-    def __init__(self, *, db: Database, clock: Clock, transactions: Transactions, rules: AllocationRules) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        transactions: Transactions,
+        rules: AllocationRules,
+        announcer: Announcer,
+    ) -> None:
         self._db = db
         self._clock = clock
         self._transactions = transactions
         self._rules = rules
+        self._announcer = announcer
 
     async def receive(self, seen: Sequence[ReportedTransaction]) -> list[RecordedTransaction]:
         if not seen:
             return []
         known = await self._known(seen)
         found = await self._rules.find(
-            [_incoming(one, row) for one, row in zip(seen, known, strict=True) if _is_unallocated(one, row)]
+            [
+                incoming_money(one, row)
+                for one, row in zip(seen, known, strict=True)
+                if _is_unallocated(one, row) and not row["is_refunded"]
+            ]
         )
         reports = [
             one
             if (finding := found.get(money_key(one.env, one.receipt))) is None
-            else replace(one, subject=finding.found.subject, merchant_id=finding.found.merchant_id)
-            for one in seen
+            else replace(
+                one,
+                subject=finding.found.subject,
+                merchant_id=finding.found.merchant_id,
+                is_announced=row["announced_at"] is not None,
+            )
+            for one, row in zip(seen, known, strict=True)
         ]
         recorded: list[RecordedTransaction] = []
         for one in await self._transactions.record(reports):
             if one is None:
                 raise ConcurrentUpdate("another transaction has allocated the money")
             recorded.append(one)
-        await self._note(
+        await self.note(
             [
                 _allocated(one, row, result, finding)
                 for one, row, result in zip(reports, known, recorded, strict=True)
                 if (finding := found.get(money_key(one.env, one.receipt))) is not None
             ]
         )
+        await self._announce(
+            [
+                (result.transaction_id, incoming_money(one, row), row["announce_at"])
+                for one, row, result in zip(reports, known, recorded, strict=True)
+                if result.subject is None and _is_unallocated(one, row) and row["announced_at"] is None
+            ]
+        )
         return recorded
+
+    async def _announce(self, left: Sequence[tuple[str, IncomingMoney, datetime | None]]) -> None:
+        """Money whose time has come is announced, whatever is expected."""
+        if not left:
+            return
+        now = self._clock.now()
+        expected = await self._rules.expected([money for _, money, _ in left])
+        await self._announcer.announce(
+            [
+                transaction_id
+                for (transaction_id, _, due), is_held in zip(left, expected, strict=True)
+                if not is_held or (due is not None and due <= now)
+            ]
+        )
+
+    async def note(self, allocated: Sequence[Allocated], note: str | None = None) -> None:
+        """Store and publish allocations; their transactions are locked and have the subjects."""
+        if not allocated:
+            return
+        rows: list[dict[str, Any]] = [
+            {
+                "transaction_id": one.transaction_id,
+                "subject_kind": one.subject.kind,
+                "subject_id": one.subject.subject_id,
+                "by": one.by,
+                "note": note,
+            }
+            for one in sorted(allocated, key=lambda one: one.transaction_id)
+        ]
+        found = await self._db.fetch(*allocation_sql.NOTE.bind_rows(rows, at=self._clock.now()))
+        noted = {row["transaction_id"] for row in found}
+        new = [one for one in allocated if one.transaction_id in noted]
+        await self._rules.notify(new)
+        await self._announcer.publish_allocated([one.transaction_id for one in new], note)
 
     async def _known(self, seen: Sequence[ReportedTransaction]) -> list[Row]:
         rows = await self._db.fetch(
@@ -110,23 +197,6 @@ class IncomingMoneyRecorder:
             raise ValueError("a report names an unknown receiver")
         return rows
 
-    async def _note(self, allocated: Sequence[Allocated]) -> None:
-        if not allocated:
-            return
-        now = self._clock.now()
-        rows: list[dict[str, Any]] = [
-            {
-                "transaction_id": one.transaction_id,
-                "subject_kind": one.subject.kind,
-                "subject_id": one.subject.subject_id,
-                "by": one.by,
-                "note": None,
-            }
-            for one in sorted(allocated, key=lambda one: one.transaction_id)
-        ]
-        noted = {row["transaction_id"] for row in await self._db.fetch(*allocation_sql.NOTE.bind_rows(rows, at=now))}
-        await self._rules.notify([one for one in allocated if one.transaction_id in noted])
-
 
 def money_key(env: str, receipt: str) -> str:
     return f"{env} {receipt}"
@@ -137,7 +207,7 @@ def _is_unallocated(one: ReportedTransaction, row: Row) -> bool:
     return one.direction == "in" and not is_named and row["subject_id"] is None and row["conflict_id"] is None
 
 
-def _incoming(one: ReportedTransaction, row: Row) -> IncomingMoney:
+def incoming_money(one: ReportedTransaction, row: Values) -> IncomingMoney:
     is_known = row["transaction_id"] is not None
     return IncomingMoney(
         transaction_id=row["transaction_id"],

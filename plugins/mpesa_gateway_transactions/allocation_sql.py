@@ -4,8 +4,10 @@ from mpesa_gateway.db.named import Named
 
 # raw SQL: array - each report with its receiver, and its transaction if recorded.
 KNOWN = """
-SELECT known.transaction_id, subject_id, conflict_id, amount_cents, occurred_at, account_number, payer, payer_digest,
-    known.kind AS money_kind, receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
+SELECT known.transaction_id, announce_at, announced_at, subject_id, conflict_id, amount_cents, occurred_at,
+    account_number, payer, payer_digest, known.kind AS money_kind,
+    known.refund_reserved_cents + known.refunded_cents > 0 AS is_refunded,
+    receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS t(env, number, direction, receipt, place)
     LEFT JOIN transaction AS known ON known.env = t.env AND known.direction = t.direction AND known.receipt = t.receipt
     JOIN receiver ON receiver.env = t.env
@@ -26,3 +28,37 @@ WHERE NOT EXISTS (SELECT 1 FROM allocation AS former WHERE former.transaction_id
 ORDER BY t.transaction_id
 RETURNING transaction_id
 """)
+
+# raw SQL: join
+FIND = """
+SELECT transaction.*, receiver.number, receiver.kind AS receiver_kind, receiver.owner_id
+FROM transaction JOIN receiver USING (receiver_id)
+WHERE transaction_id = $1
+"""
+
+LOCK = f"{FIND} FOR UPDATE OF transaction"
+
+AT_NUMBER = "receiver_id = (SELECT receiver_id FROM receiver WHERE env = {} AND number = {})"
+
+SHARED = """
+SELECT DISTINCT receiver_id FROM receiver JOIN shortcode USING (receiver_id)
+WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1
+"""
+"""A merchant's receivers that other merchants use."""
+
+ANNOUNCE = """
+UPDATE transaction SET announce_at = NULL, announced_at = $2
+WHERE transaction_id = $1 AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
+    AND direction = 'in'
+RETURNING *, (SELECT number FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS number,
+    (SELECT owner_id FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS owner_id
+"""
+"""The transactions are locked by the recording statement."""
+
+# raw SQL: array
+NUMBERS = "SELECT receiver_id, number FROM receiver WHERE receiver_id = ANY($1::uuid[])"
+
+DUE = """
+SELECT transaction_id FROM transaction WHERE announce_at <= $1 AND NOT (transaction_id = ANY($3::uuid[]))
+ORDER BY announce_at LIMIT $2
+"""

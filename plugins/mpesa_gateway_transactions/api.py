@@ -3,10 +3,20 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from mpesa_gateway.env import Env
+from mpesa_gateway.errors import Conflict
+from mpesa_gateway.http.fields import id_field
+from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
+
+
+class NotAllocatable(Conflict):
+    """The money cannot be allocated, or M-Pesa's evidence fits another payment."""
+
+
+TransactionId = Annotated[str, id_field("txn")]
 
 Direction = Literal["in", "out"]
 """Direction of the money, seen from the receiver."""
@@ -49,6 +59,8 @@ class ReportedTransaction:
     kind: str | None = None
     subject: Subject | None = None
     conflict_id: str | None = None
+    is_announced: bool = False
+    """True if the writer of a subject knows that ``transaction.received`` was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +86,13 @@ class Transactions(Protocol):
     async def record(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction | None]:
         """Record reports and return their transactions in order.
 
-        None for a report whose subject cannot have the money: it has another subject, amount or receiver.
+        None for a report whose subject cannot have the money: it has another subject, amount or receiver, is refunded,
+        or was announced and the report does not know.
         """
+        ...
+
+    async def announced(self, env: Env, receipts: Sequence[str]) -> set[str]:
+        """Return the receipts of incoming money that was announced as ``transaction.received``."""
         ...
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
@@ -132,19 +149,127 @@ class Allocated:
     by: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefundableMoney:
+    """A transaction before a refund: ``merchant_id`` may refund ``left`` KES of ``amount``.
+
+    ``refusal`` is the reason if none can be refunded.
+    """
+
+    transaction_id: str
+    env: Env
+    merchant_id: str
+    receipt: str
+    payer: str | None
+    amount: Kes
+    left: Kes
+    refusal: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReservedMoney:
+    """A transaction with ``amount`` KES reserved for a refund; ``left_cents`` are neither refunded nor reserved.
+
+    ``shortcode_id`` is that of the merchant that refunds it, also if retired.
+    """
+
+    transaction_id: str
+    number: str
+    shortcode_id: str
+    receipt: str
+    amount: Kes
+    amount_cents: int
+    left_cents: int
+    subject: Subject | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefundedMoney:
+    """Money of which one refund has returned ``refund_cents`` to the payer, and all refunds ``refunded_cents``."""
+
+    transaction_id: str
+    env: Env
+    receiver_id: str
+    number: str
+    merchant_id: str
+    receipt: str
+    amount_cents: int
+    refund_id: str
+    refund_cents: int
+    refunded_cents: int
+    account_number: str | None
+    subject: Subject | None
+
+
+class RefundableTransactions(Protocol):
+    """Changes transactions without a payment for refunds. Each call that changes one needs an open transaction."""
+
+    async def find(self, transaction_id: str) -> RefundableMoney:
+        """Return any merchant's transaction, for operators. Raises NotFound."""
+        ...
+
+    async def reserve(self, merchant_id: str, env: Env, transaction_id: str, amount: Kes | None) -> ReservedMoney:
+        """Reserve an amount, by default all that is left; lock the transaction.
+
+        The merchant owns the receiver, or the transaction's subject. Raises NotFound, InvalidFields if cents are left,
+        ProviderNotConfigured if the merchant has no shortcode at the receiver, or Conflict for money out, a payment's
+        money, and money of which less is left.
+        """
+        ...
+
+    async def reserve_again(self, transaction_id: str, amount: Kes) -> None:
+        """Reserve for a refund that M-Pesa carried out late. Raises Conflict."""
+        ...
+
+    async def release(self, transaction_id: str, amount: Kes) -> None:
+        """Release the amount of a refund that failed."""
+        ...
+
+    async def complete(
+        self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None
+    ) -> RefundedMoney:
+        """Mark a reserved amount as refunded, and record the money out if the reversal's receipt is known."""
+        ...
+
+    async def has_come_in(self, env: Env, receipt: str) -> bool:
+        """Return True if the receipt is of money in."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A person's choice of ``subject_id`` for ``money``.
+
+    ``assign`` awaits ``lock``, which locks the transaction, after it has locked the subject and before any write. The
+    subject is ``merchant_id``'s, or with None any merchant's. An operator's choice may differ from the evidence.
+    """
+
+    money: IncomingMoney
+    subject_id: str
+    merchant_id: str | None
+    by_operator: bool
+    lock: Callable[[], Awaitable[None]]
+
+
 @dataclass(frozen=True)
 class AllocationRule:
     """Finds the subject of incoming money; contributed by the subject's plugin.
 
     Each rule sees what those of earlier plugins left. ``find`` answers in order, in the recording transaction before
     it locks transactions; it may lock payments for one money, and raises ConcurrentUpdate for several. ``allocated``
-    follows each allocation to ``subject_kind``, also by a person; it may lock account numbers.
+    follows each allocation to ``subject_kind``, also by a person, and ``refunded`` each refund of its money; both may
+    lock account numbers.
     """
 
     name: str
     subject_kind: str
     find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
     allocated: Callable[[Runtime, Sequence[Allocated]], Awaitable[None]] | None = None
+    is_expected: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None = None
+    """True for money that may still find its subject by itself: it is announced later."""
+    assign: Callable[[Runtime, Assignment], Awaitable[FoundSubject]] | None = None
+    """Gives money the subject that a person chose, or raises NotFound or Conflict with the reason."""
+    refunded: Callable[[Runtime, RefundedMoney], Awaitable[None]] | None = None
 
 
 class Allocations(Protocol):

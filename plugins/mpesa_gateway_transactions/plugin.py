@@ -3,17 +3,25 @@
 from functools import partial
 
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, Transactions
+from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
 from mpesa_gateway_transactions.erasure import TRANSACTIONS
+from mpesa_gateway_transactions.events import TransactionAllocated, TransactionReceived
 from mpesa_gateway_transactions.invariants import INVARIANTS
+from mpesa_gateway_transactions.jobs import announce
+from mpesa_gateway_transactions.manual import ManualAllocation
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
+from mpesa_gateway_transactions.refunding import TransactionRefunds
+from mpesa_gateway_transactions.routes import routes
+from mpesa_gateway_transactions.scopes import TRANSACTIONS_READ, TRANSACTIONS_WRITE
+from mpesa_gateway_transactions.service import TransactionService
 from mpesa_gateway_transactions.tables import AllocationRow, TransactionRow, WitnessRow
 
 
@@ -25,6 +33,9 @@ def _rules(gateway: Runtime) -> AllocationRules:
                 rule.subject_kind,
                 partial(rule.find, gateway),
                 None if rule.allocated is None else partial(rule.allocated, gateway),
+                None if rule.is_expected is None else partial(rule.is_expected, gateway),
+                None if rule.assign is None else partial(rule.assign, gateway),
+                None if rule.refunded is None else partial(rule.refunded, gateway),
             )
             for rule in gateway.contributed(AllocationRule)
         ]
@@ -37,7 +48,32 @@ def _incoming(gateway: Runtime) -> IncomingMoneyRecorder:
         clock=gateway.clock,
         transactions=gateway.port(Transactions),
         rules=gateway.port(AllocationRules),
+        announcer=Announcer(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox),
     )
+
+
+def _refunds(gateway: Runtime) -> TransactionRefunds:
+    return TransactionRefunds(
+        db=gateway.db,
+        clock=gateway.clock,
+        transactions=gateway.port(Transactions),
+        rules=gateway.port(AllocationRules),
+    )
+
+
+def _service(gateway: Runtime) -> TransactionService:
+    manual = ManualAllocation(
+        db=gateway.db,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        rules=gateway.port(AllocationRules),
+        incoming=gateway.port(IncomingMoneyRecorder),
+    )
+    return TransactionService(db=gateway.db, manual=manual)
+
+
+def _sweep(gateway: Runtime) -> AnnouncementSweep:
+    return AnnouncementSweep(db=gateway.db, clock=gateway.clock, allocations=gateway.port(Allocations))
 
 
 plugin = Plugin(
@@ -51,7 +87,11 @@ plugin = Plugin(
             lambda gateway: TransactionRecorder(db=gateway.db, clock=gateway.clock, ids=gateway.ids),
         ),
         (AllocationRules, _rules),
-        (Allocations, _incoming),
+        (IncomingMoneyRecorder, _incoming),
+        (Allocations, lambda gateway: gateway.port(IncomingMoneyRecorder)),
+        (TransactionService, _service),
+        (AnnouncementSweep, _sweep),
+        (RefundableTransactions, _refunds),
         (
             ContradictionReview,
             lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),
@@ -60,6 +100,10 @@ plugin = Plugin(
     tables=Tables(
         models=(TransactionRow, WitnessRow, AllocationRow), migrations="mpesa_gateway_transactions.migrations"
     ),
+    scopes=(TRANSACTIONS_READ, TRANSACTIONS_WRITE),
+    routes=routes,
+    jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
+    publishes=(TransactionReceived, TransactionAllocated),
     erasers=(TRANSACTIONS,),
     invariants=INVARIANTS,
     pages=PAGES,

@@ -1,14 +1,20 @@
 """Recording of transactions, with one statement for any number of reports."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway_transactions import tables
 from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Subject
+from mpesa_gateway_transactions.tables import TransactionRow
+
+ANNOUNCED_AFTER = timedelta(seconds=120)
+"""Time in which a report may give money its subject before it is announced."""
 
 _Key = tuple[str, str, str]
 """Env, direction and receipt."""
@@ -36,6 +42,17 @@ class TransactionRecorder:
             for one, columns in zip(seen, rows, strict=True)
         ]
 
+    async def announced(self, env: Env, receipts: Sequence[str]) -> set[str]:
+        rows: list[dict[str, Any]] = await self._db.run(
+            TransactionRow.select(TransactionRow.receipt).where(
+                TransactionRow.env == env,
+                TransactionRow.direction == "in",
+                TransactionRow.receipt.is_in(list(receipts)),
+                TransactionRow.announced_at.is_not_null(),
+            )
+        )
+        return {row["receipt"] for row in rows}
+
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
         """Raises ConcurrentUpdate for different reports of one receipt."""
         if not seen:
@@ -47,7 +64,8 @@ class TransactionRecorder:
         await self._db.defer(DeferredWrite(tables.INSERT, self._bound(rows), expects=len(rows), then=tables.WITNESS))
 
     def _bound(self, rows: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
-        return tables.bind_rows(rows, seen_at=self._clock.now())[1:]
+        now = self._clock.now()
+        return tables.bind_rows(rows, seen_at=now, announce_at=now + ANNOUNCED_AFTER)[1:]
 
     def _columns(self, one: ReportedTransaction) -> dict[str, Any]:
         subject = one.subject
@@ -66,6 +84,7 @@ class TransactionRecorder:
             "payer_name": one.payer_name,
             "account_number": one.account_number,
             "occurred_at": one.occurred_at,
+            "is_announced": one.is_announced,
             "subject_kind": None if subject is None else subject.kind,
             "subject_id": None if subject is None else subject.subject_id,
             "conflict_id": one.conflict_id,

@@ -29,6 +29,7 @@ class TransactionRow(Table, tablename="transaction"):
     first_source = Text()
     announce_at = Timestamptz(null=True, default=None)
     announced_at = Timestamptz(null=True, default=None)
+    category = Text(default="other")
     refund_reserved_cents = BigInt(default=0)
     refunded_cents = BigInt(default=0)
 
@@ -62,21 +63,27 @@ _SEEN = """
     SELECT * FROM unnest($transaction_id::uuid[], $env::text[], $number::text[], $merchant_id::uuid[],
         $direction::text[], $kind::text[], $receipt::text[], $amount_cents::bigint[], $fee_cents::bigint[],
         $payer::text[], $payer_digest::text[], $payer_name::text[], $account_number::text[],
-        $occurred_at::timestamptz[], $subject_kind::text[], $subject_id::uuid[], $conflict_id::uuid[], $source::text[])
+        $occurred_at::timestamptz[], $is_announced::boolean[],
+        $subject_kind::text[], $subject_id::uuid[], $conflict_id::uuid[], $source::text[])
         AS t(transaction_id, env, number, merchant_id, direction, kind, receipt, amount_cents, fee_cents, payer,
-        payer_digest, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id, source)
+        payer_digest, payer_name, account_number, occurred_at, is_announced, subject_kind, subject_id, conflict_id,
+        source)
     LIMIT cardinality($transaction_id)
 """
 
 _INSERT = f"""
 INSERT INTO transaction AS known (transaction_id, env, receiver_id, merchant_id, direction, kind, receipt, amount_cents,
     fee_cents, payer, payer_digest, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id,
-    first_source)
+    first_source, category, announce_at, announced_at)
 SELECT t.transaction_id, t.env, receiver.receiver_id,
     CASE WHEN COALESCE(t.subject_id, t.conflict_id) IS NULL THEN COALESCE(receiver.owner_id, t.merchant_id)
         ELSE t.merchant_id END,
     t.direction, t.kind, t.receipt, t.amount_cents, t.fee_cents, t.payer, t.payer_digest, t.payer_name,
-    t.account_number, t.occurred_at, t.subject_kind, t.subject_id, t.conflict_id, t.source
+    t.account_number, t.occurred_at, t.subject_kind, t.subject_id, t.conflict_id, t.source,
+    money_category(t.direction, t.kind, t.source, t.subject_kind),
+    CASE WHEN t.direction = 'in' AND COALESCE(t.subject_id, t.conflict_id) IS NULL THEN $announce_at::timestamptz END,
+    -- Only for the comparison below: a row of announced money exists.
+    CASE WHEN t.is_announced THEN $announce_at::timestamptz END
 FROM ({_SEEN}) AS t LEFT JOIN receiver ON receiver.env = t.env AND receiver.number = t.number
 ORDER BY t.env, t.direction, t.receipt
 ON CONFLICT (env, direction, receipt) DO UPDATE SET
@@ -85,6 +92,8 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
             AND known.receiver_id = excluded.receiver_id THEN excluded.merchant_id
         ELSE known.merchant_id END,
     kind = COALESCE(known.kind, excluded.kind),
+    category = money_category(known.direction, COALESCE(known.kind, excluded.kind), known.first_source,
+        COALESCE(known.subject_kind, excluded.subject_kind)),
     -- The requested amount replaces a contradicting one, as for the payment.
     amount_cents = CASE WHEN known.subject_id IS NULL AND known.conflict_id = excluded.subject_id
         THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,
@@ -101,12 +110,17 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     subject_id = COALESCE(known.subject_id, excluded.subject_id),
     -- Money of another receiver contradicts no payment of this one: the witness states the difference.
     conflict_id = COALESCE(known.conflict_id,
-        CASE WHEN known.receiver_id = excluded.receiver_id THEN excluded.conflict_id END)
--- No row for money of another subject, amount or receiver: the writer decides again.
+        CASE WHEN known.receiver_id = excluded.receiver_id THEN excluded.conflict_id END),
+    announce_at = CASE WHEN COALESCE(known.subject_id, excluded.subject_id, known.conflict_id) IS NULL
+        AND (excluded.conflict_id IS NULL OR known.receiver_id <> excluded.receiver_id) THEN known.announce_at END
+-- No row for money of another subject, amount or receiver, refunded, or announced without the writer's knowledge: it
+-- decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
+        AND known.refund_reserved_cents + known.refunded_cents = 0
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
-            OR known.conflict_id = excluded.subject_id))
+            OR known.conflict_id = excluded.subject_id)
+        AND (known.announced_at IS NULL OR excluded.announced_at IS NOT NULL))
 RETURNING known.transaction_id, known.env, known.direction, known.receipt, known.amount_cents, known.subject_kind,
     known.subject_id, known.merchant_id, known.first_source, known.receiver_id
 """  # noqa: S608 - the rows above

@@ -56,6 +56,7 @@ class Demo:
     def environ(self) -> dict[str, str]:
         """Return the environment of the reader's terminal."""
         ours = {"MPESA_GATEWAY_DATA": str(self.machine.data), "URL": self.url, "KEY": self.key}
+        ours["SIMULATOR"] = self.machine.simulator
         environ = self.machine.environ
         return environ | ours | {"PATH": f"{forks.command()}{os.pathsep}{environ['PATH']}"}
 

@@ -131,6 +131,7 @@ async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(env_si
 LISTS = {
     "/v1/payments": "env",
     "/v1/refunds": "env",
+    "/v1/transactions": "env",
     "/v1/events": "env",
     "/v1/webhooks/logs": "env",
     "/v1/payments/mpesa/reconciliations": "env",
@@ -164,7 +165,7 @@ async def check_own_env(env_site: EnvSite, env: Env) -> None:
                 assert (answer.status, answer.error["field"]) == (422, "cursor"), path
     for event in (await api.call("GET", "/v1/events")).data:
         assert event["data"]["env"] == env
-    for path in ("/v1/payments/export", "/v1/refunds/export"):
+    for path in ("/v1/payments/export", "/v1/refunds/export", "/v1/transactions/export"):
         key = ((b"x-api-key", env_site.keys[env].encode()),)
         exported = await send_request(env_site.gateway.asgi, "GET", path.encode(), key)
         head, *rows = exported.body.decode().splitlines()
@@ -197,6 +198,7 @@ UNIQUE_ACROSS_ENVS = {
     "delivery_event_id_endpoint_id_key": "an event is of one env",
     "reconciliation_run_one_at_a_time": "a receiver is of one env",
     "refund_whole": "a payment is of one env",
+    "refund_whole_of_transaction": "a transaction is of one env",
     "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
     "transaction_subject": "a payment, refund or payout is of one env",
     "webhook_endpoint_address_id_key": "an address is of one endpoint",

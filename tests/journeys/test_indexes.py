@@ -23,6 +23,7 @@ from mpesa_gateway_payments.tables import NEEDS_REVIEW
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_reconciliation.operator_service import LINES
 from mpesa_gateway_refunds.listing import REFUNDS
+from mpesa_gateway_transactions.listing import TRANSACTIONS
 from mpesa_gateway_webhooks import tables as webhooks
 from mpesa_gateway_webhooks.tables import DELIVERIES
 from tests.house.tree import ROOT, parsed, shipped_modules
@@ -45,7 +46,6 @@ BUILT: dict[str, str] = {
     "sim_result_confirmation": "the confirmation of a receipt, by the builder",
     "statement_note_payer": "answers with an erased payer, by the builder",
     "status_check_originator": "LOCK_CHECK_BY_HANDLE, planned with a known handle",
-    "transaction_loose_payer": "unmatched money of an erased payer, by the builder",
 }
 """Indexes that no generic plan of a constant statement uses, and the statement built at run time that does."""
 
@@ -60,7 +60,16 @@ FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (ACCOUNTS, "is_active"),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
+    (REFUNDS, "transaction_id = gen_random_uuid()"),
     (REFUNDS, "attention IS NOT NULL"),
+    (TRANSACTIONS, "direction = 'out'"),
+    (TRANSACTIONS, "category = 'c2b'"),
+    (TRANSACTIONS, "subject_id IS NULL"),
+    (TRANSACTIONS, "receiver_id = gen_random_uuid()"),
+    (TRANSACTIONS, "amount_cents = 1"),
+    (TRANSACTIONS, "payer = ANY('{{}}')"),
+    (TRANSACTIONS, "payer_digest = ''"),
+    (TRANSACTIONS, "upper(account_number) = ''"),
     (DELIVERIES, "status = ''"),
     (DELIVERIES, "event_type = ''"),
     (DELIVERIES, webhooks.ABOUT.format("gen_random_uuid()")),

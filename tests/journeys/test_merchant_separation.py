@@ -23,6 +23,8 @@ from tests.routes import Operation, operation, operations
 THEIRS = {
     "GET /v1/payments/{payment_id}",
     "POST /v1/payments/{payment_id}/query",
+    "POST /v1/payments/{payment_id}/qr",
+    "POST /v1/merchant/shortcodes/{shortcode}/qr",
     "POST /v1/payments/mpesa/check-status/{receipt}",
     "GET /v1/payments/mpesa/checks/{check_id}",
     "POST /v1/refunds",
@@ -30,6 +32,8 @@ THEIRS = {
     "POST /v1/refunds/{refund_id}/query",
     "GET /v1/payments/mpesa/reconciliations/{run_id}",
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign",
+    "GET /v1/transactions/{transaction_id}",
+    "POST /v1/transactions/{transaction_id}/allocate",
     "GET /v1/webhooks/logs/{delivery_id}",
     "POST /v1/webhooks/logs/{delivery_id}/replay",
     "GET /v1/events/{event_id}",
@@ -61,6 +65,8 @@ OWN = (
     "GET /v1/payments/export",
     "GET /v1/refunds",
     "GET /v1/refunds/export",
+    "GET /v1/transactions",
+    "GET /v1/transactions/export",
     "GET /v1/payments/mpesa/reconciliations",
     "GET /v1/account-numbers",
     "POST /v1/account-numbers",
@@ -203,6 +209,7 @@ async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> A
             "check_id": check["check_id"],
             "run_id": run["id"],
             "line_id": next(row["id"] for row in rows if row["finding"] == "not_found"),
+            "transaction_id": (await api.call("GET", "/v1/transactions?allocated=false")).data[0]["id"],
             "delivery_id": delivery["id"],
             "event_id": delivery["event_id"],
             "callback_id": await gateway.db.fetchval(
@@ -237,7 +244,10 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
+    "POST /v1/payments/{payment_id}/qr": lambda *_: {},
+    "POST /v1/merchant/shortcodes/{shortcode}/qr": lambda *_: {"amount": 1},
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
+    "POST /v1/transactions/{transaction_id}/allocate": lambda _, ids: {"payment_id": ids["payment_id"]},
     "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
     "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
@@ -468,6 +478,8 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
 
 
 ASKS_DARAJA = {
+    "POST /v1/payments/{payment_id}/qr",
+    "POST /v1/merchant/shortcodes/{shortcode}/qr",
     "POST /v1/merchant/providers/mpesa/verify",
     "POST /v1/merchant/shortcodes/{shortcode}/verify",
     "POST /v1/payments",
@@ -489,7 +501,11 @@ async def test_live_key_of_a_sandbox_merchant_changes_nothing(merchants: TwoMerc
     live = Merchant(merchants.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
     before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     pushes = await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push")
-    bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
+    bodies = OWN_BODIES | {
+        "POST /v1/refunds": {"payment_id": one.ids["payment_id"]},
+        "POST /v1/payments/{payment_id}/qr": {},
+        "POST /v1/merchant/shortcodes/{shortcode}/qr": {"amount": 1},
+    }
     for name in sorted(ASKS_DARAJA):
         answer = await live.call_operation(operation(name), one.ids, bodies.get(name))
         # The key does not find sandbox objects, and live has no credentials for new ones.

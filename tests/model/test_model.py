@@ -99,9 +99,9 @@ SABOTAGE: dict[str, str] = {
         WHERE status = 'completed'
     """,
     "refunds: more is promised than came in": f"""
-        INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, due_at,
+        INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, original_amount, receipt, due_at,
             created_at, updated_at, shortcode_id)
-        SELECT {literal("rfd")}, merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at,
+        SELECT {literal("rfd")}, merchant_id, payment_id, env, original_amount, original_amount, receipt, created_at,
             created_at, created_at, shortcode_id FROM refund
     """,  # noqa: S608 - an id of this test
     "refunds: more was reversed than recorded": "UPDATE sim_reversal SET amount = amount + 1",

@@ -1,3 +1,17 @@
+-- The kind of money that merchants see, from its direction, M-Pesa's type, the first report and the subject.
+CREATE FUNCTION money_category(direction text, kind text, source text, subject_kind text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN direction = 'in' AND (source = 'stk' OR subject_kind = 'payment') THEN 'stk'
+        WHEN kind ~* 'revers' OR source = 'reversal' OR subject_kind = 'refund' THEN 'reversal'
+        WHEN direction = 'in' THEN 'c2b'
+        WHEN kind ~* 'b2c|customer|salary|promotion' THEN 'b2c'
+        WHEN kind ~* 'b2b|business ?(pay|buy)' THEN 'b2b'
+        WHEN subject_kind = 'payout' THEN 'b2c'
+        WHEN kind ~* 'charge|fee' THEN 'fee'
+        ELSE 'other' END
+$$;
+
 -- Money that M-Pesa moved: one row for each (env, direction, receipt). A transfer between two of our receivers has two
 -- rows. The subject is the payment, refund or payout of the money, the conflict the payment that it contradicts.
 -- amount_cents is NULL if no report states a readable amount. merchant_id is the merchant of the subject or conflict,
@@ -27,9 +41,13 @@ CREATE TABLE transaction (
     account_number text,
     subject_kind text,
     first_source text NOT NULL CHECK (first_source <> ''),
+    -- The kind that merchants see: money_category() of the row.
+    category text NOT NULL DEFAULT 'other'
+        CHECK (category IN ('stk', 'c2b', 'reversal', 'b2c', 'b2b', 'fee', 'other')),
     FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
-    CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents = 0
-        OR refund_reserved_cents + refunded_cents <= amount_cents),
+    CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents <= COALESCE(amount_cents, 0)),
+    CONSTRAINT transaction_payments_refund_themselves CHECK (refund_reserved_cents + refunded_cents = 0
+        OR (direction = 'in' AND subject_kind IS DISTINCT FROM 'payment')),
     CONSTRAINT transaction_resolved_is_its_own_subject
         CHECK (subject_kind <> 'resolved' OR subject_id = transaction_id),
     CONSTRAINT transaction_announced_once CHECK (num_nonnulls(announce_at, announced_at) <= 1),
@@ -42,7 +60,18 @@ CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id
 -- For recent unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
     WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
-CREATE INDEX transaction_loose_payer ON transaction (merchant_id, payer) WHERE subject_id IS NULL AND payer IS NOT NULL;
+CREATE INDEX transaction_newest ON transaction (merchant_id, env, transaction_id);
+CREATE INDEX transaction_out ON transaction (merchant_id, env, transaction_id) WHERE direction = 'out';
+CREATE INDEX transaction_open ON transaction (merchant_id, env, transaction_id) WHERE subject_id IS NULL;
+CREATE INDEX transaction_of_kind ON transaction (merchant_id, env, category, transaction_id) WHERE category <> 'stk';
+CREATE INDEX transaction_of_receiver ON transaction (receiver_id, transaction_id);
+CREATE INDEX transaction_amount ON transaction (merchant_id, env, amount_cents, transaction_id);
+CREATE INDEX transaction_payer ON transaction (merchant_id, payer, transaction_id) WHERE payer IS NOT NULL;
+CREATE INDEX transaction_payer_digest ON transaction (merchant_id, payer_digest, transaction_id)
+    WHERE payer_digest IS NOT NULL;
+CREATE INDEX transaction_account_number ON transaction (merchant_id, env, upper(account_number), transaction_id)
+    WHERE account_number IS NOT NULL;
+CREATE INDEX transaction_to_announce ON transaction (announce_at) WHERE announce_at IS NOT NULL;
 
 CREATE TRIGGER transaction_is_set_once
     AFTER UPDATE OF transaction_id, env, receiver_id, direction, receipt, occurred_at, first_source ON transaction
@@ -55,6 +84,10 @@ CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject
     FOR EACH ROW WHEN (OLD.subject_id IS NOT NULL AND (OLD.subject_kind, OLD.subject_id, OLD.amount_cents)
         IS DISTINCT FROM (NEW.subject_kind, NEW.subject_id, NEW.amount_cents))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'a receipt pays for one thing');
+CREATE TRIGGER transaction_refunded_is_not_allocated AFTER UPDATE OF subject_kind, subject_id ON transaction
+    FOR EACH ROW WHEN (OLD.subject_id IS NULL AND NEW.subject_id IS NOT NULL AND (NEW.refund_reserved_cents > 0
+        OR (NEW.refunded_cents > 0 AND NEW.subject_kind <> 'resolved')))
+    EXECUTE FUNCTION refuse_rewriting('what money is for', 'refunded money pays for nothing');
 CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 -- Later reports of a receipt, one row for each source. detail states a difference from the first report, which needs

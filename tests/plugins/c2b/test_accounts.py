@@ -7,15 +7,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.events import Event
 from mpesa_gateway.plugin import Subscriber
 from mpesa_gateway.testing.fixtures import PublishedEvents
-from mpesa_gateway.testing.serving import shop
+from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_c2b.account_states import as_text, crossed, normalise, state_of
 from mpesa_gateway_c2b.accounts import AccountNumbers
+from mpesa_gateway_c2b.counting import AccountCounting, Entry
 from mpesa_gateway_c2b.events import AccountEvent
 from mpesa_gateway_payments.api import RefundablePayments
-from tests.daraja import stk_callback
+from tests.daraja import result, stk_callback
 from tests.ledger import broken_invariants
 from tests.plugins.c2b.c2b_site import PHONE, C2bSite, c2b_site
 
@@ -165,6 +167,48 @@ async def test_refund_of_a_payment_is_subtracted(values: dict[str, Any]) -> None
             ("refund", "-500.00"),
             ("payment", "500.00"),
         ]
+
+
+async def test_entry_of_a_deleted_number_is_skipped_or_refused(site: C2bSite) -> None:
+    """A payment is completed all the same, and a transaction is received again without the number."""
+    counting, gone = site.gateway.port(AccountCounting), site.gateway.ids.new("acc")
+    entry = Entry(site.gateway.ids.new("pay"), gone, 100)
+    async with site.gateway.db.transaction():
+        await counting.add([entry])
+    with pytest.raises(ConcurrentUpdate):
+        async with site.gateway.db.transaction():
+            await counting.add([entry], must_exist=True)
+    assert await site.gateway.db.fetchval("SELECT count(*) FROM account_entry") == 0
+
+
+async def test_entry_given_twice_counts_once(site: C2bSite) -> None:
+    account = (await put(site, expected=500))["id"]
+    entry = Entry(site.gateway.ids.new("rfd"), account, -100)
+    async with site.gateway.db.transaction():
+        await site.gateway.port(AccountCounting).add([entry, entry])
+    assert (await shown(site))["received"] == "-100.00"
+
+
+async def test_refund_of_a_transaction_is_subtracted_once(site: C2bSite) -> None:
+    path, _ = await site.addresses()
+    assert (await site.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    await put(site, expected=400)
+    await site.confirm(path, account="House 7")
+    (money,) = await site.transactions()
+    assert (await shown(site))["state"] == "overpaid"
+    body, key = {"transaction_id": money["transaction_id"], "amount": 100}, {"Idempotency-Key": "back"}
+    refund = (await site.api.call("POST", "/v1/refunds", body, headers=key)).data
+    assert (await shown(site))["received"] == "500.00"
+    (sent,) = site.daraja.requests_of("reversal")
+    said = result(0, transaction_id="TKN9REV001", says={"OriginalTransactionID": refund["receipt"]})
+    for _ in range(2):
+        assert (await site.api.call("POST", urlsplit(sent["ResultURL"]).path, said)).status == 200
+    found = await shown(site)
+    assert (found["received"], found["state"]) == ("400.00", "paid")
+    assert [(one["type"], one["amount"]) for one in found["transactions"]] == [
+        ("refund", "-100.00"),
+        ("transaction", "500.00"),
+    ]
 
 
 async def test_expected_amount_changed_tells_the_crossing(site: C2bSite, told: PublishedEvents) -> None:

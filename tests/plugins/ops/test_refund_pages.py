@@ -6,6 +6,7 @@ from typing import Any
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from tests.browsing import Page
+from tests.loose_money import receive_loose_at
 from tests.plugins.ops.conftest import OpsSite
 
 
@@ -106,3 +107,35 @@ async def test_refund_without_a_result_is_decided_by_an_admin(ops_site: OpsSite)
         assert "Refund completed." in answer.words
         assert "refund needs review" not in (await browser.open()).words
     assert (await ops_site.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "reversed"
+
+
+async def test_transaction_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite) -> None:
+    walk_in = {"phone": "254711000099", "amount": 500, "shortcode": "174379", "reference": "walk-in"}
+    receipt = (await ops_site.api.call("POST", "/simulator/control/ledger", walk_in)).data["receipt"]
+    money = await receive_loose_at(ops_site.gateway, receipt)
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        path = f"/transactions/{money}/refund"
+        form = await browser.open(path)
+        assert "Refundable: KES 500." in form.words
+        assert form.unbalanced_tags == []
+        unsure = await browser.submit(form, path, amount="200")
+        assert (unsure.status, "confirm: a refund cannot be undone" in unsure.words) == (422, True)
+        answer = await browser.submit(unsure, path, amount="200", reason="Paid by mistake", confirm=money)
+        assert "Refund requested." in answer.words
+        assert (money in answer.text, answer.unbalanced_tags) == (True, [])
+        again = await browser.submit(unsure, path, amount="200", reason="Paid by mistake", confirm=money)
+        assert again.url.partition("?")[0] == answer.url.partition("?")[0]
+        assert receipt in (await browser.open("/refunds")).words
+        assert "Refundable: KES 300." in (await browser.open(path)).words
+
+
+async def test_refund_form_of_money_that_cannot_be_refunded_states_why(ops_site: OpsSite) -> None:
+    payment = await completed_payment(ops_site)
+    sql = "SELECT transaction_id FROM transaction WHERE subject_id = $1"
+    money = await ops_site.gateway.db.fetchval(sql, payment["id"])
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        assert (
+            f"Not refundable: this transaction pays {payment['id']}"
+            in (await browser.open(f"/transactions/{money}/refund")).words
+        )
+        assert (await browser.open("/transactions/txn_x/refund")).status == 404

@@ -68,7 +68,7 @@ async def _objects(site: OpsSite, api: Api, merchant_id: str, key: str) -> dict[
     run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data
     found["run_id"] = run["id"]
     line = await db.fetchval("SELECT transaction_id FROM transaction WHERE merchant_id = $1 LIMIT 1", merchant_id)
-    found["line_id"] = line
+    found["line_id"] = found["transaction_id"] = line
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -17,8 +17,8 @@ SELECT {literal("pay")}, merchant_id, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254711000001', 'ROW', false,
     'Payment', 'k', 'completed', 'TKN4A1B2C3', now(), now(), now(), now(), 100
 FROM merchant;
-INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, status, reversal, outcome,
-    due_at, completed_at, created_at, updated_at, shortcode_id)
+INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, original_amount, receipt, status, reversal,
+    outcome, due_at, completed_at, created_at, updated_at, shortcode_id)
 SELECT refund_id, merchant_id, {literal("pay")}, 'sandbox', 100, 500, 'TKN4A1B2C3', status, reversal, outcome,
     CASE WHEN status = 'pending' THEN now() END, CASE WHEN status = 'completed' THEN now() END, now(), now(),
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1)
@@ -29,17 +29,35 @@ FROM merchant, (VALUES ({literal("rfd", 1)}::uuid, 'pending', 'accepted', NULL),
 
 UPDATE = "UPDATE refund SET %s WHERE status = '%s'"
 ANOTHER = f"""
-INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, status, reversal, outcome,
-    completed_at, created_at, updated_at, shortcode_id, reversal_receipt)
-SELECT another, merchant_id, payment_id, %s, amount, payment_amount, receipt, status, reversal, outcome,
+INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, original_amount, receipt, status, reversal,
+    outcome, completed_at, created_at, updated_at, shortcode_id, reversal_receipt)
+SELECT another, merchant_id, payment_id, %s, amount, original_amount, receipt, status, reversal, outcome,
     completed_at, created_at, updated_at, shortcode_id, 'SKE0000001'
 FROM refund, (VALUES ({literal("rfd", 4)}::uuid), ({literal("rfd", 5)})) AS given(another)
 WHERE status = 'completed'
 """  # noqa: S608 - ids that the test chose
+TRANSACTION = f"""
+INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, amount_cents, occurred_at,
+    first_source)
+SELECT {literal("txn")}, merchant_id, 'sandbox', receiver_id, 'in', 'TKN4A1B2C3', 50000, now(), 'pull'
+FROM merchant, receiver LIMIT 1;
+"""  # noqa: S608 - ids that the test chose
+OF_TRANSACTION = f"""
+{TRANSACTION}
+INSERT INTO refund (refund_id, merchant_id, transaction_id, env, amount, original_amount, receipt, due_at, created_at,
+    updated_at, shortcode_id, is_whole)
+SELECT CASE given.number WHEN 1 THEN {literal("rfd", 4)}::uuid ELSE {literal("rfd", 5)} END, merchant_id,
+    {literal("txn")}, %s, amount, original_amount, receipt, now(), now(), now(), shortcode_id, true
+FROM refund, (%s) AS given(number) WHERE status = 'failed'
+"""  # noqa: S608 - ids that the test chose
+OF_BOTH = f"{TRANSACTION} UPDATE refund SET transaction_id = {literal('txn')}"  # noqa: S608 - the same reason
 AGAIN = "status = 'pending', reversal = 'sending', outcome = NULL, completed_at = NULL, due_at = now()"
 
 CASES = {
     "refund_asked_check": [UPDATE % ("asked = -1", "pending")],
+    "refund_has_one_source": [UPDATE % ("payment_id = NULL", "failed"), OF_BOTH],
+    "refund_whole_of_transaction": [OF_TRANSACTION % ("env", "SELECT 1 UNION ALL SELECT 2")],
+    "refund_env_is_its_transactions": [OF_TRANSACTION % ("'live'", "SELECT 1")],
     "refund_check": [UPDATE % ("amount = 501", "pending")],
     "refund_check1": [UPDATE % ("completed_at = NULL", "completed"), UPDATE % ("completed_at = now()", "failed")],
     "refund_check2": [UPDATE % ("outcome = 'other'", "pending"), UPDATE % ("outcome = NULL", "failed")],
@@ -75,9 +93,10 @@ CASES = {
     "refund_asks_for_the_same": [
         UPDATE % ("amount = 99", "pending"),
         UPDATE % ("amount = 99", "failed"),
-        UPDATE % ("payment_amount = 501", "pending"),
+        UPDATE % ("original_amount = 501", "pending"),
         UPDATE % (f"refund_id = {literal('rfd', 4)}", "pending"),
         UPDATE % ("env = 'live'", "pending"),
+        f"{TRANSACTION} UPDATE refund SET payment_id = NULL, transaction_id = {literal('txn')}",  # noqa: S608 - the same
     ],
     "refund_not_deleted": ["DELETE FROM refund"],
     "refund_never_emptied": ["TRUNCATE refund"],

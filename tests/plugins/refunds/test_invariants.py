@@ -9,6 +9,7 @@ from mpesa_gateway_refunds.plugin import plugin
 from tests.conftest import Harness
 from tests.identifiers import literal
 from tests.ledger import drop_constraints, find_missed_corruptions
+from tests.loose_money import receive_loose
 
 initiated = pytest.mark.usefixtures("initiated")
 
@@ -18,11 +19,21 @@ VIOLATIONS = {
         UPDATE payment SET refund_reserved = 1 WHERE idempotency_key = 'back-2' RETURNING payment_id
     """,
     "refunds.fits_its_payment": """
-        UPDATE refund SET payment_amount = 999 WHERE idempotency_key = 'refund back-3' RETURNING refund_id;
+        UPDATE refund SET original_amount = 999 WHERE idempotency_key = 'refund back-3' RETURNING refund_id;
         UPDATE refund SET receipt = 'TKN4A1B2C3' WHERE idempotency_key = 'refund back-4' RETURNING refund_id;
         UPDATE refund SET env = 'live' WHERE idempotency_key = 'refund back-5' RETURNING refund_id
     """,
+    "refunds.sums_are_the_transactions": """
+        UPDATE transaction SET refunded_cents = 4999 WHERE account_number = 'loose-1' RETURNING transaction_id;
+        UPDATE transaction SET refund_reserved_cents = 100 WHERE account_number = 'loose-2' RETURNING transaction_id
+    """,
+    "refunds.fits_its_transaction": """
+        UPDATE refund SET original_amount = 999 WHERE reason = 'loose-3' RETURNING refund_id;
+        UPDATE refund SET receipt = 'LOOSE99999' WHERE reason = 'loose-4' RETURNING refund_id
+    """,
     "refunds.completed_was_published": """
+        DELETE FROM event USING refund WHERE subject_id = transaction_id AND event.kind = 'transaction.refunded'
+        AND reason = 'loose-5' RETURNING refund_id;
         UPDATE event SET body = replace(body, '"rfd_', '"rfx_') FROM refund
         WHERE subject_id = payment_id AND kind = 'payment.reversed' AND idempotency_key = 'refund back-6'
         RETURNING refund_id
@@ -68,6 +79,15 @@ async def create_refund(harness: Harness, key: str, number: int) -> str:
     return refund_id
 
 
+async def refund_loose(harness: Harness, name: str) -> str:
+    """Receive money that names no payment and refund it; returns the refund's id."""
+    walk_in = {"phone": "254711000099", "amount": 500, "shortcode": "174379", "reference": name}
+    receipt = (await harness.api.call("POST", "/simulator/control/ledger", walk_in)).data["receipt"]
+    body = {"transaction_id": await receive_loose(harness, receipt, account_number=name), "reason": name}
+    refund_id: str = (await harness.api.call("POST", "/v1/refunds", body)).data["id"]
+    return refund_id
+
+
 async def await_status(harness: Harness, refund_id: str, status: str) -> None:
     """Wait until a refund has this status."""
 
@@ -87,6 +107,8 @@ async def set_initiator(harness: Harness, initiator: str) -> None:
 async def test_invariants_report_each_violation_and_nothing_else(harness: Harness) -> None:
     for number, key in enumerate(f"back-{count}" for count in range(1, 9)):
         await await_status(harness, await create_refund(harness, key, number), "completed")
+    for number in range(1, 6):
+        await await_status(harness, await refund_loose(harness, f"loose-{number}"), "completed")
     await set_initiator(harness, "locked")
     for number, key in enumerate(("never-1", "never-2", "never-3"), 20):
         await await_status(harness, await create_refund(harness, key, number), "failed")

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -25,7 +26,7 @@ from mpesa_gateway_transactions.api import (
 )
 from tests.identifiers import identifier
 
-RENT = Subject("account_number", identifier("acc", 1))
+RENT = Subject("rent", identifier("acc", 1))
 NUMBER = "174379"
 
 COUNTED: list[str] = []
@@ -33,7 +34,9 @@ COUNTED: list[str] = []
 
 
 async def find_rent(_: Runtime, money: Sequence[IncomingMoney]) -> list[FoundSubject | None]:
-    """Money for the account number RENT is rent."""
+    """Money for the account number RENT is rent; BROKEN raises."""
+    if any(one.account_number == "BROKEN" for one in money):
+        raise RuntimeError("a broken rule")
     return [FoundSubject(RENT, one.merchant_id) if one.account_number == "RENT" else None for one in money]
 
 
@@ -49,16 +52,16 @@ async def count_rent(gateway: Runtime, allocated: Sequence[Allocated]) -> None:
 HOST = Plugin(
     name="rent",
     summary="Rents by account number.",
-    contributes=(AllocationRule("rents", "account_number", find_rent, count_rent),),
+    contributes=(AllocationRule("rents", "rent", find_rent, count_rent),),
 )
 
 
 class Desk:
-    """A gateway with a rule of its own, and a merchant."""
+    """A gateway with a rule of its own, and two merchants."""
 
-    def __init__(self, gateway: Gateway, api: Api) -> None:
-        self.gateway, self.api = gateway, api
-        self.merchant_id = ""
+    def __init__(self, gateway: Gateway, api: Api, other: Api) -> None:
+        self.gateway, self.api, self.other = gateway, api, other
+        self.merchant_id = self.other_id = ""
 
     def report(self, receipt: str, **values: Any) -> ReportedTransaction:
         """A C2B confirmation of KES 500."""
@@ -79,6 +82,18 @@ class Desk:
         async with self.gateway.db.transaction():
             return await self.gateway.port(Allocations).receive(reports)
 
+    async def record(self, *reports: ReportedTransaction) -> Sequence[RecordedTransaction | None]:
+        """Record reports without rules."""
+        async with self.gateway.db.transaction():
+            return await self.gateway.port(Transactions).record(reports)
+
+    async def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """The bodies of the published events of these kinds, oldest first."""
+        rows = await self.gateway.db.fetch(
+            "SELECT merchant_id, kind, body FROM event WHERE kind = ANY($1) ORDER BY event_id", list(kinds)
+        )
+        return [{"kind": row["kind"], "to": row["merchant_id"]} | msgspec.json.decode(row["body"]) for row in rows]
+
     async def rows(self, table: str) -> list[dict[str, Any]]:
         rows = await self.gateway.db.fetch(f"SELECT * FROM {table}")  # noqa: S608 - names in this file
         return [dict(row) for row in rows]
@@ -86,10 +101,16 @@ class Desk:
 
 @pytest.fixture
 async def desk(values: dict[str, Any]) -> AsyncGenerator[Desk]:
-    async with running_gateway(values, plugins=(HOST,)) as (gateway, base), shop(gateway, base) as api:
+    async with (
+        running_gateway(values, plugins=(HOST,)) as (gateway, base),
+        shop(gateway, base) as api,
+        shop(gateway, base) as other,
+    ):
         COUNTED.clear()
-        desk = Desk(gateway, api)
-        desk.merchant_id = (await api.pay("254700000020", 1, key="first")).data["merchant_id"]
+        desk = Desk(gateway, api, other)
+        desk.merchant_id, desk.other_id = [
+            (await each.call("GET", "/v1/merchant/me")).data["id"] for each in (api, other)
+        ]
         yield desk
 
 
@@ -132,7 +153,7 @@ async def test_receive_money_of_a_rule_is_allocated_and_its_plugin_told_once(des
         found = await asyncio.gather(*(desk.receive(same) for _ in range(4)), return_exceptions=True)
         assert {one[0].subject for one in found if not isinstance(one, BaseException)} == {RENT}
     assert len(COUNTED) == len(await desk.rows("allocation")) == 10
-    assert {row["subject_kind"] for row in await desk.rows("transaction")} == {"account_number"}
+    assert {row["subject_kind"] for row in await desk.rows("transaction")} == {"rent"}
 
 
 async def test_receive_several_reports_with_a_payments_are_left_to_single_calls(desk: Desk) -> None:
@@ -154,8 +175,7 @@ async def test_receive_several_reports_with_a_payments_are_left_to_single_calls(
 
 async def test_receive_money_that_another_witness_recorded_first_is_allocated(desk: Desk) -> None:
     report = desk.report("TKR0000001", source="pull", account_number="RENT")
-    async with desk.gateway.db.transaction():
-        await desk.gateway.port(Transactions).record([report])
+    await desk.record(report)
     # A report without an account number uses the recorded one.
     (one,) = await desk.receive(replace(report, source="status", account_number=None))
     assert (one.subject, one.is_new) == (RENT, False)

@@ -19,6 +19,13 @@ INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, directio
     subject_kind, subject_id)
 SELECT {literal("txn", 2)}, merchant_id, env, receiver_id, 'in', %s, now(), 'pull', %s FROM transaction
 """  # noqa: S608 - ids that the test chose
+LOOSE = f"""
+INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, amount_cents, occurred_at,
+    first_source)
+SELECT {literal("txn", 2)}, merchant_id, env, receiver_id, 'in', 'TKN0000002', 50000, now(), 'pull' FROM transaction;
+UPDATE transaction SET %s WHERE transaction_id = {literal("txn", 2)};
+UPDATE transaction SET (subject_kind, subject_id) = (%s) WHERE transaction_id = {literal("txn", 2)}
+"""  # noqa: S608 - ids that the test chose
 CHANGE = "UPDATE transaction SET %s"
 WITNESS = f"""
 INSERT INTO transaction_witness (transaction_id, source, seen_at, detail, reviewed_at, reviewed_by, review_note)
@@ -37,7 +44,15 @@ CASES = {
         ALLOCATION % "DELETE FROM allocation",
     ],
     "allocation_never_emptied": [ALLOCATION % "TRUNCATE allocation"],
-    "transaction_refunds_fit": [CHANGE % "refund_reserved_cents = 30000, refunded_cents = 20001"],
+    "transaction_refunds_fit": [LOOSE.rpartition(";")[0] % "refund_reserved_cents = 30000, refunded_cents = 20001"],
+    "transaction_payments_refund_themselves": [
+        CHANGE % "refunded_cents = 1",
+        SECOND % ("'TKN0000002'", "NULL, NULL") + "; UPDATE transaction SET direction = 'out', refunded_cents = 1",
+    ],
+    "transaction_refunded_is_not_allocated": [
+        LOOSE % ("refund_reserved_cents = 100", f"'resolved', {literal('txn', 2)}"),
+        LOOSE % ("refunded_cents = 100", f"'account_number', {literal('acc', 1)}"),
+    ],
     "transaction_resolved_is_its_own_subject": [
         SECOND % ("'TKN0000002'", f"'resolved', {literal('txn', 3)}"),
     ],

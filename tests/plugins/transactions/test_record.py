@@ -285,6 +285,14 @@ async def test_transaction_change_or_deletion_is_refused(
 
 
 VIOLATIONS = {
+    "transactions.allocations_rebuild_subjects": f"""
+        INSERT INTO allocation (transaction_id, number, subject_kind, subject_id, by, at)
+        SELECT transaction_id, 1, 'payment', {literal("pay", 2)}, 'a person', now() FROM transaction
+        WHERE receipt = 'TKN0000006' RETURNING transaction_id
+    """,  # noqa: S608 - ids that the test chose
+    "transactions.allocated_money_came_in": """
+        UPDATE transaction SET announced_at = now() WHERE receipt = 'TKN0000004' RETURNING transaction_id
+    """,
     "transactions.receipt_is_once": """
         UPDATE transaction SET receipt = 'TKN0000001' WHERE receipt = 'TKN0000002' RETURNING receipt
     """,
@@ -301,6 +309,7 @@ VIOLATIONS = {
 async def test_invariants_report_each_violation(harness: Harness, report: ReportedTransaction) -> None:
     assert set(VIOLATIONS) == {f"transactions.{invariant.name}" for invariant in INVARIANTS}
     many = [replace(report, receipt=f"TKN{number:07}", direction="out") for number in range(1, 6)]
+    many.append(replace(report, receipt="TKN0000006"))
     many[2] = replace(many[2], subject=Subject("refund", ANOTHER))
     await record(harness.gateway, *many)
     await drop_constraints(harness.gateway)

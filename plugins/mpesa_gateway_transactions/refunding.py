@@ -1,0 +1,210 @@
+"""The port through which the refunds plugin returns money that pays no payment."""
+
+from typing import Any
+
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.env import Env
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured
+from mpesa_gateway.money import Kes
+from mpesa_gateway_transactions.allocating import AllocationRules
+from mpesa_gateway_transactions.api import (
+    RefundableMoney,
+    RefundedMoney,
+    ReportedTransaction,
+    ReservedMoney,
+    Subject,
+    Transactions,
+)
+from mpesa_gateway_transactions.tables import TransactionRow
+
+log = structlog.get_logger(__name__)
+
+# raw SQL: join
+_FIND = """
+SELECT transaction.*, receiver.number, receiver.owner_id, shortcode_id FROM transaction
+    JOIN receiver USING (receiver_id, env)
+    LEFT JOIN shortcode ON shortcode.receiver_id = receiver.receiver_id AND shortcode.merchant_id = $2
+WHERE transaction_id = $1
+"""
+
+# raw SQL: lock - a refund is locked before its transaction, and an allocation waits for the amounts.
+LOCK = f"{_FIND} FOR UPDATE OF transaction"
+
+
+class TransactionRefunds:
+    """Implements ``RefundableTransactions``."""
+
+    def __init__(self, *, db: Database, clock: Clock, transactions: Transactions, rules: AllocationRules) -> None:
+        self._db = db
+        self._clock = clock
+        self._transactions = transactions
+        self._rules = rules
+
+    async def find(self, transaction_id: str) -> RefundableMoney:
+        row = await self._db.fetchrow(_FIND, transaction_id, None)
+        if row is None:
+            raise NotFound("there is no such transaction")
+        merchant_id, refusal = _merchant_of(row), None
+        try:
+            _require_refundable(row, merchant_id)
+        except Conflict as problem:
+            refusal = problem.message
+        return RefundableMoney(
+            transaction_id=row["transaction_id"],
+            env=row["env"],
+            merchant_id=merchant_id,
+            receipt=row["receipt"],
+            payer=row["payer"],
+            amount=Kes((row["amount_cents"] or 0) // 100),
+            left=Kes(0 if refusal else _left(row) // 100),
+            refusal=refusal,
+        )
+
+    async def reserve(self, merchant_id: str, env: Env, transaction_id: str, amount: Kes | None) -> ReservedMoney:
+        row = await self._db.fetchrow(LOCK, transaction_id, merchant_id)
+        if row is None or row["env"] != env or not _may_refund(row, merchant_id):
+            raise NotFound("there is no such transaction")
+        _require_refundable(row, merchant_id)
+        left = _left(row)
+        if amount is None and left >= 100 and left % 100:
+            raise InvalidFields.field_error(
+                "amount",
+                f"M-Pesa reverses whole shillings, and {_kes(left)} of this transaction are left: "
+                f"send an amount of at most {left // 100}",
+            )
+        wanted = left if amount is None else int(amount) * 100
+        if row["shortcode_id"] is None:
+            raise ProviderNotConfigured(
+                f"you have no credentials of {env} shortcode {row['number']}: store them, then ask for the refund again"
+            )
+        await self._reserve(row, wanted)
+        return ReservedMoney(
+            transaction_id=row["transaction_id"],
+            number=row["number"],
+            shortcode_id=row["shortcode_id"],
+            receipt=row["receipt"],
+            amount=Kes(wanted // 100),
+            amount_cents=row["amount_cents"],
+            left_cents=left - wanted,
+            subject=_subject(row),
+        )
+
+    async def reserve_again(self, transaction_id: str, amount: Kes) -> None:
+        row = await self._db.fetchrow(LOCK, transaction_id, None)
+        if row is None:
+            raise Conflict("the transaction is gone")
+        _require_refundable(row, row["merchant_id"])
+        await self._reserve(row, int(amount) * 100)
+
+    async def _reserve(self, row: Row, wanted: int) -> None:
+        left = _left(row)
+        if wanted > left or wanted < 100:
+            raise Conflict(
+                f"{_kes(left)} of this transaction can still be refunded: {_kes(row['refunded_cents'])} are refunded, "
+                f"and {_kes(row['refund_reserved_cents'])} are reserved"
+            )
+        await self._change(
+            row["transaction_id"], {TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents + wanted}
+        )
+
+    async def release(self, transaction_id: str, amount: Kes) -> None:
+        left = TransactionRow.refund_reserved_cents - int(amount) * 100
+        await self._change(transaction_id, {TransactionRow.refund_reserved_cents: left})
+
+    async def complete(
+        self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None
+    ) -> RefundedMoney:
+        cents = int(amount) * 100
+        row = await self._db.fetchrow(LOCK, transaction_id, None)
+        if row is None or row["refund_reserved_cents"] < cents:
+            raise RuntimeError(f"{refund_id} has no reserved amount on {transaction_id}")
+        await self._change(
+            transaction_id,
+            {
+                TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents - cents,
+                TransactionRow.refunded_cents: TransactionRow.refunded_cents + cents,
+            },
+        )
+        if receipt is not None:
+            await self._record_outgoing(row, merchant_id, refund_id, cents, receipt)
+        money = RefundedMoney(
+            transaction_id=row["transaction_id"],
+            env=row["env"],
+            receiver_id=row["receiver_id"],
+            number=row["number"],
+            merchant_id=row["merchant_id"],
+            receipt=row["receipt"],
+            amount_cents=row["amount_cents"],
+            refund_id=refund_id,
+            refund_cents=cents,
+            refunded_cents=row["refunded_cents"] + cents,
+            account_number=row["account_number"],
+            subject=_subject(row),
+        )
+        await self._rules.notify_refunded(money)
+        return money
+
+    async def _change(self, transaction_id: str, values: dict[Any, Any]) -> None:
+        await self._db.run(TransactionRow.update(values).where(TransactionRow.transaction_id == transaction_id))
+
+    async def has_come_in(self, env: Env, receipt: str) -> bool:
+        return bool(
+            await self._db.run(
+                TransactionRow.exists().where(
+                    TransactionRow.env == env, TransactionRow.direction == "in", TransactionRow.receipt == receipt
+                )
+            )
+        )
+
+    async def _record_outgoing(self, row: Row, merchant_id: str, refund_id: str, cents: int, receipt: str) -> None:
+        seen = ReportedTransaction(
+            source="reversal",
+            env=row["env"],
+            number=row["number"],
+            merchant_id=merchant_id,
+            direction="out",
+            receipt=receipt,
+            occurred_at=self._clock.now(),
+            amount_cents=cents,
+            subject=Subject("refund", refund_id),
+        )
+        if list(await self._transactions.record([seen])) == [None]:
+            # M-Pesa has carried out the refund.
+            log.error("reversal_receipt_of_other_money", refund_id=refund_id, receipt=receipt)
+
+
+def _merchant_of(row: Row) -> str:
+    """Return the merchant to which the money is allocated; of other money the receiver's owner, if it has one."""
+    is_named = row["subject_id"] is not None or row["conflict_id"] is not None
+    merchant_id: str = row["merchant_id"] if is_named or row["owner_id"] is None else row["owner_id"]
+    return merchant_id
+
+
+def _may_refund(row: Row, merchant_id: str) -> bool:
+    return merchant_id in {row["owner_id"], _merchant_of(row)}
+
+
+def _require_refundable(row: Row, merchant_id: str) -> None:
+    if row["direction"] != "in":
+        raise Conflict("this transaction is money out: only money in can be refunded")
+    if row["subject_kind"] == "payment" and row["merchant_id"] == merchant_id:
+        raise Conflict(f"this transaction pays {row['subject_id']}: refund that payment, with `payment_id`")
+    if row["subject_kind"] == "payment":
+        raise Conflict("this transaction pays another merchant's payment, and is refunded by that merchant")
+    if row["amount_cents"] is None:
+        raise Conflict("M-Pesa has reported no readable amount of this transaction: check it on M-Pesa's portal")
+
+
+def _left(row: Row) -> int:
+    return int(row["amount_cents"] - row["refunded_cents"] - row["refund_reserved_cents"])
+
+
+def _subject(row: Row) -> Subject | None:
+    return None if row["subject_kind"] is None else Subject(row["subject_kind"], row["subject_id"])
+
+
+def _kes(cents: int) -> str:
+    return f"KES {cents // 100}" if cents % 100 == 0 else f"KES {cents // 100}.{cents % 100:02}"

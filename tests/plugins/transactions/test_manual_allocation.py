@@ -1,0 +1,141 @@
+"""Protects allocation by people: of two people the first wins, and the second learns who that was."""
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.errors import Conflict
+from mpesa_gateway_transactions.schemas import Allocate
+from mpesa_gateway_transactions.service import TransactionService
+from tests.ledger import broken_invariants
+from tests.plugins.transactions.test_allocations import Desk, desk
+
+__all__ = ["desk"]
+
+RACES = int(os.environ.get("MPESA_GATEWAY_TEST_RACES", "40"))
+"""Transactions that two people allocate at once; 1,000 are tried by hand."""
+
+
+async def unallocated(desk: Desk, receipt: str = "TKM0000001", **values: Any) -> str:
+    """Record KES 500 that name nothing, and return the id."""
+    (one,) = await desk.receive(desk.report(receipt, **values))
+    assert one.subject is None
+    return one.transaction_id
+
+
+async def allocate(desk: Desk, transaction_id: str, **body: Any) -> Any:
+    return await desk.api.call("POST", f"/v1/transactions/{transaction_id}/allocate", body)
+
+
+async def payment_of(desk: Desk, key: str = "a", amount: int = 500) -> str:
+    """Create a payment whose payer does not answer the prompt."""
+    payment_id: str = (await desk.api.pay("254700000020", amount, key=key)).data["id"]
+    return payment_id
+
+
+async def test_allocate_to_a_payment_completes_it_and_tells_the_merchant(desk: Desk) -> None:
+    payment_id = await payment_of(desk)
+    transaction_id = await unallocated(desk, payer="254700000020")
+    shown = (await allocate(desk, transaction_id, payment_id=payment_id, note="paid at the till")).data
+    assert shown["allocated_to"] == {"type": "payment", "id": payment_id}
+    (allocation,) = shown["allocations"]
+    assert (allocation["note"], allocation["by"].startswith("key:")) == ("paid at the till", True)
+    paid = (await desk.api.call("GET", f"/v1/payments/{payment_id}")).data
+    assert (paid["status"], paid["receipt"]) == ("completed", "TKM0000001")
+    allocated, completed = await desk.events("transaction.allocated", "payment.completed")
+    assert {allocated["kind"], completed["kind"]} == {"transaction.allocated", "payment.completed"}
+    # The same decision again is no conflict, another one is.
+    again = await allocate(desk, transaction_id, payment_id=payment_id, note="paid at the till")
+    assert (again.status, again.data) == (200, shown)
+    other = await allocate(desk, transaction_id, note="something else")
+    assert (other.status, other.body["errors"][0]["code"]) == (409, "CONFLICT")
+    assert payment_id in other.body["errors"][0]["message"]
+    assert allocation["by"] in other.body["errors"][0]["message"]
+    assert len(await desk.rows("allocation")) == 1
+    assert await broken_invariants(desk.gateway) == {}
+
+
+async def test_mark_as_dealt_with_needs_a_note_and_masks_numbers(desk: Desk) -> None:
+    transaction_id = await unallocated(desk)
+    for body in ({}, {"note": "x"}, {"note": "x" * 501}, {"payment_id": "nonsense"}):
+        answer = await allocate(desk, transaction_id, **body)
+        assert (answer.status, answer.body["errors"][0]["field"]) == (
+            422,
+            "payment_id" if "payment_id" in body else "note",
+        )
+    shown = (await allocate(desk, transaction_id, note="given back to 254711000001 in cash")).data
+    assert shown["allocated_to"] == {"type": "resolved", "id": transaction_id}
+    assert "254711000001" not in shown["allocations"][0]["note"]
+    audited = await desk.rows("audit_entry")
+    assert [row["action"] for row in audited].count("transaction.allocated") == 1
+
+
+@pytest.mark.parametrize(
+    ("money", "why"),
+    [
+        ({"amount_cents": 40_000}, "does not fit"),
+        ({"payer": "254711999999"}, "does not fit"),
+        ({"account_number": "ANOTHER"}, "does not fit"),
+    ],
+)
+async def test_allocate_money_that_contradicts_the_payment_is_409_and_changes_nothing(
+    desk: Desk, money: dict[str, Any], why: str
+) -> None:
+    payment_id = await payment_of(desk)
+    transaction_id = await unallocated(desk, **money)
+    answer = await allocate(desk, transaction_id, payment_id=payment_id)
+    assert (answer.status, why in answer.body["errors"][0]["message"]) == (409, True)
+    assert (await desk.api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "pending"
+    assert await desk.rows("allocation") == []
+
+
+async def test_allocate_money_that_fits_another_payment_is_409(desk: Desk) -> None:
+    chosen = await payment_of(desk, "a")
+    transaction_id = await unallocated(desk, source="pull", payer=None, account_number="LATER")
+    other = (await desk.api.pay("254700000020", 500, key="b", reference="ANOTHER")).data
+    await desk.gateway.db.execute("UPDATE payment SET reference = 'LATER' WHERE payment_id = $1", other["id"])
+    answer = await allocate(desk, transaction_id, payment_id=chosen)
+    assert answer.status == 409
+    # Marking it as dealt with allocates it to the payment that its reference names.
+    named = (await desk.api.pay("254700000020", 500, key="c")).data
+    second = await unallocated(desk, "TKM0000002", amount_cents=50_000)
+    await desk.gateway.db.execute(
+        "UPDATE transaction SET account_number = $1 WHERE transaction_id = $2", named["reference"], second
+    )
+    refused = await allocate(desk, second, note="not needed")
+    assert (refused.status, named["id"] in refused.body["errors"][0]["message"]) == (409, True)
+    assert (await desk.api.call("GET", f"/v1/payments/{named['id']}")).data["status"] == "completed"
+
+
+async def test_allocate_to_another_merchants_payment_or_money_out_is_refused(desk: Desk) -> None:
+    foreign = (await desk.other.pay("254700000020", 500, key="x")).data["id"]
+    transaction_id = await unallocated(desk)
+    assert (await allocate(desk, transaction_id, payment_id=foreign)).status == 404
+    (out,) = await desk.receive(desk.report("TKM0000009", direction="out"))
+    assert (await allocate(desk, out.transaction_id, note="sent")).status == 409
+
+
+async def test_two_people_at_once_exactly_one_wins(desk: Desk) -> None:
+    service = desk.gateway.port(TransactionService)
+    payments = [await payment_of(desk, f"p{number}", 700) for number in range(8)]
+    wins = 0
+    for number in range(RACES):
+        is_paid = number < len(payments)
+        money = {"amount_cents": 70_000, "payer": "254700000020"} if is_paid else {}
+        transaction_id = await unallocated(desk, f"RACE{number:06}", **money)
+        first = Allocate(payment_id=payments[number]) if is_paid else Allocate(note="order one")
+        answers = await asyncio.gather(
+            service.allocate(desk.merchant_id, "sandbox", transaction_id, first, actor="person:a"),
+            service.allocate(desk.merchant_id, "sandbox", transaction_id, Allocate(note="order two"), actor="person:b"),
+            return_exceptions=True,
+        )
+        refused = [answer for answer in answers if isinstance(answer, Conflict)]
+        wins += answers.count(None)
+        assert (answers.count(None), len(refused)) == (1, 1), answers
+        winner = "person:a" if answers[0] is None else "person:b"
+        assert winner in refused[0].message
+    rows = await desk.rows("allocation")
+    assert (wins, len(rows)) == (RACES, RACES)
+    assert await broken_invariants(desk.gateway) == {}
