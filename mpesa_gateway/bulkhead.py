@@ -24,7 +24,7 @@ class Bulkhead:
     @contextmanager
     def acquire(self, account: str) -> Generator[bool]:
         """Yield True with a slot, False without."""
-        has_place = self._is_free(account)
+        has_place = self.is_free(account)
         if has_place:
             self._taken[account] += 1
         try:
@@ -44,7 +44,8 @@ class Bulkhead:
     def is_unresponsive(self, account: str) -> bool:
         return account in self._silent
 
-    def _is_free(self, account: str) -> bool:
+    def is_free(self, account: str) -> bool:
+        """True if the account can have a slot."""
         if self._taken.total() >= self._at_once or self._taken[account] >= self._each:
             return False
         if account not in self._silent:

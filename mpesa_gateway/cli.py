@@ -11,6 +11,7 @@ from mpesa_gateway.commands.audit import audit
 from mpesa_gateway.commands.completion import completion
 from mpesa_gateway.commands.config import config
 from mpesa_gateway.commands.doctor import doctor
+from mpesa_gateway.commands.events import events
 from mpesa_gateway.commands.keys import keys
 from mpesa_gateway.commands.merchants import merchants
 from mpesa_gateway.commands.migrate import migrate
@@ -112,7 +113,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
 
 for command in (up, serve, worker, migrate, doctor, config, plugins, openapi):
     cli.add_command(command)
-for command in (merchants, apikeys, keys, audit, privacy, completion):
+for command in (merchants, apikeys, events, keys, audit, privacy, completion):
     cli.add_command(command)
 
 

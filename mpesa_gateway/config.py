@@ -212,6 +212,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         "c2b",
         "refunds",
         "reconciliation",
+        "qr",
         "webhooks",
         "ops",
     )

@@ -278,7 +278,7 @@ class Panel:
 class TimelineEntry:
     """One line of a timeline.
 
-    ``body`` holds no secrets; ``about`` is an id to link to.
+    ``body`` holds no secrets; ``about`` is an id to link to; ``by`` is an actor, shown by name.
     """
 
     at: datetime
@@ -288,6 +288,7 @@ class TimelineEntry:
     body: str = ""
     answer: str = ""
     about: str = ""
+    by: str = ""
     ms: int | None = None
 
 

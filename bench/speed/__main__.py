@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.speed import seed, thin
+from bench.speed.c2b import C2bContests
 from bench.speed.contests import Contest, Contests, Effort
 from bench.speed.deliveries import DeliveryRounds
 from bench.speed.lists import explain
@@ -40,6 +41,7 @@ OPERATIONS = (
     "limits",
     "create",
     "callback",
+    "c2b",
     "read",
     "deliveries",
     "reconciliation",
@@ -115,7 +117,12 @@ class Run:
                 found["pages"] = await look(site.values, site.database("gateway"), shop, base)
                 self._print_pages(found["pages"])
             peers = [site.fastapi("fastapi"), site.django("django")] if self._has_peers else []
-            for contest in self._contests(contests, shop, gateway, thin_app, peers, operations):
+            made = self._contests(contests, shop, gateway, thin_app, peers, operations)
+            if "c2b" in operations:
+                c2b = C2bContests(site, shop, self._effort)
+                await c2b.prepare()
+                made += c2b.contests(gateway)
+            for contest in made:
                 await contest.play(self._effort.rounds, self._say)
                 found["contests"][contest.name] = contest.summary()
                 self._print(contest)

@@ -84,7 +84,14 @@ class Contests:
         self._file = Path(tempfile.mkdtemp(dir=site.folder)) / "requests"
 
     async def _load(
-        self, requests: Iterator[bytes], contestant: Contestant, expect: int, *, repeat: bool = False, clients: int = 0
+        self,
+        requests: Iterator[bytes],
+        contestant: Contestant,
+        expect: int,
+        *,
+        repeat: bool = False,
+        clients: int = 0,
+        per_second: float | None = None,
     ) -> dict[str, Any]:
         write_requests(self._file, requests)
         effort, site = self._effort, self._site
@@ -96,6 +103,7 @@ class Contests:
             seconds=effort.seconds,
             expect=[expect],
             repeat=repeat,
+            per_second=per_second,
         )
         after = site.cpu() | {"app": contestant.cpu()}
         answered = sum(found["statuses"].values())

@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class _Load:
         self.example = b""
         self.ran_dry = False
         self.began = self.from_ = self.until = 0.0
+        self.turns = count()
 
     async def client(self, port: int) -> None:
         loop = asyncio.get_running_loop()
@@ -84,6 +85,9 @@ class _Load:
                 except StopIteration:
                     self.ran_dry = True
                     return
+                if self.job["per_second"] is not None:
+                    # Late clients catch up: the rate is the one asked for.
+                    await asyncio.sleep(self.began + next(self.turns) / self.job["per_second"] - clock())
                 sent = clock()
                 status = await connection.send(request_bytes)
                 done = clock()

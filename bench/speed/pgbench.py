@@ -145,13 +145,16 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         amount_cents=_one(known % "amount * 100", "bigint"),
         fee_cents=_one("NULL", "bigint"),
         payer=_one(known % "phone"),
+        payer_digest=nothing,
         payer_name=nothing,
         account_number=nothing,
         occurred_at=now,
+        is_announced=_one("false", "boolean"),
         subject_kind=_one("'payment'"),
         subject_id=_one(payment_id, "uuid"),
         conflict_id=_one("NULL", "uuid"),
         source=_one("'stk'"),
+        announce_at="now()",
         seen_at="now()",
     )
     writes: list[tuple[str, list[str], bool, str | None]] = [

@@ -26,7 +26,17 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".bench"
 """The folder of the peers' virtual environments."""
 
-PLUGINS = ("credentials", "callbacks", "transactions", "payments", "refunds", "reconciliation", "webhooks", "ops")
+PLUGINS = (
+    "credentials",
+    "callbacks",
+    "transactions",
+    "payments",
+    "refunds",
+    "reconciliation",
+    "webhooks",
+    "c2b",
+    "ops",
+)
 PROCESSES = 2
 
 SETTINGS: Mapping[str, object] = {
@@ -198,8 +208,12 @@ async def load(
     expect: Sequence[int],
     repeat: bool = False,
     warm_up: float = 0.5,
+    per_second: float | None = None,
 ) -> dict[str, Any]:
-    """Run one round of the load generator. Raises RuntimeError for an answer not in ``expect``."""
+    """Run one round of the load generator. Raises RuntimeError for an answer not in ``expect``.
+
+    ``per_second`` limits the rate; without it, each client sends as soon as it has an answer.
+    """
     job = {
         "requests": str(requests),
         "ports": list(ports),
@@ -208,6 +222,7 @@ async def load(
         "warm_up": warm_up,
         "expect": list(expect),
         "repeat": repeat,
+        "per_second": per_second,
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,

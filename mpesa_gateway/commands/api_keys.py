@@ -8,7 +8,15 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
-from mpesa_gateway.commands.session import MERCHANT_VARIABLE, CommandFailed, Session, actor, pass_session
+from mpesa_gateway.commands.session import (
+    MERCHANT,
+    CommandFailed,
+    Session,
+    actor,
+    merchant_named,
+    merchant_of,
+    pass_session,
+)
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.api_keys import ApiKey
 
@@ -19,7 +27,7 @@ def apikeys() -> None:
 
 
 @apikeys.command()
-@click.argument("merchant_id", envvar=MERCHANT_VARIABLE)
+@merchant_named
 @click.option("--name", default="key", show_default=True, help="Name of the key, 1 to 100 characters.")
 @click.option(
     "--scope",
@@ -33,22 +41,28 @@ def apikeys() -> None:
 @JSON
 @pass_session
 def create(
-    session: Session, merchant_id: str, name: str, scopes: tuple[str, ...], live: bool, days: int | None, as_json: bool
+    session: Session,
+    merchant_id: str | None,
+    name: str,
+    scopes: tuple[str, ...],
+    live: bool,
+    days: int | None,
+    as_json: bool,
 ) -> None:
-    """Create a key for MERCHANT_ID and print it. Only its digest is stored."""
+    """Create a key for a merchant and print it. Only its digest is stored."""
     if not 1 <= len(name) <= 100:
         raise click.BadParameter("give a name of 1 to 100 characters", param_hint="--name")
 
     async def work(gateway: Gateway) -> tuple[ApiKey, Secret]:
-        merchant = await gateway.merchants.require(merchant_id)
+        merchant = await merchant_of(gateway, merchant_id)
         if not merchant.is_active:
-            raise CommandFailed(f"merchant {merchant_id} is not active, so its keys would be refused")
+            raise CommandFailed(f"merchant {merchant.merchant_id} is not active, so its keys would be refused")
         try:
             chosen = gateway.scopes.named(scopes) if scopes else gateway.scopes.of_merchants
         except ValueError as problem:
             raise click.BadParameter(str(problem), param_hint="--scope") from None
         return await gateway.api_keys.create(
-            merchant_id,
+            merchant.merchant_id,
             name=name,
             scopes=chosen,
             env="live" if live else "sandbox",
@@ -67,15 +81,14 @@ def create(
 
 
 @apikeys.command("list")
-@click.argument("merchant_id", envvar=MERCHANT_VARIABLE)
+@merchant_named
 @JSON
 @pass_session
-def list_(session: Session, merchant_id: str, *, as_json: bool) -> None:
-    """List MERCHANT_ID's keys, newest first, without their secrets."""
+def list_(session: Session, merchant_id: str | None, *, as_json: bool) -> None:
+    """List a merchant's keys, newest first, without their secrets."""
 
     async def work(gateway: Gateway) -> list[ApiKey]:
-        await gateway.merchants.require(merchant_id)
-        return await gateway.api_keys.list(merchant_id)
+        return await gateway.api_keys.list((await merchant_of(gateway, merchant_id)).merchant_id)
 
     show(
         ("key_id", "name", "env", "state", "last_used_at", "scopes"),
@@ -101,15 +114,19 @@ def _state(key: ApiKey) -> str:
 
 
 @apikeys.command()
-@click.argument("merchant_id")
-@click.argument("key_id")
+@click.argument("names", metavar="[MER_…] KEY_…", nargs=-1, required=True)
+@MERCHANT
 @YES
 @pass_session
-def revoke(session: Session, merchant_id: str, key_id: str, *, yes: bool) -> None:
-    """Revoke MERCHANT_ID's key KEY_ID."""
+def revoke(session: Session, names: tuple[str, ...], merchant_id: str | None, *, yes: bool) -> None:
+    """Revoke a merchant's key."""
+    *named, key_id = names
+    if len(named) > 1:
+        raise click.UsageError("name at most one merchant and one key")
     confirm(f"Calls with {key_id} will be refused.", yes=yes)
 
     async def work(gateway: Gateway) -> ApiKey:
-        return await gateway.api_keys.revoke(merchant_id, key_id, actor=actor())
+        merchant = await merchant_of(gateway, named[0] if named else merchant_id)
+        return await gateway.api_keys.revoke(merchant.merchant_id, key_id, actor=actor())
 
     click.echo(f"Revoked {session.run(work).key_id}: it is refused from now on.")

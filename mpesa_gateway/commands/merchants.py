@@ -57,11 +57,11 @@ def list_(session: Session, limit: int, *, as_json: bool) -> None:
 
 
 @merchants.command()
-@click.argument("merchant_id")
+@click.argument("merchant_id", metavar="MER_…")
 @YES
 @pass_session
 def deactivate(session: Session, merchant_id: str, *, yes: bool) -> None:
-    """Refuse MERCHANT_ID's keys from now on. Its payments and webhooks stay."""
+    """Refuse the keys of a merchant from now on. Its payments and webhooks stay."""
     confirm(f"Every key of {merchant_id} will be refused.", yes=yes)
 
     async def work(gateway: Gateway) -> Merchant:

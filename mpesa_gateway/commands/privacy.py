@@ -20,7 +20,7 @@ def privacy() -> None:
 
 @privacy.command()
 @click.argument("phone", required=False)
-@click.option("--merchant", "merchant_id", metavar="MERCHANT_ID", help="Only from this merchant's records.")
+@click.option("--merchant", "merchant_id", metavar="MER_…", help="Only from this merchant's records.")
 @click.option(
     "--before",
     type=click.DateTime(["%Y-%m-%d"]),

@@ -1,18 +1,21 @@
 """Shared parts of commands: the configuration and a started gateway."""
 
 import asyncio
+import functools
 import getpass
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import asyncpg
 import msgspec
 import rich_click as click
 import uvloop
+from click.core import ParameterSource
+from click.globals import get_current_context
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
@@ -37,6 +40,25 @@ MERCHANT = click.option(
     envvar=MERCHANT_VARIABLE,
     help=f"The merchant; default: {MERCHANT_VARIABLE}, else the only active one.",
 )
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def merchant_named(command: _F) -> _F:
+    """Take the merchant as ``--merchant`` or as an argument, for ``merchant_id``."""
+
+    @functools.wraps(command)
+    def run_command(*args: Any, merchant_id: str | None, named: str | None, **values: Any) -> Any:
+        if named and merchant_id not in {None, named} and not _is_default(get_current_context()):
+            raise click.UsageError("the argument and --merchant name two merchants: give one of them")
+        return command(*args, merchant_id=named or merchant_id, **values)
+
+    return cast(_F, click.argument("named", metavar="[MER_…]", required=False)(MERCHANT(run_command)))
+
+
+def _is_default(context: click.Context) -> bool:
+    return context.get_parameter_source("merchant_id") is not ParameterSource.COMMANDLINE
+
 
 LIVE = click.option("--live", "is_live", is_flag=True, help="Use live (real money) instead of the sandbox.")
 

@@ -250,6 +250,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
         items = _find_items(body) | items
     amount_text = _stated_text(items.get("amount"))
     receipt = read_receipt(_text(items.get("mpesareceiptnumber")))
+    paid_at = _text(items.get("transactiondate"))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
         checkout_request_id=_text(callback.get("CheckoutRequestID")),
@@ -259,7 +260,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
         amount_text=amount_text,
         receipt=receipt,
         phone=_digits(_text(items.get("phonenumber"))),
-        paid_at=_moment(_text(items.get("transactiondate"))),
+        paid_at=_moment(paid_at) or _only(read_moments(paid_at)),
         is_receipt_unread=receipt is None and _stated_text(items.get("mpesareceiptnumber")) is not None,
     )
 
@@ -415,19 +416,22 @@ def _rows_inside(value: Any) -> list[Any] | None:
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
         inner: list[Any] = [field for field in fields.values() if isinstance(field, list | dict)]
-        return inner if inner and "transactionId" not in fields else None
+        return inner if inner and "transactionid" not in _lower_names(fields) else None
     return value if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType] - JSON
 
 
 def _statement_line(row: Any) -> StatementLine | None:
     if not isinstance(row, dict):
         return None
-    fields = cast("dict[str, Any]", row)
-    if isinstance(fields, DuplicateField) and not fields.names.isdisjoint(_ROW_FIELDS):
+    stated = cast("dict[str, Any]", row)
+    if isinstance(stated, DuplicateField) and not {name.lower() for name in stated.names}.isdisjoint(_ROW_FIELDS):
         return None
-    receipt = read_receipt(_text(fields.get("transactionId")))
+    fields = _lower_names(stated)
+    if sum(name.lower() in _ROW_FIELDS for name in stated) > len(_ROW_FIELDS & fields.keys()):
+        return None
+    receipt = read_receipt(_text(fields.get("transactionid")))
     amount_text = _stated_text(fields.get("amount"))
-    moments = read_moments(_text(fields.get("trxDate")))
+    moments = read_moments(_text(fields.get("trxdate")))
     if receipt is None or amount_text is None:
         return None
     return StatementLine(
@@ -442,7 +446,7 @@ def _statement_line(row: Any) -> StatementLine | None:
     )
 
 
-_ROW_FIELDS = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "billreference", "amount"})
+_ROW_FIELDS = frozenset({"transactionid", "trxdate", "msisdn", "transactiontype", "billreference", "amount"})
 
 
 def read_receipt(text: str | None) -> str | None:
@@ -677,6 +681,10 @@ def _moment(text: str | None) -> datetime | None:
         return None if text is None else from_daraja_timestamp(_digits(text) or "")
     except (ValueError, OverflowError):
         return None
+
+
+def _only(readings: tuple[datetime, ...]) -> datetime | None:
+    return readings[0] if len(readings) == 1 else None
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ PLUGINS = (
     "c2b",
     "refunds",
     "reconciliation",
+    "qr",
     "webhooks",
     "ops",
     "simulator",

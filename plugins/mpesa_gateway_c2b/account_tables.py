@@ -141,18 +141,18 @@ WHERE address.receiver_id = $1
 
 # raw SQL: join
 WAITING = """
-SELECT transaction.env, receiver.number AS shortcode, transaction.merchant_id, receipt, occurred_at, amount_cents,
-    first_source
-FROM account_number AS account
-    JOIN receiver USING (receiver_id)
-    JOIN transaction ON transaction.receiver_id = account.receiver_id
-        AND upper(transaction.account_number) = account.number AND transaction.merchant_id = account.merchant_id
-        AND transaction.env = account.env
-WHERE is_active AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL AND amount_cents IS NOT NULL
-    AND refund_reserved_cents + refunded_cents = 0
-    AND transaction.transaction_id >= id_least('txn', $1::timestamptz)
-ORDER BY transaction.transaction_id LIMIT $2
+SELECT open.env, receiver.number AS shortcode, open.merchant_id, receipt, occurred_at, amount_cents, first_source
+FROM receiver CROSS JOIN LATERAL (
+    SELECT * FROM transaction WHERE transaction.receiver_id = receiver.receiver_id AND direction = 'in'
+        AND subject_id IS NULL AND conflict_id IS NULL AND amount_cents IS NOT NULL AND account_number IS NOT NULL
+        AND refund_reserved_cents + refunded_cents = 0
+        AND transaction_id >= id_least('txn', $1::timestamptz)
+) AS open
+    JOIN account_number AS account ON account.receiver_id = open.receiver_id AND account.merchant_id = open.merchant_id
+        AND account.number = upper(open.account_number) AND account.is_active
+ORDER BY open.transaction_id LIMIT $2
 """
+"""By the receivers' unallocated money, which is little, not by their account numbers."""
 
 OF_CASE = """
 SELECT transaction_id, receipt FROM transaction WHERE direction = 'in' AND (transaction_id = ANY($1::uuid[])

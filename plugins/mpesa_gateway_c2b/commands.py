@@ -41,9 +41,17 @@ def c2b() -> None:
 )
 @MERCHANT
 @LIVE
+@JSON
 @pass_session
 def register(
-    session: Session, shortcode: str, validation: str, response_type: str, merchant_id: str | None, *, is_live: bool
+    session: Session,
+    shortcode: str,
+    validation: str,
+    response_type: str,
+    merchant_id: str | None,
+    *,
+    is_live: bool,
+    as_json: bool,
 ) -> None:
     """Register the addresses of SHORTCODE, a paybill or till. Live takes one registration."""
 
@@ -53,7 +61,10 @@ def register(
         return await gateway.port(C2bRegistrations).register(caller, shortcode, wanted)
 
     found = session.run(work)
-    _describe(found)
+    if as_json:
+        print_json(found)
+    else:
+        _describe(found)
 
 
 @c2b.command("show")
@@ -83,15 +94,20 @@ def show_registration(
 @click.argument("shortcode")
 @MERCHANT
 @LIVE
+@JSON
 @pass_session
-def remove(session: Session, shortcode: str, merchant_id: str | None, *, is_live: bool) -> None:
+def remove(session: Session, shortcode: str, merchant_id: str | None, *, is_live: bool, as_json: bool) -> None:
     """Say what people have to do on Safaricom's portal to remove the registration of SHORTCODE."""
 
     async def work(gateway: Gateway) -> C2bRemoved:
         caller = await _caller(gateway, merchant_id, is_live=is_live)
         return await gateway.port(C2bRegistrations).remove(caller, shortcode)
 
-    for step in session.run(work).to_do:
+    found = session.run(work)
+    if as_json:
+        print_json(found)
+        return
+    for step in found.to_do:
         click.echo(f"- {step}")
 
 

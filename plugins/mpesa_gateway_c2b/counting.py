@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
@@ -64,7 +65,8 @@ class AccountCounting:
                 Entry(one.transaction_id, one.subject.subject_id, one.amount_cents)
                 for one in allocated
                 if one.amount_cents
-            ]
+            ],
+            must_exist=True,
         )
 
     async def count_completed(self, completed: Sequence[PaymentCompleted]) -> None:
@@ -94,12 +96,16 @@ class AccountCounting:
         if money.subject is not None:
             await self.add([Entry(money.refund_id, money.subject.subject_id, -money.refund_cents)])
 
-    async def add(self, entries: Sequence[Entry]) -> None:
+    async def add(self, entries: Sequence[Entry], *, must_exist: bool = False) -> None:
+        """An account number may have been deleted since it was found: skip it, or raise ConcurrentUpdate."""
         if not entries:
             return
         now = self._clock.now()
         accounts = sorted({one.account_id for one in entries})
         locked = {row["account_id"]: row for row in await self._db.fetch(account_tables.LOCK, accounts)}
+        if must_exist and len(locked) < len(accounts):
+            raise ConcurrentUpdate("the account number was deleted")
+        entries = [*{one.source_id: one for one in entries if one.account_id in locked}.values()]
         added = await self._db.fetch(
             account_tables.ADD_ENTRIES,
             [one.source_id for one in entries],
@@ -118,7 +124,7 @@ class AccountCounting:
             state = crossed(before, expected, before + one.amount_cents, expected)
             if state is not None:
                 crossings.append((state, one.account_id, before + one.amount_cents, one.amount_cents))
-        for account_id in accounts:
+        for account_id in locked:
             values: dict[Any, Any] = {
                 AccountNumberRow.received_cents: received[account_id],
                 AccountNumberRow.updated_at: now,

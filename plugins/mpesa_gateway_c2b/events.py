@@ -34,7 +34,6 @@ class AccountEvent(PublicEvent, frozen=True, kw_only=True):
     ``amount`` is the money that caused it, negative for a refund; null if the expected amount was changed.
     """
 
-    reports_money: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "account_id": example_id("acc"),
         "account_number": "HOUSE 7",

@@ -18,6 +18,7 @@ from mpesa_gateway_c2b.invariants import INVARIANTS
 from mpesa_gateway_c2b.jobs import allocate_waiting
 from mpesa_gateway_c2b.metrics import COLLECTORS, C2bMetrics
 from mpesa_gateway_c2b.operations import OPERATIONS
+from mpesa_gateway_c2b.pages import PAGES
 from mpesa_gateway_c2b.provides import PROVIDES
 from mpesa_gateway_c2b.readiness import NEEDS
 from mpesa_gateway_c2b.routes import routes
@@ -49,6 +50,7 @@ plugin = Plugin(
     contributes=(ALLOCATION_RULE, *NEEDS),
     commands=(c2b, accounts),
     checks=CHECKS,
+    pages=PAGES,
     erasers=(CONFIRMATIONS,),
     invariants=INVARIANTS,
     metrics=C2bMetrics,

@@ -37,8 +37,8 @@ class C2bAddresses(msgspec.Struct, frozen=True, kw_only=True):
     """The registered addresses. Their token proves that Safaricom is the sender: keep them secret."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
-        "confirmation": "https://pay.example/v1/cb/c2b/0b7e6a5d4c3b2a190f8e7d6c5b4a3928",
-        "validation": "https://pay.example/v1/cb/c2b-validation/0b7e6a5d4c3b2a190f8e7d6c5b4a3928",
+        "confirmation": "https://pay.example/v1/cb/c2b/s-rcv_….0b7e6a5d…",
+        "validation": "https://pay.example/v1/cb/c2b-validation/s-rcv_….0b7e6a5d…",
     }
 
     confirmation: str

@@ -70,6 +70,11 @@ WHERE receiver.env = $2 AND COALESCE(receiver.owner_id, c2b_address.merchant_id)
 ORDER BY receiver.number
 """
 
+OF_ENV = """
+SELECT c2b_address.*, receiver.number, receiver.owner_id FROM c2b_address JOIN receiver USING (receiver_id)
+WHERE receiver.env = $1 ORDER BY receiver.number LIMIT 500
+"""
+
 COUNT_UNCONFIRMED = """
 SELECT address.env, count(*) AS count FROM c2b_address AS address CROSS JOIN LATERAL (
     SELECT 1 FROM transaction WHERE transaction.receiver_id = address.receiver_id AND direction = 'in'

@@ -12,7 +12,7 @@ from mpesa_gateway.metrics.definitions import OTHER
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 
-REASONS = ("kind", "size", "source", "token", "signature", "shape", "doubled", "subject")
+REASONS = ("kind", "size", "source", "token", "signature", "shape", "doubled", "subject", "receiver")
 
 
 class CallbackMetrics:

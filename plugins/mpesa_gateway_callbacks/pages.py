@@ -33,6 +33,7 @@ WHY = {
     "signature": "the signature is wrong, or missing where one is required",
     "size": "the body exceeds the size limit; only its beginning was kept",
     "shape": "the body is not a callback of this kind",
+    "receiver": "it is of money for another shortcode than its address",
     "doubled": "a decisive field appears twice with different values",
     "subject": "the subject differs from the subject of the callback address",
 }

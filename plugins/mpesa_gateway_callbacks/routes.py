@@ -23,6 +23,7 @@ from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import DifferentSubject
 from mpesa_gateway_callbacks.callback_kinds import CallbackKinds
 from mpesa_gateway_callbacks.errors import (
+    CallbackRejected,
     DuplicateFieldRejected,
     ShapeRejected,
     SignatureRejected,
@@ -32,6 +33,7 @@ from mpesa_gateway_callbacks.errors import (
 )
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody, VerifiedCallback
+from mpesa_gateway_callbacks.metrics import CallbackMetrics
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import (
     Accepted,
@@ -155,18 +157,24 @@ async def _reply(
 ) -> Response[bytes]:
     """Answer a question. Without Postgres, only addresses that this process knows are answered."""
     verifier, source = gateway.port(CallbackVerifier), address_of(request)
+    counter = gateway.metrics.get(CallbackMetrics).callbacks
     try:
         await verifier.look_up(kind.name, token, source)
     except (*UNREACHABLE, *OVERLOADED) as problem:
         log.warning("callback_address_not_read", kind=kind.name, error=type(problem).__name__)
-    incoming = CallbackPost(kind.name, token, b"", source)
-    subject, _ = verifier.check_token(incoming)
-    if subject is None:
-        raise TokenRejected("there is nothing at this address")
-    verifier.check_source(incoming, subject)
-    body, cut = await _read_body(request, gateway.config.http.max_body_bytes, lambda: None)
-    if cut is not None:
-        raise SizeRejected("the body is too large")
+    try:
+        incoming = CallbackPost(kind.name, token, b"", source)
+        subject, _ = verifier.check_token(incoming)
+        if subject is None:
+            raise TokenRejected("there is nothing at this address")
+        verifier.check_source(incoming, subject)
+        body, cut = await _read_body(request, gateway.config.http.max_body_bytes, lambda: None)
+        if cut is not None:
+            raise SizeRejected("the body is too large")
+    except CallbackRejected as refusal:
+        counter.labels(kind.name, "refused", refusal.reason).inc()
+        raise
+    counter.labels(kind.name, "accepted", "").inc()
     answer = await reply(gateway, StandingAddress(subject.env, subject.subject_id), body)
     return Response(msgspec.json.encode(answer), media_type="application/json")
 

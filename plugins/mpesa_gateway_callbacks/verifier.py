@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 _READ_CERTIFICATE_AGAIN = timedelta(minutes=1)
 """Pause before an unusable certificate is read again."""
 
-_STANDING = re.compile("[0-9a-f]{32}\\Z", re.ASCII)
+_STANDING = re.compile(r"[sl]-[a-z]{3}_[0-9a-z]{26}\.[0-9a-f]{32}\Z", re.ASCII)
 """The form of a standing address's token."""
 
 _LOOK_UPS_A_SECOND = 20

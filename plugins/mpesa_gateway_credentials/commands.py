@@ -4,7 +4,7 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, show
-from mpesa_gateway.commands.session import Session, actor, pass_session
+from mpesa_gateway.commands.session import Session, actor, merchant_named, merchant_of, pass_session
 from mpesa_gateway_credentials.ownership import ReceiverOwnership, ReceiverUse
 
 
@@ -39,41 +39,43 @@ def list_(session: Session, number: str, *, as_json: bool) -> None:
 
 @receivers.command()
 @click.argument("number")
-@click.argument("merchant_id")
+@merchant_named
 @pass_session
-def allow(session: Session, number: str, merchant_id: str) -> None:
+def allow(session: Session, number: str, merchant_id: str | None) -> None:
     """Allow a merchant to take payments at NUMBER, which another merchant owns."""
-    _set_use(session, number, merchant_id, is_allowed=True)
-    click.echo(f"{merchant_id} may take payments at {number}.")
+    named = _set_use(session, number, merchant_id, is_allowed=True)
+    click.echo(f"{named} may take payments at {number}.")
 
 
 @receivers.command()
 @click.argument("number")
-@click.argument("merchant_id")
+@merchant_named
 @pass_session
-def refuse(session: Session, number: str, merchant_id: str) -> None:
+def refuse(session: Session, number: str, merchant_id: str | None) -> None:
     """Revoke `allow`: no new payments of this merchant at NUMBER."""
-    _set_use(session, number, merchant_id, is_allowed=False)
-    click.echo(f"{merchant_id} may take no new payments at {number}.")
+    named = _set_use(session, number, merchant_id, is_allowed=False)
+    click.echo(f"{named} may take no new payments at {number}.")
 
 
 @receivers.command()
 @click.argument("number")
-@click.argument("merchant_id")
+@merchant_named
 @pass_session
-def move(session: Session, number: str, merchant_id: str) -> None:
+def move(session: Session, number: str, merchant_id: str | None) -> None:
     """Make a merchant the owner of NUMBER; it gets the statements from now on."""
 
-    async def work(gateway: Gateway) -> None:
-        await gateway.port(ReceiverOwnership).move_receiver(number, merchant_id, actor=actor())
+    async def work(gateway: Gateway) -> str:
+        owner = (await merchant_of(gateway, merchant_id)).merchant_id
+        await gateway.port(ReceiverOwnership).move_receiver(number, owner, actor=actor())
+        return owner
 
-    session.run(work)
-    click.echo(f"{number} belongs to {merchant_id}.")
+    click.echo(f"{number} belongs to {session.run(work)}.")
 
 
-def _set_use(session: Session, number: str, merchant_id: str, *, is_allowed: bool) -> None:
-    async def work(gateway: Gateway) -> None:
-        ownership = gateway.port(ReceiverOwnership)
-        await ownership.allow_use(number, merchant_id, is_allowed=is_allowed, actor=actor())
+def _set_use(session: Session, number: str, merchant_id: str | None, *, is_allowed: bool) -> str:
+    async def work(gateway: Gateway) -> str:
+        named = (await merchant_of(gateway, merchant_id)).merchant_id
+        await gateway.port(ReceiverOwnership).allow_use(number, named, is_allowed=is_allowed, actor=actor())
+        return named
 
-    session.run(work)
+    return session.run(work)

@@ -192,17 +192,19 @@ async def _credentials(gateway: Runtime, merchant_id: str, env: Env) -> SetupSta
 
 
 async def _verified(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
-    found = await _read(gateway, merchant_id, env)
-    if found is None:
+    active = await gateway.port(CredentialReader).all_active(merchant_id, env)
+    if not active:
         return SetupState(is_done=False, text="Needs credentials.")
+    found = next((each for each in active if each.verified_at is None), active[0])
     if found.verified_at is not None:
         at = format_near(found.verified_at, gateway.clock.now())
         return SetupState(is_done=True, text=f"M-Pesa returned a token for these keys at {at}")
+    named = "" if found.is_default else f" of shortcode {found.shortcode}"
     return SetupState(
         is_done=False,
-        text="Asks M-Pesa for a token with the consumer key and secret. Moves no money.",
+        text=f"Asks M-Pesa for a token with the consumer key and secret{named}. Moves no money.",
         action="Verify",
-        to=f"credentials/{merchant_id}/verify",
+        to=f"credentials/{merchant_id}{'' if found.is_default else f'/shortcodes/{found.shortcode}'}/verify",
         is_post=True,
     )
 

@@ -12,6 +12,7 @@ from mpesa_gateway_credentials.reader import SECRET_FIELDS
 from mpesa_gateway_credentials.readiness import NEEDS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
+from mpesa_gateway_credentials.shortcode_commands import shortcodes
 from mpesa_gateway_credentials.shortcode_routes import routes as shortcode_routes
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow, StoreNumberRow
 
@@ -41,7 +42,7 @@ plugin = Plugin(
     ),
     jobs=(Job(wipe_retired, timeout=120, cron="23 * * * *", queue="maintenance"),),
     contributes=NEEDS,
-    commands=(receivers,),
+    commands=(receivers, shortcodes),
     checks=CHECKS,
     invariants=INVARIANTS,
     pages=PAGES,

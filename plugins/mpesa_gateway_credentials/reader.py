@@ -51,7 +51,10 @@ class StoredCredentials:
 
 
 class CredentialReader:
-    """Implements the ports ``Credentials`` and ``CallbackSecrets``. Caches sealed rows; each call unseals them."""
+    """Implements the ports ``Credentials`` and ``CallbackSecrets``. Caches sealed rows; each call unseals them.
+
+    Over 20 methods: all read the same cached rows.
+    """
 
     def __init__(
         self,

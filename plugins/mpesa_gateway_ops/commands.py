@@ -20,7 +20,7 @@ from mpesa_gateway_ops.second_factors import SecondFactors
 _PASSWORD_STDIN = click.option(
     "--password-stdin", is_flag=True, help="Read the password from the first line of standard input; do not ask for it."
 )
-_MERCHANT = click.option("--merchant", metavar="MERCHANT_ID", help="The merchant; without it, the host.")
+_MERCHANT = click.option("--merchant", metavar="MER_…", help="The merchant; without it, the host.")
 _ROLE = click.option(
     "--role",
     required=True,

@@ -21,6 +21,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import CODE_FIELD, env_of
 from mpesa_gateway_ops.flash import FlashMessage
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage, group_menu, run_safely
+from mpesa_gateway_ops.people import names_of
 from mpesa_gateway_ops.sessions import Session
 
 _OWN = "mpesa_gateway_ops"
@@ -67,6 +68,7 @@ class Layout:
             values["panels"], values["moments"] = await asyncio.gather(
                 self._panels(visit, page.place, about, values), self._moments(page.place, about)
             )
+            values["actors"] = await names_of(self._runtime.db, {each.by for each in values["moments"] if each.by})
         return templating.answer(_as_seen(visit, self._render(found.plugin, shown, values)), status=status)
 
     def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:

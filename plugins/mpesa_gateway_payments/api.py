@@ -276,6 +276,10 @@ class Payments(Protocol):
         """Raises NotFound."""
         ...
 
+    async def shortcode_of(self, merchant_id: str, env: Env, payment_id: str) -> str:
+        """Return the id of the payment's shortcode. Raises NotFound."""
+        ...
+
     async def find(self, payment_id: str) -> PaymentView | None:
         """Return a payment of any merchant, for operators."""
         ...

@@ -31,7 +31,7 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     """Locks the payment and its status queries; returns all their ids."""
     rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
-    checks = await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named)
+    checks = await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named, case.merchant_id)
     named = [row["checkout_request_id"] for row in rows]
     for check in checks:
         named += [check[name] for name in _NAMES_OF_CHECK]
@@ -78,7 +78,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
                     PaymentStepRow.payment_id == step["payment_id"], PaymentStepRow.number == step["number"]
                 )
             )
-    for check in await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named):
+    for check in await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named, case.merchant_id):
         if any(case.number.is_in(check[name]) for name in _TEXTS_OF_CHECK):
             texts: dict[Any, Any] = {name: check[name] and without(check[name]) for name in _TEXTS_OF_CHECK}
             await gateway.db.run(StatusCheckRow.update(texts).where(StatusCheckRow.check_id == check["check_id"]))

@@ -15,8 +15,15 @@ ORDER BY payment_id LIMIT $5
 LOCK_OF_CASE = "SELECT * FROM payment WHERE payment_id = ANY($1::uuid[]) FOR UPDATE NOWAIT"
 
 CHECKS_OF_CASE = """
-SELECT * FROM status_check WHERE payment_id = ANY($1::uuid[]) OR check_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+SELECT * FROM status_check WHERE check_id = ANY(ARRAY(
+    SELECT unnest($1::uuid[])
+    UNION SELECT check_id FROM status_check WHERE payment_id = ANY($1::uuid[])
+    UNION SELECT check_id FROM status_check
+        WHERE merchant_id = $2 AND payment_id IS NULL
+            AND receipt = ANY(ARRAY(SELECT receipt FROM payment WHERE payment_id = ANY($1::uuid[])))))
+FOR UPDATE NOWAIT
 """
+"""Also queries about a receipt that no payment had yet."""
 
 STEPS_OF_CASE = """
 SELECT payment_id, number, detail FROM payment_step WHERE payment_id = ANY($1::uuid[]) FOR UPDATE NOWAIT

@@ -30,6 +30,7 @@ OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
 
 _SHORTEST_REASON = 3
 _LONGEST_REASON = 500
+REVIEWED = "payment.looked_after"
 _MOST_CHECKS = 50
 """Status queries shown for a payment."""
 
@@ -138,6 +139,11 @@ class PaymentOperatorService:
     async def steps(self, payment_id: str) -> list[TimelineEntry]:
         return [TimelineEntry(**dict(step)) for step in await self._db.fetch(tables.TIMELINE, payment_id)]
 
+    async def reviewer_of(self, payment_id: str) -> str:
+        """Return the actor of the newest review, empty without one."""
+        entries = (await self._audit.page(1, None, REVIEWED, None, subject_id=payment_id)).rows
+        return entries[0].actor if entries else ""
+
     async def checks(self, payment_id: str) -> list[CheckView]:
         rows = await self._checks_of(payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
@@ -185,7 +191,7 @@ class PaymentOperatorService:
             (row,) = rows
             await self._transitions.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
             await self._audit.record(
-                "payment.looked_after",
+                REVIEWED,
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=payment_id,

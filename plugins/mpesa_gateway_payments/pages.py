@@ -256,16 +256,20 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     handles = await service.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
     moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
+    steps = await service.steps(payment_id)
+    reviewer = await service.reviewer_of(payment_id) if any(step.kind == "looked_after" for step in steps) else ""
+    actors = {"requested": row["requested_by"] or "", "looked_after": reviewer}
     moments += [
         TimelineEntry(
             at=step.at,
-            source=f"payment, {_CAUSES[step.cause]}",
+            source="payment" if actors.get(step.kind) else f"payment, {_CAUSES[step.cause]}",
+            by=actors.get(step.kind, ""),
             state=_STATES.get(step.kind, step.kind.replace("_", " ")),
             text=": ".join(part for part in (_STEP_TEXTS[step.kind], step.detail) if part),
             body=_push_request(row) if step.kind in _PUSHED else "",
             answer=_push_acknowledgement(row) if step.kind == "sent" else "",
         )
-        for step in await service.steps(payment_id)
+        for step in steps
     ]
     return moments + [
         TimelineEntry(

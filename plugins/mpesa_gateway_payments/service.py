@@ -272,6 +272,10 @@ class PaymentService:
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
 
+    async def shortcode_of(self, merchant_id: str, env: Env, payment_id: str) -> str:
+        row = await find_payment(self._db, merchant_id, env, payment_id)
+        return str(row["shortcode_id"])
+
     def url_of(self, payment_id: str) -> str:
         return self._public_url(f"/v1/payments/{payment_id}")
 

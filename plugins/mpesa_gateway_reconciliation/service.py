@@ -34,6 +34,7 @@ from mpesa_gateway_reconciliation.schemas import (
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.tables import RunRow
+from mpesa_gateway_reconciliation.turns import Turns
 from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Transactions
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,9 @@ _LEASE = timedelta(seconds=60)
 
 _BEAT = 15.0
 """Seconds between a run's heartbeats."""
+
+_SLOW = timedelta(seconds=60)
+"""Longest run of a shortcode that gets any free slot."""
 
 _STOPPED = "the process that ran it was stopped"
 
@@ -83,8 +87,7 @@ class ReconciliationService:
         self._runs = runs
         self._transactions = transactions
         self._places = Bulkhead(self._settings.max_concurrent, each=1)
-        self._waiting_for_slot: dict[str, None] = {}
-        """Shortcodes that wait for a slot; each run that ends wakes the next."""
+        self._turns = Turns()
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- runs -----------------------------------------------------------------------------------------------------
@@ -113,21 +116,20 @@ class ReconciliationService:
         """Run the regular reconciliation of a shortcode; return False if it did not run.
 
         The window extends back to the end of the last regular run. Without one of the ``max_concurrent`` slots, the
-        next run that ends wakes the shortcode.
+        shortcode waits for its turn.
         """
         self._db.refuse_transaction("a reconciliation run")
-        with self._places.acquire(shortcode_id) as has_slot:
-            if not has_slot:
-                self._waiting_for_slot[shortcode_id] = None
-                return False
-            self._waiting_for_slot.pop(shortcode_id, None)
-            try:
+        try:
+            with self._places.acquire(shortcode_id) as has_slot:
+                if not has_slot:
+                    self._turns.wait(shortcode_id)
+                    return False
+                self._turns.end(shortcode_id)
                 return await self._run_due(shortcode_id)
-            finally:
-                if self._waiting_for_slot:
-                    waiting = next(iter(self._waiting_for_slot))
-                    del self._waiting_for_slot[waiting]
-                    self._runtime.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
+        finally:
+            # Also without a slot: another shortcode may have room where an unresponsive one has none.
+            if woken := self._turns.wake(self._places.is_free):
+                self._runtime.jobs.wake("reconciliation.reconcile", once=woken, shortcode_id=woken)
 
     async def _run_due(self, shortcode_id: str) -> bool:
         credentials = await self._credentials.of_shortcode(shortcode_id)
@@ -147,12 +149,15 @@ class ReconciliationService:
         return True
 
     async def enqueue_all(self) -> int:
-        """Enqueue a run for each shortcode with a readable statement; return their number."""
+        """Enqueue a run for each shortcode with a readable statement, the one read least recently first.
+
+        Returns their number.
+        """
         sources = await self._credentials.statement_sources()
-        for source in sources:
-            await self._runtime.jobs.enqueue(
-                "reconciliation.reconcile", once=source.shortcode_id, shortcode_id=source.shortcode_id
-            )
+        rows = await self._db.fetch(tables.LEAST_RECENTLY_READ, [source.shortcode_id for source in sources])
+        for row in rows:
+            shortcode_id = row["shortcode_id"]
+            await self._runtime.jobs.enqueue("reconciliation.reconcile", once=shortcode_id, shortcode_id=shortcode_id)
         return len(sources)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
@@ -223,7 +228,9 @@ class ReconciliationService:
             await self._read(run, credentials)
             await self._line_matching.match_window(run, credentials)
             error = None
-            self._places.record_answer(credentials.shortcode_id, answered=True)
+            # Shortcodes whose statements take long share the slots of unresponsive ones.
+            took = self._runtime.clock.now() - run["started_at"]
+            self._places.record_answer(credentials.shortcode_id, answered=took <= _SLOW)
         except DarajaFault as fault:
             self._places.record_answer(credentials.shortcode_id, answered=fault.code is not None)
             error = await self._error_text(fault, credentials)

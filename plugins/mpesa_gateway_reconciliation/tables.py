@@ -106,6 +106,18 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 """
 """Regular runs adjoin without gaps; manual windows do not."""
 
+# raw SQL: array
+LEAST_RECENTLY_READ = """
+SELECT shortcode_id FROM unnest($1::uuid[]) AS asked (shortcode_id) JOIN shortcode USING (shortcode_id)
+    LEFT JOIN LATERAL (
+        SELECT run_id FROM reconciliation_run AS run
+        WHERE run.merchant_id = shortcode.merchant_id AND run.env = shortcode.env
+            AND run.receiver_id = shortcode.receiver_id
+        ORDER BY run_id DESC LIMIT 1
+    ) AS last ON true
+ORDER BY last.run_id NULLS FIRST, shortcode_id
+"""
+
 # raw SQL: upsert
 STORE_LINES = Named("""
 WITH locked AS (

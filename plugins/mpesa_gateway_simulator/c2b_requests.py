@@ -24,7 +24,8 @@ FORBIDDEN = ("m-pesa", "mpesa", "safaricom", "exec", "exe", "cmd", "sql", "query
 
 _TUNNELS = ("ngrok", "localtunnel", "loca.lt", "trycloudflare", "serveo", "localhost.run", "pagekite", "tunnel")
 _COLLECTORS = ("requestbin", "hookbin", "mockbin", "webhook.site")
-_LONGEST_ACCOUNT = 20
+MOST_ACCOUNT = 20
+"""Characters of an account number."""
 
 
 class C2bRegistration(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +72,7 @@ def read_c2b_simulation(body: dict[str, Any]) -> C2bSimulation:
         raise bad_field("Msisdn")
     is_blank = body.get("BillRefNumber") in (None, "")
     account = "" if is_blank else read_text(body, "BillRefNumber")
-    if kind == "pay_bill" and (is_blank or len(account) > _LONGEST_ACCOUNT):
+    if kind == "pay_bill" and (is_blank or len(account) > MOST_ACCOUNT):
         raise bad_field("BillRefNumber")
     return C2bSimulation(
         shortcode=shortcode,

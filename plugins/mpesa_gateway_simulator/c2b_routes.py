@@ -88,9 +88,7 @@ class C2bOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     transaction_type: Annotated[str, msgspec.Meta(min_length=1, max_length=40)] | None = None
 
 
-@post(["/v1/simulator/c2b", "/simulator/control/c2b"], status_code=200, **_CONTROL)
-async def pay(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> Success[C2bPaymentView]:
-    """Pay a till or paybill; returns the payment, paid or refused."""
+async def _pay(services: Services, data: C2bOrder) -> Success[C2bPaymentView]:
     row = await services.get(C2bPayments).pay(
         C2bSimulation(
             shortcode=data.shortcode,
@@ -110,6 +108,18 @@ async def pay(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> 
     return Success(data=_view(row))
 
 
+@post("/v1/simulator/c2b", status_code=200, **_CONTROL)
+async def pay_without_prompt(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> Success[C2bPaymentView]:
+    """Pay a till or paybill; returns the payment, paid or refused."""
+    return await _pay(services, data)
+
+
+@post("/simulator/control/c2b", status_code=200, include_in_schema=False, **_CONTROL)
+async def pay_by_control(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> Success[C2bPaymentView]:
+    """The same, beside the other calls of the control API."""
+    return await _pay(services, data)
+
+
 class C2bFilters(msgspec.Struct, frozen=True, kw_only=True):
     """The filters of the list of payments."""
 
@@ -118,7 +128,7 @@ class C2bFilters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/simulator/control/c2b", dependencies={"filters": query_dependency(C2bFilters)}, **_CONTROL)
-async def payments(
+async def list_unprompted_payments(
     services: NamedDependency[Services], filters: NamedDependency[C2bFilters]
 ) -> Success[list[C2bPaymentView]]:
     """List payments without a prompt, newest first."""
@@ -142,4 +152,4 @@ def _view(row: Found) -> C2bPaymentView:
     return C2bPaymentView(**{name: row[name] for name in C2bPaymentView.__struct_fields__})
 
 
-routes = (c2b_register, c2b_simulate, pay, payments, repeat_confirmation)
+routes = (c2b_register, c2b_simulate, pay_without_prompt, pay_by_control, list_unprompted_payments, repeat_confirmation)

@@ -64,6 +64,7 @@ async def _answered(
             "transactionstatus": daraja.transaction_status,
             "reversal": daraja.reversal,
             "pullregister": daraja.pull_register,
+            "qrcode": daraja.qr_code,
             "c2bregister": partial(daraja.c2b_register, version),
             "c2bsimulate": partial(daraja.c2b_simulate, version),
         }
@@ -130,4 +131,10 @@ async def pull_query(
     return await answer_as_daraja(request, services, "pullquery", body)
 
 
-daraja_routes = (oauth, stk_push, stk_query, transaction_status, reversal, pull_register, pull_query)
+@post("/simulator/mpesa/qrcode/v1/generate", **DARAJA_ROUTE)
+async def qr_code(request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody) -> Response[Any]:
+    """Daraja's Dynamic QR."""
+    return await answer_as_daraja(request, services, "qrcode", body)
+
+
+daraja_routes = (oauth, stk_push, stk_query, transaction_status, reversal, pull_register, pull_query, qr_code)

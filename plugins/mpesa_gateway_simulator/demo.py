@@ -16,6 +16,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import ADMIN, Scope
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
+from mpesa_gateway_simulator.demo_c2b import play_c2b
 from mpesa_gateway_simulator.demo_clients import DemoClients, Phones, ProgressDisplay, expect, run_receiver
 from mpesa_gateway_simulator.demo_faults import play_faults
 
@@ -25,7 +26,7 @@ ACTOR = "cli:demo"
 _SILENCE = 1.5
 """Seconds to wait for a second webhook."""
 
-STEPS = 14
+STEPS = 20
 
 # raw SQL: array
 _REMOVE_REFUSED = """
@@ -71,6 +72,7 @@ async def play(gateway: Runtime, console: Console) -> None:
             with story.live():
                 await _run_first_steps(players)
                 pushes = await play_faults(players, gateway.clock.now)
+                await play_c2b(players, gateway.clock.now)
             await gateway.db.execute(_REMOVE_REFUSED, Ids.least("ref", began), pushes)
         finally:
             await gateway.api_keys.revoke(merchant_id, operator_key_id, actor=ACTOR)

@@ -57,6 +57,14 @@ class Receiver:
                     return delivery
         raise AssertionError("poll() raises before it ends")
 
+    async def wait_for_event(self, kind: str, **data: Any) -> Delivery:
+        """Wait for a webhook with these values. Raises UnexpectedAnswer."""
+        async for _ in poll(f"a {kind} webhook"):
+            for delivery in self.deliveries:
+                if delivery.event.get("type") == kind and data.items() <= delivery.event.get("data", {}).items():
+                    return delivery
+        raise AssertionError("poll() raises before it ends")
+
     def count_webhooks(self, payment_id: str) -> int:
         return sum(delivery.event.get("data", {}).get("payment_id") == payment_id for delivery in self.deliveries)
 
@@ -177,6 +185,16 @@ class Phones:
     async def forge(self, checkout_request_id: str, **forged: Any) -> int:
         """Post a forged callback to a push's address; returns the HTTP status of the answer."""
         answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/forge", forged)
+        return cast(int, answer["status"])
+
+    async def pay(self, phone: str, shortcode: str, account_number: str, amount: int, **more: Any) -> dict[str, Any]:
+        """Pay a paybill without a prompt; returns the payment, paid or refused."""
+        body = {"phone": phone, "shortcode": shortcode, "account_number": account_number, "amount": amount}
+        return cast("dict[str, Any]", await self._api.data("POST", "/control/c2b", body | more))
+
+    async def confirm_again(self, receipt: str) -> int:
+        """Repeat a C2B confirmation; returns the HTTP status of the gateway's answer."""
+        answer = await self._api.data("POST", f"/control/c2b/{receipt}/confirmation")
         return cast(int, answer["status"])
 
     async def call_back_again(self, checkout_request_id: str) -> int:

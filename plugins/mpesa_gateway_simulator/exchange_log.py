@@ -23,7 +23,7 @@ _READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.enco
 """Keeps amounts as written: `1250.00` is not `1250.0`."""
 
 _SECRET_TEXT = re.compile(rf'("(?:{"|".join(sorted(_SECRET))})"\s*:\s*")[^"]*')
-_TOKEN = re.compile(r"(/v1/(?:cb/[a-z-]+|webhooks/mpesa(?:/[a-z]+/[a-z]+)?)/)[A-Za-z0-9_.-]{20,}")
+_TOKEN = re.compile(r"(/v1/(?:cb/[a-z0-9-]+|webhooks/mpesa(?:/[a-z]+/[a-z]+)?)/)[A-Za-z0-9_.-]{20,}")
 
 
 class ChangeSignal:

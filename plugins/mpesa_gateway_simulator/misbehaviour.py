@@ -42,6 +42,11 @@ C2B_REGISTER_HABITS: frozenset[str] = frozenset(
 
 C2B_SIMULATE_HABITS: frozenset[str] = frozenset({"normal", "forgets_registration"})
 
+QR_HABITS: frozenset[str] = frozenset(
+    {"normal", "code_00", "no_image", "not_base64", "not_png", "cut_off", "flipped_bit", "other_size", "internal_error"}
+)
+"""``code_00`` is the form of Safaricom's sandbox."""
+
 OAUTH_HABITS: frozenset[str] = frozenset(
     {"normal", "expires_huge", "expires_number", "expires_float", "expires_absent", "expires_text", "token_line_break"}
 )

@@ -153,6 +153,17 @@ async def touch(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) 
     return _back(request, fields.get("phone", FIRST))
 
 
+@post("/simulator/pay", status_code=303, **_PAGE)
+async def pay(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """Pay a till or paybill without a prompt."""
+    fields = await _form(request, gateway)
+    number = fields.get("phone", "")
+    await gateway.port(Phones).pay(
+        number, fields.get("shortcode", ""), fields.get("account_number", ""), fields.get("amount", "")
+    )
+    return _back(request, number)
+
+
 @post("/simulator/hold", status_code=303, **_PAGE)
 async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Answer a phone by hand from now on; set its balance and the callback style."""
@@ -191,4 +202,4 @@ async def file(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
     return _ASSETS.answer(digest, name)
 
 
-routes = (phone_page, phone_part, changes, touch, hold, release, turn, file)
+routes = (phone_page, phone_part, changes, touch, pay, hold, release, turn, file)

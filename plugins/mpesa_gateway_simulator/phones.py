@@ -10,10 +10,14 @@ from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, check_fields
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.c2b import C2bPayments
+from mpesa_gateway_simulator.c2b_bodies import C2bManner
+from mpesa_gateway_simulator.c2b_requests import MOST_ACCOUNT, C2bSimulation
 from mpesa_gateway_simulator.exchange_log import ChangeSignal
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.tables import HandRow, PushRow
+from mpesa_gateway_simulator.validation import SHORTCODE_PATTERN
 
 PIN = "1234"
 """The correct PIN of every phone."""
@@ -25,6 +29,9 @@ BALANCE = 25_000
 
 MOST = 500_000
 """KES that an M-Pesa account can hold (Safaricom's published tariff)."""
+
+MOST_PAID = 250_000
+"""KES of one payment."""
 
 _MESSAGES = 8
 
@@ -57,9 +64,10 @@ class Phone:
 class Phones:
     """Reads simulated phones and answers their prompts."""
 
-    def __init__(self, *, db: Database, prompts: Prompts, pulse: ChangeSignal) -> None:
+    def __init__(self, *, db: Database, prompts: Prompts, c2b: C2bPayments, pulse: ChangeSignal) -> None:
         self._db = db
         self._prompts = prompts
+        self._c2b = c2b
         self._pulse = pulse
 
     async def read_phone(self, number: str) -> Phone:
@@ -118,6 +126,28 @@ class Phones:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         await self._db.run(HandRow.delete().where(HandRow.phone == msisdn))
         self._pulse.notify()
+
+    async def pay(self, number: str, shortcode: str, account: str, amount: str) -> None:
+        """Pay a paybill, or a till if ``account`` is empty. ``amount`` is in KES. Raises InvalidFields."""
+        with check_fields() as checks:
+            msisdn = checks.take("phone", Msisdn.parse, number) or number
+            if not SHORTCODE_PATTERN.match(shortcode):
+                checks.fail("shortcode", "must be the 5 to 7 digits of a till or paybill")
+            if len(account) > MOST_ACCOUNT:
+                checks.fail("account_number", f"must be at most {MOST_ACCOUNT} characters")
+            if not (amount.isascii() and amount.isdigit() and len(amount) <= 6 and 1 <= int(amount) <= MOST_PAID):
+                checks.fail("amount", f"must be a whole number of KES from 1 to {MOST_PAID:,}")
+        balance = await self._balance(msisdn, await self._hand(msisdn))
+        if int(amount) > balance:
+            raise InvalidFields.field_error("amount", f"is more than the balance of this phone, KES {balance:,}")
+        payment = C2bSimulation(
+            shortcode=shortcode,
+            kind="pay_bill" if account else "buy_goods",
+            amount=int(amount),
+            phone=str(msisdn),
+            account_number=account,
+        )
+        await self._c2b.pay(payment, C2bManner())
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and InvalidFields."""

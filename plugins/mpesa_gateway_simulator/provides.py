@@ -12,6 +12,7 @@ from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal, Exchan
 from mpesa_gateway_simulator.phones import Phones
 from mpesa_gateway_simulator.poster import CallbackPoster
 from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.qr_codes import QrCodes
 from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.root_routes import RootRoutes
 from mpesa_gateway_simulator.seeded_random import SeededRandom
@@ -31,6 +32,7 @@ def _daraja(gateway: Runtime) -> SimulatedDaraja:
         statements=gateway.port(Statements),
         registrations=gateway.port(C2bRegistrations),
         c2b=gateway.port(C2bPayments),
+        qr_codes=gateway.port(QrCodes),
         chance=gateway.port(SeededRandom),
         prompts=gateway.port(Prompts),
         caller=gateway.port(CallbackCaller),
@@ -132,8 +134,14 @@ def _c2b(gateway: Runtime) -> C2bPayments:
     )
 
 
+def _qr_codes(gateway: Runtime) -> QrCodes:
+    return QrCodes(clock=gateway.clock, controls=gateway.port(Controls), chance=gateway.port(SeededRandom))
+
+
 def _phones(gateway: Runtime) -> Phones:
-    return Phones(db=gateway.db, prompts=gateway.port(Prompts), pulse=gateway.port(ChangeSignal))
+    return Phones(
+        db=gateway.db, prompts=gateway.port(Prompts), c2b=gateway.port(C2bPayments), pulse=gateway.port(ChangeSignal)
+    )
 
 
 def make_front(gateway: Runtime, app: ASGIApp) -> RootRoutes:
@@ -147,6 +155,7 @@ PROVIDES: Provides = (
     (C2bRegistrations, _registrations),
     (C2bConfirmations, _confirmations),
     (C2bPayments, _c2b),
+    (QrCodes, _qr_codes),
     (SimulatedDaraja, _daraja),
     (CallbackCaller, _caller),
     (Controls, _controls),

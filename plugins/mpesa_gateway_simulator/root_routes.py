@@ -21,6 +21,7 @@ DARAJA: frozenset[str] = frozenset(
         "/mpesa/reversal/v1/request",
         "/pulltransactions/v1/register",
         "/pulltransactions/v1/query",
+        "/mpesa/qrcode/v1/generate",
         "/mpesa/c2b/v1/registerurl",
         "/mpesa/c2b/v2/registerurl",
         "/mpesa/c2b/v1/simulate",
@@ -29,7 +30,7 @@ DARAJA: frozenset[str] = frozenset(
 )
 """Daraja's paths that the simulator serves."""
 
-OWN = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "hold", "let-go", "turn"})
+OWN = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "pay", "hold", "let-go", "turn"})
 """The first path segments of the simulator's pages and control API."""
 
 _REFUSALS = {404: Fault(404, "404.001.01", "Resource not found"), 405: Fault(405, "405.001", "Method Not Allowed")}

@@ -24,6 +24,7 @@ from mpesa_gateway_simulator.misbehaviour import (
     CALLBACK_HABITS,
     OAUTH_HABITS,
     PULL_HABITS,
+    QR_HABITS,
     QUERY_HABITS,
     REVERSAL_HABITS,
     STATUS_HABITS,
@@ -184,6 +185,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "pullquery",
         "c2bregister",
         "c2bsimulate",
+        "qrcode",
     ]
     fault: str
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
@@ -256,6 +258,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         "pullquery": one_of(PULL_HABITS),
         "c2bregister": one_of(C2B_REGISTER_HABITS),
         "c2bsimulate": one_of(C2B_SIMULATE_HABITS),
+        "qrcode": one_of(QR_HABITS),
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"reversal": "late"}
 
@@ -269,6 +272,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     pullquery: str | None = None
     c2bregister: str | None = None
     c2bsimulate: str | None = None
+    qrcode: str | None = None
 
 
 @patch(

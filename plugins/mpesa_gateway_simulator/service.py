@@ -28,6 +28,7 @@ from mpesa_gateway_simulator.outcomes import (
     by_name,
 )
 from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.qr_codes import QrCodes
 from mpesa_gateway_simulator.results import AckLost, Results
 from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.settings import SimulatorSettings
@@ -50,6 +51,7 @@ class SimulatedDaraja:
         statements: Statements,
         registrations: C2bRegistrations,
         c2b: C2bPayments,
+        qr_codes: QrCodes,
         chance: SeededRandom,
         prompts: Prompts,
         caller: CallbackCaller,
@@ -64,6 +66,7 @@ class SimulatedDaraja:
         self._statements = statements
         self._registrations = registrations
         self._c2b = c2b
+        self._qr_codes = qr_codes
         self._chance = chance
         self._prompts = prompts
         self._caller = caller
@@ -185,6 +188,12 @@ class SimulatedDaraja:
         await self._check_token(authorization)
         await self._controls.play_fault("c2bsimulate")
         return await self._c2b.simulate(version, body)
+
+    async def qr_code(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
+        """Draw a QR code. Raises Fault."""
+        await self._check_token(authorization)
+        await self._controls.play_fault("qrcode")
+        return await self._qr_codes.generate(body)
 
     async def fault_body(self, fault: Fault) -> dict[str, str]:
         """Return a fault in Daraja's form with a new requestId."""

@@ -28,7 +28,7 @@ MOST_PROMPT = 182
 """Characters of the longest prompt; longer ones end with result 1025."""
 
 PHONE_PATTERN = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
-_SHORTCODE = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
+SHORTCODE_PATTERN = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
 _MOMENT = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})[ T]([0-9]{1,2}):([0-9]{1,2})(?::([0-9]{1,3}))?\Z", re.ASCII)
 _TYPES = frozenset({"CustomerPayBillOnline", "CustomerBuyGoodsOnline"})
 
@@ -165,10 +165,10 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
         raise bad_field("PhoneNumber")
     # PartyA may differ from the prompted phone.
     party = read_text(body, "PartyA")
-    if not PHONE_PATTERN.match(party) and not _SHORTCODE.match(party):
+    if not PHONE_PATTERN.match(party) and not SHORTCODE_PATTERN.match(party):
         raise bad_field("PartyA")
     receiver = read_text(body, "PartyB")
-    if not _SHORTCODE.match(receiver) or (kind == "CustomerPayBillOnline" and receiver != shortcode):
+    if not SHORTCODE_PATTERN.match(receiver) or (kind == "CustomerPayBillOnline" and receiver != shortcode):
         raise bad_field("PartyB")
     callback_url = read_url(body, "CallBackURL", https_callbacks=https_callbacks)
     reference = read_text(body, "AccountReference")
@@ -192,7 +192,7 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> P
 def read_signed(body: dict[str, Any]) -> str:
     """Return the shortcode of a request with a valid password and timestamp. Raises Fault."""
     shortcode, timestamp = read_text(body, "BusinessShortCode"), read_text(body, "Timestamp")
-    if not _SHORTCODE.match(shortcode):
+    if not SHORTCODE_PATTERN.match(shortcode):
         raise bad_field("BusinessShortCode")
     if not re.match(r"[0-9]{14}\Z", timestamp, re.ASCII):
         raise bad_field("Timestamp")
@@ -360,7 +360,7 @@ def read_amount(body: dict[str, Any]) -> int:
 
 def read_shortcode(body: dict[str, Any], name: str) -> str:
     shortcode = read_text(body, name)
-    if not _SHORTCODE.match(shortcode):
+    if not SHORTCODE_PATTERN.match(shortcode):
         raise bad_field(name)
     return shortcode
 

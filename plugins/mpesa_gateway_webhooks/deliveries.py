@@ -239,7 +239,10 @@ class DeliveryService:
 
 
 def _no_endpoint(env: Env) -> Conflict:
-    return Conflict(f"no {env} webhook is set: PUT /v1/merchant/webhook first; waiting events are then sent")
+    return Conflict(
+        f"no {env} webhook is set: set its address on the merchant's page under /ops, or with "
+        "PUT /v1/merchant/webhook; waiting events are then sent"
+    )
 
 
 def _view(row: Row | Mapping[str, Any]) -> DeliveryView:

@@ -45,7 +45,7 @@ async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterat
             level=Level.WARNING if context.env == "live" else Level.NOTE,
             text=f"no {context.env} webhook is set: the merchant can only poll for its payments (GET /v1/events)"
             + (f"; {waiting} of its events wait for one" if waiting else ""),
-            fix="PUT /v1/merchant/webhook, with its API key",
+            fix=f"set it at /ops/merchants/{merchant.merchant_id}/webhook, or with PUT /v1/merchant/webhook",
         )
         return
     host = urlsplit(str(row["url"])).hostname

@@ -165,6 +165,13 @@ async def _with_data(harness: Harness) -> list[str]:
     endpoint = await harness.gateway.db.fetchval("SELECT endpoint_id FROM webhook_endpoint LIMIT 1")
     pending = (await api.pay("254700000007", 60, key="pending")).data
     fresh = (await harness.gateway.merchants.create("Duka la Amina na Watoto Limited", actor="test")).merchant_id
+    more = INITIATED["mpesa"] | {
+        "shortcode": "600002",
+        "till_number": "5123456",
+        "name": "Westlands, next to the market",
+    }
+    assert (await api.call("POST", "/v1/merchant/shortcodes", more)).status == 201
+    several = ("add", "shortcodes/5123456")
     setup = [f"credentials/{fresh}/edit", *(f"merchants/{fresh}/{form}" for form in ("webhook", "payment"))]
     return [
         *("merchants?new=merchant", f"merchants/{fresh}", f"merchants/{fresh}?new=key"),
@@ -172,6 +179,8 @@ async def _with_data(harness: Harness) -> list[str]:
         *(f"{path}?env=live" for path in (f"merchants/{fresh}", *setup)),
         "merchants?env=sandbox",
         *(f"credentials/{paid['merchant_id']}/edit", f"merchants/{paid['merchant_id']}/webhook"),
+        *(f"credentials/{paid['merchant_id']}/{each}" for each in several),
+        f"merchants/{paid['merchant_id']}/payment",
         *(f"payments/{payment['id']}" for payment in (paid, failed, pending)),
         f"payments/{paid['id']}/refund",
         "payments?status=completed&since=2026-01-01&until=2036-01-01",

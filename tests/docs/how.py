@@ -60,6 +60,7 @@ class Page:
 INSTALL = "python3 -m venv .venv && URLLIB3_NO_OVERRIDE=1 "
 
 UNASKED = """pay '{"phone": "254711000126\""""
+REGISTER = """api /v1/merchant/shortcodes/174379/c2b -d '{"response_type": "Completed", "validation":"""
 PAYBILL = '"shortcode": "174379", "account_number":'
 
 PAID = r'"status":"completed"'
@@ -193,11 +194,14 @@ PAGES = {
     ),
     "docs/money-that-comes-by-itself.md": Page(
         (
-            How("api /v1/merchant/shortcodes", says=r'"state":"registered"'),
+            How(f'{REGISTER} "rules', says=r'"state":"registered"'),
             How(f'{UNASKED}, "amount": 4000, {PAYBILL} "house 7', says=r'"state":"part_paid".*"outstanding":"8000.00"'),
             How(f'{UNASKED}, "amount": 8000', says=r'"state":"paid".*"outstanding":"0.00"'),
             How(f'{UNASKED}, "amount": 4000, {PAYBILL} "HOUSE 77', says=r'"state":"refused","code":"C2B00012"'),
             How("ORDER=", says=r'"kind":"completed","cause":"c2b"'),
+            How(f'{REGISTER} "accept', says=r'"account_number":"JANE"'),
+            How(f'{UNASKED}, "amount": 90', says=r'"status":"completed"'),
+            How("MONEY=", says=r'"allocated_to":\{"type":"resolved"'),
         )
     ),
     "docs/callbacks.md": Page((How("import base64", before=A_CALLBACK, after=IS_THE_GATEWAYS),)),

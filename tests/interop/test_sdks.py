@@ -11,6 +11,7 @@ import pytest
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_qr.png import read_png
 from mpesa_gateway_simulator.validation import SANDBOX_PASSKEY
 from tests.certificates import issue
 from tests.interop import environments
@@ -55,6 +56,15 @@ SDKS = (
     Sdk("mpesa-api", ALL, is_node=True),
     Sdk("mpesa-node", ALL, is_node=True),
 )
+
+
+C2B: dict[str, frozenset[str]] = {
+    "daraja-sdk-py": frozenset({"register", "simulate", "qr", "read"}),
+    "mpesakit": frozenset({"register", "qr", "read"}),
+    "mpesa-api": frozenset({"register", "simulate"}),
+    "mpesa-node": frozenset({"register", "simulate"}),
+}
+"""The SDKs with C2B, and their operations; ``read`` reads a confirmation. daraja-sdk-py calls v2, the others v1."""
 
 
 async def bodies(receiver: Receiver, path: str, count: int) -> list[dict[str, Any]]:
@@ -108,6 +118,32 @@ async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, A
             assert [row["transactionId"] for row in after["pull"]["Response"][0]] == [inputs["receipt"]]
         after |= await sdk.run("results", client.base, inputs)
         assert after.keys() == sdk.offers
+
+
+@pytest.mark.parametrize("sdk", [sdk for sdk in SDKS if sdk.name in C2B], ids=lambda sdk: sdk.name)
+async def test_sdk_c2b_registration_and_payment_succeed(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
+    inputs: dict[str, Any] = {
+        "passkey": SANDBOX_PASSKEY,
+        "credential": base64.b64encode(bytes(256)).decode(),
+        "certificate": str(issue(tmp_path / "sandbox.cer").path),
+    }
+    async with receiving() as receiver, daraja(values | {"simulator": {"callback_delay": 0.05}}, receiver) as client:
+        receiver.says = lambda _: b'{"ResultCode": "0", "ResultDesc": "Accepted"}'
+        inputs["url"] = receiver.url
+        done = await sdk.run("c2b", client.base, inputs)
+        if "simulate" not in done:
+            await client.control("POST", "c2b", {"phone": "254712345678", "amount": 250, "shortcode": "174379"})
+        (inputs["confirmation"],) = await bodies(receiver, "/confirmation", 1)
+        assert len(await bodies(receiver, "/validation", 1)) == 1
+        ((receipt, amount),) = await client.moved("254712345678")
+        assert (inputs["confirmation"]["TransID"], amount) == (receipt, 250)
+        assert str(done["register"]["ResponseCode"]) == "0"
+        if "qr" in done:
+            assert read_png(base64.b64decode(done["qr"]["QRCode"])) == (200, 200)
+        if "read" in C2B[sdk.name]:
+            done |= await sdk.run("confirmation", client.base, inputs)
+            assert done["read"]["TransID"] == receipt
+        assert done.keys() == C2B[sdk.name]
 
 
 async def results_of(after: dict[str, Any], receiver: Receiver) -> list[dict[str, Any]]:

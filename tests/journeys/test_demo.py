@@ -63,7 +63,7 @@ def pasted_lines(output: str) -> str:
 def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert "All 14 steps passed" in played.stdout
+    assert "All 20 steps passed" in played.stdout
     assert machine.processes() == {}
 
     process = machine.up()

@@ -23,6 +23,8 @@ from tests.routes import Operation, operation, operations
 THEIRS = {
     "GET /v1/payments/{payment_id}",
     "POST /v1/payments/{payment_id}/query",
+    "POST /v1/payments/{payment_id}/qr",
+    "POST /v1/merchant/shortcodes/{shortcode}/qr",
     "POST /v1/payments/mpesa/check-status/{receipt}",
     "GET /v1/payments/mpesa/checks/{check_id}",
     "POST /v1/refunds",
@@ -242,6 +244,8 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
+    "POST /v1/payments/{payment_id}/qr": lambda *_: {},
+    "POST /v1/merchant/shortcodes/{shortcode}/qr": lambda *_: {"amount": 1},
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
     "POST /v1/transactions/{transaction_id}/allocate": lambda _, ids: {"payment_id": ids["payment_id"]},
     "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},
@@ -474,6 +478,8 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
 
 
 ASKS_DARAJA = {
+    "POST /v1/payments/{payment_id}/qr",
+    "POST /v1/merchant/shortcodes/{shortcode}/qr",
     "POST /v1/merchant/providers/mpesa/verify",
     "POST /v1/merchant/shortcodes/{shortcode}/verify",
     "POST /v1/payments",
@@ -495,7 +501,11 @@ async def test_live_key_of_a_sandbox_merchant_changes_nothing(merchants: TwoMerc
     live = Merchant(merchants.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
     before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     pushes = await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push")
-    bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
+    bodies = OWN_BODIES | {
+        "POST /v1/refunds": {"payment_id": one.ids["payment_id"]},
+        "POST /v1/payments/{payment_id}/qr": {},
+        "POST /v1/merchant/shortcodes/{shortcode}/qr": {"amount": 1},
+    }
     for name in sorted(ASKS_DARAJA):
         answer = await live.call_operation(operation(name), one.ids, bodies.get(name))
         # The key does not find sandbox objects, and live has no credentials for new ones.

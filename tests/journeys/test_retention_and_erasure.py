@@ -469,6 +469,40 @@ async def test_status_answer_about_an_erased_payment_does_not_restore_the_number
     assert await rows_with_number(harness) == []
 
 
+FORMS = ("254711000001", "+254711000001", "0711000001", "711000001", "0711 000 001", "254-711-000-001")
+
+
+async def queried_by_receipt(harness: Harness, payment: dict[str, Any], receipt: str, text: str) -> None:
+    """Send a status query by receipt and post M-Pesa's answer with this text."""
+    started = await harness.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")
+    url = harness.gateway.services.get(Callbacks).url_for(
+        "status", env="sandbox", merchant_id=payment["merchant_id"], subject_id=started.data["check_id"]
+    )
+    body = result(0, says={"ReceiptNo": receipt, "TransactionStatus": f"Completed by {text}"})
+    body["Result"]["ResultDesc"] = f"Paid by {text}"
+    assert (await harness.api.call("POST", url.removeprefix(harness.base), body)).status == 200
+
+
+@pytest.mark.parametrize("text", FORMS)
+@pytest.mark.parametrize("is_late", [False, True], ids=["before the payment", "after the erasure"])
+async def test_status_query_by_receipt_keeps_no_number_of_an_erased_payer(
+    harness: Harness, text: str, is_late: bool
+) -> None:
+    """The query by receipt was sent before a payment had the receipt, or its answer comes after the erasure."""
+    payment = await completed_payment(harness.api, PAYER, "order")
+    await wait_for_deliveries(harness)
+    if not is_late:
+        await queried_by_receipt(harness, payment, payment["receipt"], text)
+        # A host may state the reference that it expects. Callbacks are deleted earlier than queries.
+        await harness.gateway.db.execute("UPDATE status_check SET payment_id = NULL, reference = '0711000001'")
+        await harness.gateway.db.execute("UPDATE callback SET body = '{}'")
+    advance_clock(harness, timedelta(hours=60))
+    assert (await erase(harness)).left == []
+    if is_late:
+        await queried_by_receipt(harness, payment, payment["receipt"], text)
+    assert {one for one in await rows_with_number(harness) if not one.startswith("callback:")} == set()
+
+
 async def test_late_mismatch_of_an_erased_payment_does_not_restore_the_number(harness: Harness) -> None:
     payment = await completed_payment(harness.api, PAYER, "order")
     await wait_for_deliveries(harness)

@@ -138,6 +138,11 @@ _TOKENS = st.builds(
     _PART,
     st.text("0123456789abcdef", min_size=32, max_size=32)
     | st.text("0123456789abcdefABCDEF-_", min_size=22, max_size=22),
+) | st.builds(
+    lambda env, receiver, secret: f"{env}-rcv_{receiver}.{secret}",
+    st.sampled_from("sl"),
+    _PART,
+    st.text("0123456789abcdef", min_size=32, max_size=32),
 )
 _FORMS: list[Callable[[str], Any]] = [
     lambda token: token,

@@ -179,6 +179,8 @@ CREATE INDEX status_check_originator ON status_check (originator_conversation_id
     WHERE originator_conversation_id IS NOT NULL;
 -- Answers that need review.
 CREATE INDEX status_check_undecided ON status_check (env, check_id) WHERE finding = 'ambiguous' AND reviewed_at IS NULL;
+-- Queries about a receipt that no payment had yet.
+CREATE INDEX status_check_receipt ON status_check (receipt) WHERE payment_id IS NULL;
 CREATE INDEX status_check_payment ON status_check (payment_id, check_id) WHERE payment_id IS NOT NULL;
 
 -- Hourly counts for the overview.

@@ -5,7 +5,7 @@ import sys
 
 import daraja.environment
 from daraja import Mpesa, MpesaConfig
-from daraja.models import MpesaResult, STKCallbackPayload
+from daraja.models import C2BValidationRequest, MpesaResult, STKCallbackPayload
 
 phase, base = sys.argv[1:]
 inputs = json.load(sys.stdin)
@@ -67,6 +67,29 @@ elif phase == "after":
         {"ShortCode": "174379", "StartDate": inputs["start"], "EndDate": inputs["end"], "OffSetValue": "0"}
     ).model_dump()
     done["callback"] = STKCallbackPayload(**inputs["callback"]).model_dump()
+elif phase == "c2b":
+    done["register"] = client.c2b_register_url(
+        {
+            "ShortCode": "174379",
+            "ResponseType": "Completed",
+            "ConfirmationURL": inputs["url"] + "/confirmation",
+            "ValidationURL": inputs["url"] + "/validation",
+        }
+    ).model_dump()
+    done["simulate"] = client.c2b_simulate(
+        {
+            "ShortCode": 174379,
+            "CommandID": "CustomerPayBillOnline",
+            "Amount": 250,
+            "Msisdn": 254712345678,
+            "BillRefNumber": "HOUSE7B",
+        }
+    ).model_dump()
+    done["qr"] = client.dynamic_qr(
+        {"MerchantName": "Duka", "RefNo": "HOUSE7B", "Amount": 250, "TrxCode": "PB", "CPI": "174379", "Size": "200"}
+    ).model_dump()
+elif phase == "confirmation":
+    done["read"] = C2BValidationRequest(**inputs["confirmation"]).model_dump()
 else:
     done["reversal result"] = MpesaResult(**inputs["reversal result"]).model_dump()
 print(json.dumps(done))

@@ -36,6 +36,24 @@ async function main() {
       }),
     }
   }
+  if (phase === 'c2b') {
+    return {
+      // The README writes `c2bregister` and `c2bsimulate`; release 3.0.2 has capitals.
+      register: await mpesa.c2bRegister({
+        ShortCode: 174379,
+        ConfirmationURL: `${inputs.url}/confirmation`,
+        ValidationURL: `${inputs.url}/validation`,
+        ResponseType: 'Completed',
+      }),
+      simulate: await mpesa.c2bSimulate({
+        ShortCode: 174379,
+        CommandID: 'CustomerPayBillOnline',
+        Amount: 250,
+        Msisdn: 254712345678,
+        BillRefNumber: 'HOUSE7B',
+      }),
+    }
+  }
   if (phase !== 'after') return {}
   return {
     query: await mpesa.lipaNaMpesaQuery({

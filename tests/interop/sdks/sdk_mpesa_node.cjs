@@ -28,6 +28,12 @@ async function main() {
     const accountRef = Math.random().toString(35).substr(2, 7)
     return { push: (await mpesaApi.lipaNaMpesaOnline(testMSISDN, amount, URL + '/callback', accountRef)).data }
   }
+  if (phase === 'c2b') {
+    return {
+      register: (await mpesaApi.c2bRegister(URL + '/confirmation', URL + '/validation')).data,
+      simulate: (await mpesaApi.c2bSimulate(254712345678, 250, 'HOUSE7B')).data,
+    }
+  }
   if (phase !== 'after') return {}
   const { shortCode } = mpesaApi.configs
   return {

@@ -4,6 +4,7 @@ import json
 import sys
 
 from mpesakit import MpesaClient
+from mpesakit.c2b.schemas import C2BValidationRequest
 from mpesakit.http_client import MpesaHttpClient
 from mpesakit.mpesa_express import TransactionType
 
@@ -56,4 +57,18 @@ elif phase == "after":
     callback = client.process_stk_callback(inputs["callback"])
     assert callback.is_successful, callback
     done["callback"] = callback.model_dump()
+elif phase == "c2b":
+    response = client.c2b.register_url(
+        short_code=174379,
+        response_type="Completed",
+        confirmation_url=inputs["url"] + "/confirmation",
+        validation_url=inputs["url"] + "/validation",
+    )
+    assert response.is_successful(), response
+    done["register"] = response.model_dump()
+    done["qr"] = client.dynamic_qr.generate(
+        merchant_name="Duka", ref_no="HOUSE7B", amount=250, trx_code="PB", cpi="174379", size="200"
+    ).model_dump()
+elif phase == "confirmation":
+    done["read"] = C2BValidationRequest(**inputs["confirmation"]).model_dump()
 print(json.dumps(done, default=str))

@@ -10,7 +10,7 @@ from tests.kernel.cli.terminal import Host, is_refused
 def test_c2b_commands_of_a_merchant_without_the_shortcode_name_it(host: Host) -> None:
     merchant_id = host.output_of("merchants", "create", "Duka la Mtaa")
     for words in (("c2b", "register"), ("c2b", "show"), ("c2b", "remove")):
-        assert is_refused(host.run(*words, "600001", "--merchant", merchant_id), 1, "600001")
+        assert is_refused(host.run(*words, "600001", "--merchant", merchant_id), 1, "no such active shortcode")
     assert is_refused(host.run("accounts", "show", "A7", "--merchant", merchant_id), 1, "no M-Pesa credentials")
     assert host.run("c2b", "register", "600001", "--validation", "maybe").returncode == 2
 

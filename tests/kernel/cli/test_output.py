@@ -40,6 +40,8 @@ SHOWS_NOTHING = {
     "receivers allow": "does one thing",
     "receivers refuse": "does one thing",
     "receivers move": "does one thing",
+    "shortcodes default": "does one thing",
+    "shortcodes retire": "does one thing",
 }
 
 

@@ -323,7 +323,8 @@ def test_read_stk_callback_phone_is_number_text_or_masked(written: Any, phone: s
         (20261124010000, datetime(2026, 11, 23, 22, 0, tzinfo=UTC)),
         (20261331101512, None),
         (2026112310151, None),
-        ("2026-11-23 10:15:12", None),
+        ("2026-11-23 10:15:12", datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)),
+        ("2026-11-23T10:15:12Z", None),
         ("00010101000000", None),
         ("99999999999999", None),
         (20, None),
@@ -687,6 +688,37 @@ def test_read_statement_rows_are_found_in_objects_and_in_json_text(written: Any)
     page = read_statement(read_json_leniently(f'{{"Response": {text}}}'.encode()))
     assert [line.receipt for line in page.lines] == ["TKN4A1B2C3"]
     assert page.malformed == (1 if "text" in str(written) else 0)
+
+
+@pytest.mark.parametrize("spell", [str.upper, str.lower, lambda name: name[0].upper() + name[1:]])
+def test_read_statement_field_is_known_in_any_case(spell: Callable[[str], str]) -> None:
+    row = {
+        "transactionId": "TKN4A1B2C3",
+        "trxDate": "2026-11-23 10:15:12",
+        "msisdn": "254711000001",
+        "transactiontype": "c2b-pay-bill-debit",
+        "billreference": "A1",
+        "amount": 1.5e2,
+        "organizationname": "SHOP",
+    }
+    plain, spelt = (
+        read_statement(read_json_leniently(json.dumps({"Response": [[one]]}).encode()))
+        for one in (row, {spell(name): value for name, value in row.items()})
+    )
+    assert (spelt.lines, spelt.malformed) == (plain.lines, 0)
+    assert (plain.lines[0].amount, plain.lines[0].reference) == (150, "A1")
+
+
+def test_read_statement_row_with_a_field_in_two_cases_is_malformed() -> None:
+    row = {"transactionId": "TKN4A1B2C3", "trxDate": "2026-11-23 10:15:12", "amount": "1", "Amount": "2"}
+    page = read_statement({"Response": [[row, row | {"Amount": "1"}]]})
+    assert (page.lines, page.malformed) == ((), 2)
+
+
+@pytest.mark.parametrize("written", ["2026-11-23 10:15:12", "23.11.2026 10:15:12", "2026-11-23T10:15:12+03:00"])
+def test_read_stk_callback_transaction_date_with_separators_is_read(written: str) -> None:
+    found = read(CallbackMetadata={"Item": [{"Name": "TransactionDate", "Value": written}]})
+    assert found.paid_at == datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)
 
 
 def test_read_statement_texts_of_a_row_are_masked() -> None:

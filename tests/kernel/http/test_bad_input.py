@@ -565,6 +565,33 @@ def test_every_request_to_the_simulator_is_well_answered(running: RunningGateway
             "NominatedNumber": "254708374149",
             "CallBackURL": "http://127.0.0.1:1/",
         },
+        **{
+            f"/simulator/mpesa/c2b/{version}/registerurl": {
+                "ShortCode": "174379",
+                "ResponseType": "Completed",
+                "ConfirmationURL": "http://127.0.0.1:1/",
+                "ValidationURL": "http://127.0.0.1:1/",
+            }
+            for version in ("v1", "v2")
+        },
+        **{
+            f"/simulator/mpesa/c2b/{version}/simulate": {
+                "ShortCode": "174379",
+                "CommandID": "CustomerPayBillOnline",
+                "Amount": 1,
+                "Msisdn": "254708374149",
+                "BillRefNumber": "HOUSE 7B",
+            }
+            for version in ("v1", "v2")
+        },
+        "/simulator/mpesa/qrcode/v1/generate": {
+            "MerchantName": "Duka",
+            "RefNo": "HOUSE 7B",
+            "Amount": 1,
+            "TrxCode": "PB",
+            "CPI": "174379",
+            "Size": "300",
+        },
         "/simulator/pulltransactions/v1/query": {
             "ShortCode": "174379",
             "StartDate": f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d %H:%M:%S}",

@@ -7,12 +7,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.events import Event
 from mpesa_gateway.plugin import Subscriber
 from mpesa_gateway.testing.fixtures import PublishedEvents
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_c2b.account_states import as_text, crossed, normalise, state_of
 from mpesa_gateway_c2b.accounts import AccountNumbers
+from mpesa_gateway_c2b.counting import AccountCounting, Entry
 from mpesa_gateway_c2b.events import AccountEvent
 from mpesa_gateway_payments.api import RefundablePayments
 from tests.daraja import result, stk_callback
@@ -165,6 +167,26 @@ async def test_refund_of_a_payment_is_subtracted(values: dict[str, Any]) -> None
             ("refund", "-500.00"),
             ("payment", "500.00"),
         ]
+
+
+async def test_entry_of_a_deleted_number_is_skipped_or_refused(site: C2bSite) -> None:
+    """A payment is completed all the same, and a transaction is received again without the number."""
+    counting, gone = site.gateway.port(AccountCounting), site.gateway.ids.new("acc")
+    entry = Entry(site.gateway.ids.new("pay"), gone, 100)
+    async with site.gateway.db.transaction():
+        await counting.add([entry])
+    with pytest.raises(ConcurrentUpdate):
+        async with site.gateway.db.transaction():
+            await counting.add([entry], must_exist=True)
+    assert await site.gateway.db.fetchval("SELECT count(*) FROM account_entry") == 0
+
+
+async def test_entry_given_twice_counts_once(site: C2bSite) -> None:
+    account = (await put(site, expected=500))["id"]
+    entry = Entry(site.gateway.ids.new("rfd"), account, -100)
+    async with site.gateway.db.transaction():
+        await site.gateway.port(AccountCounting).add([entry, entry])
+    assert (await shown(site))["received"] == "-100.00"
 
 
 async def test_refund_of_a_transaction_is_subtracted_once(site: C2bSite) -> None:

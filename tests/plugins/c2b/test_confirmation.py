@@ -13,6 +13,7 @@ from mpesa_gateway.security.master_key_rotation import reseal
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, Api, eventually, shop
 from mpesa_gateway_c2b.addresses import C2bAddresses
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from tests.daraja import c2b_body, stk_callback
 from tests.ledger import broken_invariants
 from tests.plugins.c2b.c2b_site import DIGEST, PHONE, C2bSite, c2b_site
@@ -297,3 +298,17 @@ async def test_confirmation_sent_ten_times_at_once_is_one_record(site: C2bSite) 
     assert {answer.status for answer in answers} == {200}
     assert len(await site.transactions()) == 1
     assert await site.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
+
+
+async def test_confirmation_refused_for_its_shortcode_can_be_replayed_after_the_correction(site: C2bSite) -> None:
+    assert (await site.api.call("PUT", "/v1/merchant/providers", TILL)).status == 200
+    found = (await site.register(shortcode="5123456")).data["addresses"]["confirmation"]
+    assert (await site.confirm(urlsplit(found).path, shortcode="600222", account="")).status == 403
+    corrected = {"provider": "mpesa", "mpesa": TILL["mpesa"] | {"shortcode": "600222"}}
+    assert (await site.api.call("PUT", "/v1/merchant/providers", corrected)).status == 200
+    refused_id = await site.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
+    operators = site.gateway.services.get(CallbackOperatorService)
+    replayed = await operators.replay(refused_id, actor="test", vouches=True)
+    assert replayed.verdict == "applied"
+    (row,) = await site.transactions()
+    assert row["receipt"] == "TKN4A1B2C3"

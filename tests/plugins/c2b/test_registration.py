@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from mpesa_gateway.daraja.addresses import find_filtered_words
 from mpesa_gateway.testing.serving import shop
-from tests.daraja import DarajaAnswer, fault
+from tests.daraja import DarajaAnswer, c2b_body, fault
 from tests.plugins.c2b.c2b_site import C2bSite, c2b_site
 from tests.plugins.credentials.two_env_site import TwoEnvSite, put, two_env_site
 
@@ -151,6 +153,7 @@ async def test_registration_repeated_keeps_the_address(site: C2bSite) -> None:
     first, second = await site.addresses(), await site.addresses()
     assert first == second
     token = first[0].rpartition("/")[2]
+    assert find_filtered_words(token) == ()
     row = await site.gateway.db.fetchrow("SELECT * FROM c2b_address")
     assert row is not None
     assert token not in str(dict(row))
@@ -238,3 +241,17 @@ async def test_registration_is_in_the_audit_log(site: C2bSite) -> None:
     entries = (await site.api.call("GET", "/v1/audit/logs")).data
     actions = [entry["action"] for entry in entries if entry["action"].startswith("c2b.")]
     assert actions == ["c2b.removed", "c2b.registered", "c2b.registering"]
+
+
+@pytest.mark.parametrize(("allowlist", "status"), [(["196.201.214.200"], 403), (["127.0.0.1"], 200)])
+async def test_live_callbacks_need_a_listed_source(values: dict[str, Any], allowlist: list[str], status: int) -> None:
+    values["callbacks"] = {"allowlist": allowlist}
+    async with two_env_site(values) as two_envs:
+        one = await two_envs.account()
+        assert (await put(one.live, "live")).status == 200
+        addresses = (await one.live.call("POST", LIVE, {})).data["addresses"]
+        for url in (addresses["confirmation"], addresses["validation"]):
+            body = c2b_body(shortcode="600001")
+            assert (await one.live.call("POST", urlsplit(url).path, body)).status == status
+        count = await two_envs.gateway.db.fetchval("SELECT count(*) FROM transaction WHERE env = 'live'")
+        assert count == (status == 200)

@@ -185,7 +185,7 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
         assert "requested KES 500, reported KES 501" in page.words
         assert "reason: state what was done about it" in (await browser.submit(page, "/look-after", reason="x")).words
         answer = await browser.submit(page, "/look-after", reason="Given back at the till")
-        assert "resolved Marked as resolved: Given back at the till" in answer.words
+        assert "resolved Marked as resolved: Given back at the till payment, by otieno" in answer.words
         assert not answer.has_form("/look-after")
         assert "needs review: mismatched" not in (await browser.open()).words
         again = await browser.send(

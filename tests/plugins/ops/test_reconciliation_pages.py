@@ -110,6 +110,26 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
     assert [(entry.subject_id, entry.detail["finding"]) for entry in entries] == [(line_id, "not_found")]
 
 
+@pytest.mark.parametrize(
+    "typed", ["0711000001", "0711 000 001", "+254 711 000 001", "254-711-000-001", "INV 0711000001"]
+)
+async def test_number_in_a_typed_reference_is_masked_by_role(ops_site: OpsSite, typed: str) -> None:
+    await register_pull(ops_site)
+    receipt = await add_unrequested_payment(ops_site, 4321, reference=typed)
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        run = await reconcile(ops_site, browser)
+        (line_id,) = line_ids(run)
+        pages = {
+            path: await browser.open(path) for path in ("/reconciliation/lines", f"/reconciliation/lines/{line_id}")
+        }
+        assert all(typed in page.words and receipt in page.text for page in pages.values())
+    async with ops_site.browser(Role.VIEWER) as viewer:
+        for path in (*pages, run.url):
+            words = (await viewer.open(path)).words
+            digits = re.sub(r"[^0-9]", "", words)
+            assert ("711000001" in digits, typed in words, receipt in words) == (False, False, True), path
+
+
 async def test_ambiguous_line_is_matched_to_one_of_its_candidates(ops_site: OpsSite) -> None:
     await register_pull(ops_site)
     assert (await ops_site.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})).status == 200

@@ -186,6 +186,7 @@ PRESENT = {
     REVERSAL: "POST",
     REGISTER: "POST",
     PULL: "POST",
+    "/simulator/mpesa/qrcode/v1/generate": "POST",
     **{
         f"/simulator/mpesa/c2b/{version}/{what}": "POST"
         for version in ("v1", "v2")

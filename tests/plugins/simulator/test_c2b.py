@@ -13,6 +13,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.receiver import Received, Receiver, receiving
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_simulator.misbehaviour import C2B_REGISTER_HABITS, C2B_SIMULATE_HABITS
+from tests.browsing import Browser
 from tests.plugins.simulator.daraja_client import QUICK, DarajaClient, daraja
 from tests.plugins.simulator.test_results import PHONE, SHORTCODE, Operations, parameters
 
@@ -458,6 +459,51 @@ async def test_contract_address_pays_like_the_control_address(shop: Shop) -> Non
     assert {error["field"] for error in refused["errors"]} == {"amount", "phone"}
     status, _ = await shop.client.call("POST", "/v1/simulator/c2b", body, Origin="https://elsewhere.example.com")
     assert status == 403
+
+
+# -- the phone's page -------------------------------------------------------------------------------------------------
+
+
+async def test_phone_page_pays_a_paybill_and_a_till_and_shows_the_messages(shop: Shop) -> None:
+    await shop.register()
+    async with Browser(f"{shop.client.base}/simulator") as browser:
+        page = await browser.open(f"?phone={PHONE}")
+        form = page.form("/pay")
+        assert set(form.fields) == {"phone", "shortcode", "account_number", "amount"}
+        paid = await browser.submit(page, "/pay", shortcode=SHORTCODE, account_number=" HOUSE 7B ", amount="750")
+        ((receipt, _),) = await shop.client.moved(PHONE)
+        assert f"{receipt} Confirmed. Ksh750.00 sent to {SHORTCODE} for account HOUSE 7B on" in paid.words
+        assert "New M-PESA balance is Ksh24,250.00." in paid.words
+        paid = await browser.submit(page, "/pay", shortcode="5123456", account_number="", amount="50")
+        assert "Ksh50.00 sent to 5123456 on" in paid.words
+        shop.verdict = {"ResultCode": "C2B00013", "ResultDesc": "Rejected"}
+        refused = await browser.submit(page, "/pay", shortcode=SHORTCODE, account_number="X", amount="9")
+        assert f"Failed. Ksh9.00 is not an amount that {SHORTCODE} accepts. Nothing was paid." in refused.words
+        assert "KES 24,200" in refused.words
+    (confirmation,) = await shop.confirmed()
+    assert (confirmation["BillRefNumber"], confirmation["TransAmount"]) == ("HOUSE 7B", "750.00")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"shortcode": "12"}, "shortcode: must be the 5 to 7 digits"),
+        ({"account_number": "A" * 21}, "account_number: must be at most 20"),
+        ({"amount": "0"}, "amount: must be a whole number"),
+        ({"amount": "1.5"}, "amount: must be a whole number"),
+        ({"amount": "250001"}, "amount: must be a whole number"),
+        ({"amount": "25001"}, "amount: is more than the balance of this phone, KES 25,000"),
+        ({"phone": "12"}, "phone:"),
+    ],
+)
+async def test_phone_page_with_a_bad_payment_names_the_field_and_moves_nothing(
+    shop: Shop, fields: dict[str, str], problem: str
+) -> None:
+    good = {"phone": PHONE, "shortcode": SHORTCODE, "account_number": "HOUSE 7B", "amount": "50"}
+    async with Browser(f"{shop.client.base}/simulator") as browser:
+        refused = await browser.send("/pay", good | fields)
+        assert (refused.status, problem in refused.words) == (422, True), refused.words
+    assert await shop.client.control("GET", "c2b") == []
 
 
 # -- the same money everywhere ----------------------------------------------------------------------------------------

@@ -70,8 +70,8 @@ async def test_other_event_types_are_cancelled_and_can_be_replayed(values: dict[
     ("types", "message"),
     [
         (["payment.paid"], "each event type must be one of payment.completed, "),
-        ([], "choose at least one of payment.completed, "),
-        (["webhook.test"], "choose at least one of payment.completed, "),
+        ([], "choose at least one of account.overpaid, "),
+        (["webhook.test"], "choose at least one of account.overpaid, "),
     ],
 )
 async def test_unknown_or_no_event_type_is_422(merchant: WebhookMerchant, types: list[str], message: str) -> None:
