@@ -159,7 +159,9 @@ class CredentialReader:
 
     async def passkeys_of(self, merchant_id: str, env: Env) -> list[Secret]:
         """Return passkeys, also of retired shortcodes; the usable ones first."""
-        return [self._secret(row, "passkey") for row in await self._db.fetch(tables.PASSKEYS, merchant_id, env)]
+        return [
+            _unsealed(self._sealer, row, "passkey") for row in await self._db.fetch(tables.PASSKEYS, merchant_id, env)
+        ]
 
     async def providers(self, merchant_id: str, env: Env) -> list[ProviderView]:
         try:
@@ -242,14 +244,10 @@ class CredentialReader:
         values: dict[str, Any] = {name: row[name] for name in _OPENED}
         for name in SECRET_FIELDS:
             if values[name] is not None:
-                values[name] = self._secret(row, name)
+                values[name] = _unsealed(self._sealer, row, name)
         if values["nominated_number"] is not None:
             values["nominated_number"] = Msisdn(values["nominated_number"])
         return MpesaCredentials(shortcode=row["number"], **values)
-
-    def _secret(self, row: Row, name: str) -> Secret:
-        bound = aad(row["merchant_id"], row["env"], row["number"], name)
-        return Secret(self._sealer.open(row[name], aad=bound))
 
 
 def provider_view(credentials: MpesaCredentials) -> ProviderView:
@@ -271,3 +269,7 @@ def summary_of(credentials: MpesaCredentials) -> MpesaSummary:
         value = wire[name] if name in wire else getattr(credentials, name)
         values[name] = value.masked if isinstance(value, Secret | Msisdn) else value
     return MpesaSummary(**values)
+
+
+def _unsealed(sealer: Sealer, row: Row, name: str) -> Secret:
+    return Secret(sealer.open(row[name], aad=aad(row["merchant_id"], row["env"], row["number"], name)))
