@@ -84,7 +84,7 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
 
     played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert "14/14" in played.stdout
+    assert "20/20" in played.stdout
     assert "\x1b" not in played.stdout
     assert asyncio.run(left_by_the_demo(machine)) == (0, 0, 0)
     assert logged_secrets(machine, key[0]) == []
