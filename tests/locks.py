@@ -83,9 +83,10 @@ BY: Mapping[str, tuple[str, ...]] = {
 """The unique key by which rows of a table are sorted, where that is not plain: the primary key, or for a row that is
 inserted the unique key by which another transaction could wait for it."""
 
-FRESH = {"event", "event_task", "transaction_witness", "allocation"}
-"""Tables whose new rows no transaction can wait for: an event's id is made for it, and a witness is written while its
-row of ``transaction`` is locked. Rows of earlier tables may be locked after they were inserted."""
+FRESH = {"event", "event_task", "transaction_witness", "allocation", "payment_step"}
+"""Tables whose new rows no transaction can wait for: an event's id is made for it, a witness and an allocation are
+written while their row of ``transaction`` is locked, and a step while its payment is. Rows of earlier tables may be
+locked after they were inserted."""
 
 SETTINGS = {"merchant", "receiver", "shortcode", "api_key", "webhook_endpoint"}
 """Tables whose rows are not referred to while they are locked by FOR UPDATE."""

@@ -98,5 +98,5 @@ class CallbackKind:
     """Answers a question of Safaricom's. The body is neither read as a callback nor stored."""
     personal: frozenset[str] = frozenset()
     """Fields of the body that an erasure replaces, as they show the payer in no searchable form."""
-    is_alone: bool = False
-    """True if each callback is stored in a transaction of its own."""
+    is_apart: bool = False
+    """True if its callbacks share a transaction with no other kind."""

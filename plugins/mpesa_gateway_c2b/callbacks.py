@@ -78,7 +78,7 @@ CALLBACKS = (
         examples={"c2b": EXAMPLE},
         addresses=C2bAddresses,
         personal=frozenset({"MSISDN", "FirstName", "MiddleName", "LastName"}),
-        is_alone=True,
+        is_apart=True,
     ),
     CallbackKind(
         name="c2b-validation",

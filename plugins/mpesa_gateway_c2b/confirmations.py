@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_c2b import tables
 from mpesa_gateway_c2b.errors import OtherReceiver
@@ -27,18 +28,23 @@ class Confirmations:
         self._allocations = allocations
 
     async def apply(self, confirmed: Sequence[C2bConfirmed]) -> None:
-        """Raises OtherReceiver."""
+        """Raises OtherReceiver, and ConcurrentUpdate for several that have to be applied one at a time."""
+        if len({one.receipt for one in confirmed}) < len(confirmed):
+            raise ConcurrentUpdate("two confirmations of one receipt")
+        rows = await self._db.fetch(tables.OF_RECEIVERS, sorted({one.subject_id for one in confirmed}))
+        addresses = {row["receiver_id"]: row for row in rows}
+        reports: list[ReportedTransaction] = []
         for one in confirmed:
-            await self._apply(one)
-
-    async def _apply(self, one: C2bConfirmed) -> None:
-        address = await self._db.fetchrow(tables.OF_RECEIVER, one.subject_id)
-        if address is None or not await self._is_of(address, one.number):
-            raise OtherReceiver("this confirmation names another shortcode than its address")
-        (recorded,) = await self._allocations.receive([reported_transaction(one, address)])
-        await self._callbacks.mark_applied(one.callback_id)
-        kind = None if recorded.subject is None else recorded.subject.kind
-        log.info("c2b_confirmed", transaction_id=recorded.transaction_id, is_new=recorded.is_new, subject=kind)
+            address = addresses.get(one.subject_id)
+            if address is None or not await self._is_of(address, one.number):
+                if len(confirmed) > 1:
+                    raise ConcurrentUpdate("one of several confirmations is refused")
+                raise OtherReceiver("this confirmation names another shortcode than its address")
+            reports.append(reported_transaction(one, address))
+        for one, recorded in zip(confirmed, await self._allocations.receive(reports), strict=True):
+            await self._callbacks.mark_applied(one.callback_id)
+            kind = None if recorded.subject is None else recorded.subject.kind
+            log.info("c2b_confirmed", transaction_id=recorded.transaction_id, is_new=recorded.is_new, subject=kind)
 
     async def _is_of(self, address: Row, number: str) -> bool:
         """M-Pesa names a till by its own number or its store's."""

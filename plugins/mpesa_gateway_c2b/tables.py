@@ -57,10 +57,14 @@ SELECT receiver_id, receiver.env, token_digest, validation FROM c2b_address JOIN
 
 ADDRESS_OF = f"{ADDRESSES} WHERE token_digest = $1"
 
-OF_RECEIVER = """
+_WITH_RECEIVER = """
 SELECT c2b_address.*, receiver.number, receiver.kind, receiver.owner_id
-FROM c2b_address JOIN receiver USING (receiver_id) WHERE receiver_id = $1
+FROM c2b_address JOIN receiver USING (receiver_id)
 """
+
+OF_RECEIVER = f"{_WITH_RECEIVER} WHERE receiver_id = $1"
+
+OF_RECEIVERS = f"{_WITH_RECEIVER} WHERE receiver_id = ANY($1::uuid[])"
 
 OF_MERCHANT = """
 SELECT c2b_address.*, receiver.number, receiver.owner_id FROM c2b_address JOIN receiver USING (receiver_id)

@@ -24,7 +24,7 @@ class ParsedCallback:
     """None if no plugin subscribes to the callback."""
     alternatives: tuple[Make, ...] = ()
     """Published in turn until a subscriber applies one."""
-    is_alone: bool = False
+    is_apart: bool = False
 
 
 class CallbackKinds:
@@ -88,7 +88,7 @@ class CallbackKinds:
                 if bool(other.timeout_of) == bool(kind.timeout_of)
                 if (make := _maker(other, other.read(body))) is not None
             ),
-            is_alone=kind.is_alone,
+            is_apart=kind.is_apart,
         )
 
     def of_body(self, name: str, body: bytes) -> str:

@@ -77,8 +77,12 @@ class CallbackInbox:
         self._repetitions = RepetitionCounter(db)
         for values in label_values(kinds.names):
             counter.labels(*values)
-        self._batches: Batcher[VerifiedCallback, bool | None] = Batcher(
-            self._store_batch, span=partial(postgres_span, tracer, "store callback")
+        self._batches: dict[str, Batcher[VerifiedCallback, bool | None]] = {}
+        """By kind, and under an empty name those of all kinds that share transactions."""
+        self._new_batches = partial(
+            Batcher[VerifiedCallback, bool | None],
+            self._store_batch,
+            span=partial(postgres_span, tracer, "store callback"),
         )
 
     async def start(self) -> None:
@@ -107,8 +111,7 @@ class CallbackInbox:
             self._verifier.check_source(incoming, subject)
             arrival = await self.check_body(incoming, subject)
             # A callback of ambiguous kind is published alone.
-            is_alone = arrival.parsed.is_alone or arrival.parsed.alternatives
-            is_new = None if is_alone else await self._batches.submit(arrival)
+            is_new = None if arrival.parsed.alternatives else await self._batches_of(arrival).submit(arrival)
             if is_new is None:
                 is_new = await self.store(arrival)
         except CallbackRejected as refusal:
@@ -173,6 +176,12 @@ class CallbackInbox:
         if counts:
             return bool(await self._repetitions.count(Counter([fingerprint])))
         return await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, fingerprint) is not None
+
+    def _batches_of(self, arrival: VerifiedCallback) -> Batcher[VerifiedCallback, bool | None]:
+        name = arrival.incoming.kind if arrival.parsed.is_apart else ""
+        if name not in self._batches:
+            self._batches[name] = self._new_batches()
+        return self._batches[name]
 
     # -- several at once ------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.money import Kes
+from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.evidence import Direction, Evidence, Proof, Receiver, Source
@@ -24,8 +24,11 @@ RECENT_PUSH = timedelta(seconds=120)
 
 # raw SQL: hot path - each confirmation that names no payment.
 HAS_RECENT_PUSH = """
-SELECT EXISTS (SELECT 1 FROM payment
-    WHERE env = $1 AND shortcode = $2 AND amount = $3 AND created_at > $4 AND receipt IS NULL AND status = 'pending')
+SELECT amount IS NOT NULL AND EXISTS (SELECT 1 FROM payment
+    WHERE env = t.env AND shortcode = number AND payment.amount = t.amount AND created_at > $4 AND receipt IS NULL
+        AND status = 'pending') AS is_expected
+FROM unnest($1::text[], $2::text[], $3::integer[]) WITH ORDINALITY AS t(env, number, amount, place)
+ORDER BY place
 """
 
 _REASONS = {
@@ -85,13 +88,20 @@ async def _settle(matching: PaymentStatementMatching, money: IncomingMoney, repo
 
 async def expect_payments(gateway: Runtime, money: Sequence[IncomingMoney]) -> list[bool]:
     """Return True where a pending payment of the same receiver and amount has a recent push."""
-    since = gateway.clock.now() - RECENT_PUSH
-    return [
-        one.amount_cents is not None
-        and one.amount_cents % 100 == 0
-        and await gateway.db.fetchval(HAS_RECENT_PUSH, one.env, one.number, one.amount_cents // 100, since)
-        for one in money
-    ]
+    rows = await gateway.db.fetch(
+        HAS_RECENT_PUSH,
+        [one.env for one in money],
+        [one.number for one in money],
+        [_requestable(one.amount_cents) for one in money],
+        gateway.clock.now() - RECENT_PUSH,
+    )
+    return [row["is_expected"] for row in rows]
+
+
+def _requestable(amount_cents: int | None) -> int | None:
+    """Return whole KES that a payment can ask for, otherwise None."""
+    shillings, cents = divmod(amount_cents or 0, 100)
+    return shillings if cents == 0 and 0 < shillings <= MAXIMUM else None
 
 
 async def assign_payment(gateway: Runtime, choice: Assignment) -> FoundSubject:

@@ -30,11 +30,14 @@ RETURNING transaction_id
 """)
 
 # raw SQL: join
-FIND = """
+_WITH_RECEIVER = """
 SELECT transaction.*, receiver.number, receiver.kind AS receiver_kind, receiver.owner_id
 FROM transaction JOIN receiver USING (receiver_id)
-WHERE transaction_id = $1
 """
+
+FIND = f"{_WITH_RECEIVER} WHERE transaction_id = $1"
+
+FIND_ALL = f"{_WITH_RECEIVER} WHERE transaction_id = ANY($1::uuid[]) ORDER BY transaction_id"
 
 LOCK = f"{FIND} FOR UPDATE OF transaction"
 
@@ -48,7 +51,7 @@ WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1
 
 ANNOUNCE = """
 UPDATE transaction SET announce_at = NULL, announced_at = $2
-WHERE transaction_id = $1 AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
+WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
     AND direction = 'in'
 RETURNING *, (SELECT number FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS number,
     (SELECT owner_id FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS owner_id

@@ -61,13 +61,15 @@ class Announcer:
 
     async def announce(self, transaction_ids: Sequence[str]) -> None:
         """Publish unallocated money, each transaction once."""
-        now = self._clock.now()
-        rows = [await self._db.fetchrow(allocation_sql.ANNOUNCE, one, now) for one in transaction_ids]
-        await self._outbox.publish([TransactionReceived(**event_fields(row)) for row in rows if row is not None])
+        if not transaction_ids:
+            return
+        rows = await self._db.fetch(allocation_sql.ANNOUNCE, list(transaction_ids), self._clock.now())
+        rows.sort(key=lambda row: row["transaction_id"])
+        await self._outbox.publish([TransactionReceived(**event_fields(row)) for row in rows])
 
     async def publish_allocated(self, transaction_ids: Sequence[str], note: str | None = None) -> None:
         """Publish transactions that this database transaction has allocated."""
-        rows = [await self._db.fetchrow(allocation_sql.FIND, one) for one in sorted(transaction_ids)]
+        rows = await self._db.fetch(allocation_sql.FIND_ALL, list(transaction_ids)) if transaction_ids else []
         await self._outbox.publish(
             [
                 TransactionAllocated(
@@ -76,7 +78,6 @@ class Announcer:
                     note=note,
                 )
                 for row in rows
-                if row is not None
             ]
         )
 

@@ -186,7 +186,7 @@ async def test_entry_given_twice_counts_once(site: C2bSite) -> None:
     entry = Entry(site.gateway.ids.new("rfd"), account, -100)
     async with site.gateway.db.transaction():
         await site.gateway.port(AccountCounting).add([entry, entry])
-    assert (await shown(site))["received"] == "-100.00"
+    assert (await shown(site))["received"] == "-1.00"
 
 
 async def test_refund_of_a_transaction_is_subtracted_once(site: C2bSite) -> None:

@@ -69,7 +69,7 @@ async def test_other_event_types_are_cancelled_and_can_be_replayed(values: dict[
 @pytest.mark.parametrize(
     ("types", "message"),
     [
-        (["payment.paid"], "each event type must be one of payment.completed, "),
+        (["payment.paid"], "each event type must be one of account.overpaid, "),
         ([], "choose at least one of account.overpaid, "),
         (["webhook.test"], "choose at least one of account.overpaid, "),
     ],
@@ -121,10 +121,13 @@ async def test_replayed_delivery_survives_a_change_of_endpoint(merchant: Webhook
     assert await merchant.statuses() == {event: "delivered"}
 
 
+TRANSACTIONS = ("transaction.received", "transaction.refunded")
+
+
 async def test_choice_without_events_about_money_is_shown_to_operators(merchant: WebhookMerchant) -> None:
     desk = merchant.gateway.services.get(WebhookOperatorService)
     money = merchant.endpoints.money_types
-    assert money == ["payment.completed", "payment.mismatched", "payment.reversed"]
+    assert money == ["payment.completed", "payment.mismatched", "payment.reversed", *TRANSACTIONS]
     for chosen, count in ((None, 0), (money, 0), (merchant.endpoints.event_types, 0), (money[1:], 1)):
         await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, chosen)
         assert [await desk.count_without_money(env) for env in ENVS] == [count, 0], chosen
