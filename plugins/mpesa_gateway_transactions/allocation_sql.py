@@ -50,13 +50,16 @@ WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1
 """A merchant's receivers that other merchants use."""
 
 ANNOUNCE = """
-WITH announced AS (
-    UPDATE transaction SET announce_at = NULL, announced_at = $2
-    WHERE transaction_id = $1 AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
+WITH due AS (
+    SELECT transaction_id FROM transaction
+    WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
         AND direction = 'in'
-    RETURNING *
+    ORDER BY env, receipt FOR UPDATE
 )
-SELECT announced.*, receiver.number, receiver.owner_id FROM announced JOIN receiver USING (receiver_id)
+UPDATE transaction SET announce_at = NULL, announced_at = $2
+FROM due, receiver
+WHERE transaction.transaction_id = due.transaction_id AND receiver.receiver_id = transaction.receiver_id
+RETURNING transaction.*, receiver.number, receiver.owner_id
 """
 
 # raw SQL: array
