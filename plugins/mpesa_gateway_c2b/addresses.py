@@ -58,7 +58,10 @@ class C2bAddresses:
 
     def remember(self, row: Row) -> None:
         self._known[bytes(row["token_digest"])] = StandingAddress(row["env"], row["receiver_id"])
-        self._validation[row["receiver_id"]] = row["validation"]
+        self.remember_mode(row["receiver_id"], row["validation"])
+
+    def remember_mode(self, receiver_id: str, validation: str) -> None:
+        self._validation[receiver_id] = validation
 
     def last_mode(self, receiver_id: str) -> str:
         """Return the validation mode at this process's last read."""

@@ -48,18 +48,23 @@ class Confirmations:
 
     async def _is_of(self, address: Row, number: str) -> bool:
         """M-Pesa names a till by its own number or its store's."""
-        return number == address["number"] or address["number"] in await self._credentials.receivers_named(
-            address["env"], number
+        return number == address["number"] or await self._credentials.has_stated(
+            merchant_of(address), address["env"], address["receiver_id"], number
         )
 
 
+def merchant_of(address: Row) -> str:
+    """Without an owner, money is of the merchant that registered last."""
+    merchant_id: str = address["owner_id"] or address["merchant_id"]
+    return merchant_id
+
+
 def reported_transaction(one: C2bConfirmed, address: Row) -> ReportedTransaction:
-    """Return the money. Without an owner, it is of the merchant that registered last."""
     return ReportedTransaction(
         source="c2b",
         env=address["env"],
         number=address["number"],
-        merchant_id=address["owner_id"] or address["merchant_id"],
+        merchant_id=merchant_of(address),
         direction="in",
         receipt=one.receipt,
         occurred_at=one.paid_at or one.received_at,

@@ -45,6 +45,12 @@ def problem_of(public_url: str, env: Env) -> str | None:
     return None
 
 
+def _is_callers(caller: Caller, credentials: MpesaCredentials, row: Row) -> bool:
+    """A number of the sandbox is everybody's, and an owner's registration takes the place of a former one."""
+    is_owned = credentials.is_owner and not credentials.wants_owner
+    return row["env"] == "sandbox" or is_owned or row["merchant_id"] == caller.merchant_id
+
+
 class C2bRegistrations:
     """Registers receivers; the first accepted registration of a live receiver makes its owner."""
 
@@ -92,8 +98,15 @@ class C2bRegistrations:
             answer = RegistrationAnswer("refused", fault.code, f"{fault.explained}; {fault.mitigation}")
             version = None
         except DarajaFault as fault:
-            await self._not_answered(begun, fault)
+            await self._not_answered(caller, credentials, begun, fault)
             raise api_error_of(fault) from None
+        if not await self._may_end(caller, credentials, begun, answer):
+            await self._leave(caller, credentials, begun, answer)
+            raise ReceiverOwned(
+                f"another merchant has registered {credentials.shortcode}, and Safaricom answered this registration "
+                f"with {answer.code}: {answer.text[:500]}. If it is yours, the operator makes you its owner: "
+                f"mpesa-gateway receivers move {credentials.shortcode} MERCHANT"
+            )
         row = await self._end(caller, credentials, wanted, begun, version, answer)
         view = await self._view(row, credentials.shortcode)
         return C2bRegistered(addresses=urls, **{name: getattr(view, name) for name in C2bView.__struct_fields__})
@@ -118,6 +131,7 @@ class C2bRegistrations:
                 env=caller.env,
                 detail={"shortcode": credentials.shortcode},
             )
+        self._addresses.remember_mode(row["receiver_id"], "accept")
         return C2bRemoved(shortcode=credentials.shortcode, to_do=steps_to_remove(credentials.shortcode))
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -193,16 +207,51 @@ class C2bRegistrations:
                 ) from None
             raise
 
-    async def _not_answered(self, begun: Row, fault: DarajaFault) -> None:
-        """Without an answer, a registration that was known to stand stays known."""
-        values: dict[Any, Any] = {AddressRow.attempted_at: None}
-        if isinstance(fault, OutcomeUnknown) and begun["state"] != "registered":
-            values |= {AddressRow.state: "unknown", AddressRow.answered_at: None}
+    async def _may_end(
+        self, caller: Caller, credentials: MpesaCredentials, begun: Row, answer: RegistrationAnswer
+    ) -> bool:
+        """Return whether the row becomes the caller's.
+
+        In live, the row of another merchant does so by Safaricom's acceptance. That addresses are registered already
+        proves nothing, unless Safaricom refused the other merchant and no confirmation has come.
+        """
+        if _is_callers(caller, credentials, begun) or answer.state == "registered":
+            return True
+        if answer.state != "already_registered" or begun["state"] != "refused" or begun["registered_at"] is not None:
+            return False
+        return await self._callbacks.last_received(KIND, begun["receiver_id"]) is None
+
+    async def _leave(
+        self, caller: Caller, credentials: MpesaCredentials, begun: Row, answer: RegistrationAnswer
+    ) -> None:
+        """End the attempt, and change nothing of the other merchant's registration."""
+        async with self._db.transaction():
+            await self._end_attempt(begun, {})
+            await self._audit.record(
+                f"c2b.{answer.state}",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=begun["receiver_id"],
+                env=caller.env,
+                detail={"shortcode": credentials.shortcode, "code": answer.code, "is_of_another_merchant": True},
+            )
+
+    async def _end_attempt(self, begun: Row, values: dict[Any, Any]) -> None:
         await self._db.run(
-            AddressRow.update(values).where(
+            AddressRow.update({AddressRow.attempted_at: None} | values).where(
                 AddressRow.receiver_id == begun["receiver_id"], AddressRow.attempt == begun["attempt"]
             )
         )
+
+    async def _not_answered(
+        self, caller: Caller, credentials: MpesaCredentials, begun: Row, fault: DarajaFault
+    ) -> None:
+        """Without an answer, a registration that was known to stand stays known, and another merchant's as it is."""
+        values: dict[Any, Any] = {}
+        is_known = begun["state"] == "registered" or not _is_callers(caller, credentials, begun)
+        if isinstance(fault, OutcomeUnknown) and not is_known:
+            values = {AddressRow.state: "unknown", AddressRow.answered_at: None}
+        await self._end_attempt(begun, values)
         log.warning("c2b_registration_not_answered", receiver_id=begun["receiver_id"], problem=fault.meaning)
 
     async def _end(
@@ -258,12 +307,13 @@ class C2bRegistrations:
     async def _view(self, row: Row, shortcode: str) -> C2bView:
         last = await self._callbacks.last_received(KIND, row["receiver_id"])
         state = state_of(row, self._clock.now())
-        kept = ("env", "version", "response_type", "validation", "answer_code", "answer_text", "answered_at")
+        kept = ("env", "version", "response_type", "answer_code", "answer_text", "answered_at")
         return C2bView(
             shortcode=shortcode,
             state=state,
             meaning=meaning_of(state, row, shortcode, last),
             registered_at=row["registered_at"],
             last_confirmation_at=last,
+            validation=tables.validation_of(row),
             **{name: row[name] for name in kept},
         )

@@ -1,5 +1,7 @@
 """Tables and queries of registered addresses."""
 
+from typing import Any
+
 from piccolo.columns import Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
 
@@ -52,7 +54,9 @@ RETURNING *
 # raw SQL: join
 # raw SQL: aggregate
 ADDRESSES = """
-SELECT receiver_id, receiver.env, token_digest, validation FROM c2b_address JOIN receiver USING (receiver_id)
+SELECT receiver_id, receiver.env, token_digest,
+    CASE WHEN owner_id <> merchant_id THEN 'accept' ELSE validation END AS validation
+FROM c2b_address JOIN receiver USING (receiver_id)
 """
 
 ADDRESS_OF = f"{ADDRESSES} WHERE token_digest = $1"
@@ -92,3 +96,8 @@ WHERE state IN ('registered', 'already_registered') AND (address.receiver_id = $
 GROUP BY address.env
 """
 """Money that Pull alone has seen since a time, of one receiver or all."""
+
+
+def validation_of(row: Any) -> Any:
+    """Return the mode of a row of OF_RECEIVER or END. The rules of a former owner refuse no payer of the next one."""
+    return "accept" if row.get("owner_id") not in {None, row["merchant_id"]} else row["validation"]

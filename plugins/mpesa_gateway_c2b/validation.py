@@ -1,5 +1,6 @@
 """Answers to validation requests: money is accepted or refused before it moves. Nothing is recorded."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +12,8 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.callbacks import StandingAddress
 from mpesa_gateway.daraja.wire import InvalidCallback
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.deadline import Deadline
+from mpesa_gateway.deadline import Deadline, DeadlineExceeded
+from mpesa_gateway.env import ENVS
 from mpesa_gateway.logs import trace
 from mpesa_gateway_c2b import account_tables
 from mpesa_gateway_c2b.account_states import normalise
@@ -81,16 +83,21 @@ class Validation:
         self._addresses = addresses
         self._credentials = credentials
         self._metrics = metrics
-        self._deadline = Deadline(settings.validation_timeout, settings.max_validations)
+        most = settings.max_validations
+        self._deadlines = {env: Deadline(settings.validation_timeout, most) for env in ENVS}
+        # Payers of one receiver leave half of the look-ups to others.
+        self._most_of_receiver = (most + 1) // 2
+        self._asked: Counter[str] = Counter()
 
     async def stop(self) -> None:
-        await self._deadline.stop()
+        for deadline in self._deadlines.values():
+            await deadline.stop()
 
     async def answer(self, address: StandingAddress, body: bytes) -> Mapping[str, str]:
         """Return Safaricom's answer."""
         is_doubtful = False
         try:
-            refusal = await self._deadline.run(self._judge(address, read_body(body)))
+            refusal = await self._judge_in_time(address, read_body(body))
         except InvalidCallback as problem:
             # Safaricom asks about money in a form that we do not know.
             log.warning("c2b_validation_unreadable", problem=str(problem))
@@ -109,6 +116,18 @@ class Validation:
             return None
         return "C2B00016"
 
+    async def _judge_in_time(self, address: StandingAddress, money: C2bBody) -> Refusal | None:
+        receiver_id = address.subject_id
+        if self._asked[receiver_id] >= self._most_of_receiver:
+            raise DeadlineExceeded(f"{self._most_of_receiver} requests of one receiver are being answered")
+        self._asked[receiver_id] += 1
+        try:
+            return await self._deadlines[address.env].run(self._judge(address, money))
+        finally:
+            self._asked[receiver_id] -= 1
+            if not self._asked[receiver_id]:
+                del self._asked[receiver_id]
+
     async def _judge(self, address: StandingAddress, money: C2bBody) -> Refusal | None:
         typed = money.account_number or ""
         row = await self._db.fetchrow(
@@ -118,13 +137,15 @@ class Validation:
             normalise(typed),
             self._clock.now() - _REQUESTED_WITHIN,
         )
+        if row is not None:
+            self._addresses.remember_mode(address.subject_id, row["validation"])
         if row is None or not await self._is_of(row, address, money.number):
             return "C2B00015"
         return decide(money, _rules(row))
 
     async def _is_of(self, row: Row, address: StandingAddress, number: str) -> bool:
-        return number == row["shortcode"] or row["shortcode"] in await self._credentials.receivers_named(
-            address.env, number
+        return number == row["shortcode"] or await self._credentials.has_stated(
+            row["merchant_id"], address.env, address.subject_id, number
         )
 
 

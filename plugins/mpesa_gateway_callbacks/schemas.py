@@ -1,5 +1,6 @@
 """Callbacks as operators see them, with masked phone numbers."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -150,6 +151,8 @@ def truncated(row: Any) -> Truncated | None:
     return Truncated(length=row["cut_length"], read=row["cut_read"], sha256=row["cut_sha256"].hex())
 
 
+_DIGEST = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{64}(?![0-9A-Za-z])")
+
 SHOWN = 65_536
 """Characters of a body that are shown."""
 
@@ -157,11 +160,13 @@ SHOWN = 65_536
 def laid_out(body: str) -> str:
     """Return a body as indented JSON with unchanged numbers and masked phones."""
     if len(body) > SHOWN:
-        return f"{visible(body[:SHOWN])} … ({len(body)} characters)"
+        # Cut last: half a digest would not be masked.
+        return f"{visible(body)[:SHOWN]} … ({len(body)} characters)"
     with suppress(msgspec.DecodeError):
         body = msgspec.json.format(body, indent=2)
     return visible(body)
 
 
 def visible(text: str) -> str:
-    return escape_control_characters(mask_phones(text))
+    """Return a text with masked phones. A digest of a phone is as good as the phone."""
+    return escape_control_characters(_DIGEST.sub("****", mask_phones(text)))

@@ -179,6 +179,13 @@ class Credentials(Protocol):
         """
         ...
 
+    async def has_stated(self, merchant_id: str, env: Env, receiver_id: str, store_number: str) -> bool:
+        """Return whether the receiver is a till that has or had this store number by credentials of the merchant.
+
+        Another merchant's statement admits no money at the till.
+        """
+        ...
+
     async def stores_of(self, env: Env, number: str) -> frozenset[str]:
         """Return the store numbers that credentials of a receiver have stated, former ones too."""
         ...

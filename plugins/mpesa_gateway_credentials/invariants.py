@@ -27,7 +27,8 @@ INVARIANTS = (
         sql="""
             SELECT shortcode_id FROM shortcode WHERE store_number IS NOT NULL AND NOT EXISTS (
                 SELECT 1 FROM store_number AS kept WHERE kept.env = shortcode.env
-                    AND kept.number = store_number AND kept.receiver_id = shortcode.receiver_id)
+                    AND kept.number = store_number AND kept.receiver_id = shortcode.receiver_id
+                    AND kept.merchant_id = shortcode.merchant_id)
         """,
     ),
     Invariant(

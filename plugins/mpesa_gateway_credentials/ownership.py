@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from piccolo.columns.combination import Where
 
@@ -52,11 +53,14 @@ class ReceiverOwnership:
         async with self._db.transaction():
             receiver = await self._live_receiver(number)
             receiver_id = receiver["receiver_id"]
-            if not await self._db.run(ShortcodeRow.exists().where(*_right(merchant_id, receiver_id))):
-                raise Conflict(_NO_CREDENTIALS.format(number))
-            await self._db.run(
-                ReceiverRow.update({ReceiverRow.owner_id: merchant_id}).where(ReceiverRow.receiver_id == receiver_id)
+            right = await self._db.run(
+                ShortcodeRow.select(ShortcodeRow.store_number).where(*_right(merchant_id, receiver_id)).first()
             )
+            if right is None:
+                raise Conflict(_NO_CREDENTIALS.format(number))
+            kind = "paybill" if right["store_number"] is None else "till"
+            values: dict[Any, Any] = {ReceiverRow.owner_id: merchant_id, ReceiverRow.kind: kind}
+            await self._db.run(ReceiverRow.update(values).where(ReceiverRow.receiver_id == receiver_id))
             await self._audit.record(
                 "receiver.moved",
                 merchant_id=merchant_id,

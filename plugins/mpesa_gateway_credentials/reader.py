@@ -126,7 +126,7 @@ class CredentialReader:
         receiver = ReceiverRow.receiver_id == credentials.receiver_id
         # A second merchant's update waits for the first one and then changes nothing.
         owned = await self._db.run(
-            ReceiverRow.update({ReceiverRow.owner_id: credentials.merchant_id})
+            ReceiverRow.update({ReceiverRow.owner_id: credentials.merchant_id, ReceiverRow.kind: credentials.kind})
             .where(receiver, ReceiverRow.owner_id.is_null(), ReceiverRow.env == "live")
             .returning(ReceiverRow.receiver_id)
         )
@@ -145,6 +145,9 @@ class CredentialReader:
     async def receivers_named(self, env: Env, number: str) -> frozenset[str]:
         rows = await self._db.fetch(tables.NAMED, env, number)
         return frozenset(row["number"] for row in rows)
+
+    async def has_stated(self, merchant_id: str, env: Env, receiver_id: str, store_number: str) -> bool:
+        return bool(await self._db.fetchval(tables.STATED, env, store_number, receiver_id, merchant_id))
 
     async def stores_of(self, env: Env, number: str) -> frozenset[str]:
         rows = await self._db.fetch(tables.STORES_OF, env, number)

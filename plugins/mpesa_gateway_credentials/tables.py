@@ -52,6 +52,7 @@ class StoreNumberRow(Table, tablename="store_number"):
     env = Text(primary_key=True)
     number = Text()
     receiver_id = Text()
+    merchant_id = Text()
     noted_at = Timestamptz()
 
 
@@ -65,8 +66,11 @@ LOCK_RECEIVER = "SELECT * FROM receiver WHERE env = 'live' AND number = $1 FOR N
 ADD_RECEIVER = """
 INSERT INTO receiver (receiver_id, env, number, kind, created_at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
-    WHERE receiver.kind <> excluded.kind AND (receiver.owner_id IS NULL OR receiver.owner_id = $6)
+    WHERE receiver.kind <> excluded.kind AND (receiver.env = 'sandbox' OR receiver.owner_id = $6
+        OR (receiver.owner_id IS NULL AND NOT EXISTS (SELECT 1 FROM shortcode
+            WHERE shortcode.receiver_id = receiver.receiver_id AND merchant_id <> $6 AND wiped_at IS NULL)))
 """
+"""In live, the owner says whether it is a till; without one, nobody changes what another merchant has said."""
 
 STORE = Named("""
 INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, name, consumer_key, consumer_secret,
@@ -118,6 +122,11 @@ NAMED = """
 SELECT number FROM receiver WHERE env = $1 AND number = $2
 UNION SELECT receiver.number FROM store_number JOIN receiver USING (receiver_id, env)
     WHERE env = $1 AND store_number.number = $2
+"""
+
+STATED = """
+SELECT EXISTS (SELECT 1 FROM store_number JOIN receiver USING (receiver_id, env)
+    WHERE env = $1 AND store_number.number = $2 AND receiver_id = $3 AND merchant_id = $4 AND kind = 'till')
 """
 
 STORES_OF = """

@@ -52,21 +52,22 @@ CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
 
 -- All store numbers that credentials of a till have stated. M-Pesa names a till by its store's number, which several tills
--- may share; money of a former number stays the till's.
+-- may share; money of a former number stays the till's, as far as its merchant has stated it.
 CREATE TABLE store_number (
     env text NOT NULL,
     number text COLLATE "C" NOT NULL,
     receiver_id uuid NOT NULL,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     noted_at timestamptz NOT NULL,
     FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
-    PRIMARY KEY (env, number, receiver_id)
+    PRIMARY KEY (env, number, receiver_id, merchant_id)
 );
 CREATE INDEX store_number_receiver ON store_number (receiver_id);
 
 CREATE FUNCTION note_store_number() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    INSERT INTO store_number (env, number, receiver_id, noted_at)
-    VALUES (NEW.env, NEW.store_number, NEW.receiver_id, NEW.updated_at)
+    INSERT INTO store_number (env, number, receiver_id, merchant_id, noted_at)
+    VALUES (NEW.env, NEW.store_number, NEW.receiver_id, NEW.merchant_id, NEW.updated_at)
     ON CONFLICT DO NOTHING;
     RETURN NULL;
 END

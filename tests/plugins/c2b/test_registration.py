@@ -10,14 +10,18 @@ import pytest
 
 from mpesa_gateway.daraja.addresses import find_filtered_words
 from mpesa_gateway.testing.serving import shop
+from mpesa_gateway_c2b.addresses import C2bAddresses
 from tests.daraja import DarajaAnswer, c2b_body, fault
 from tests.plugins.c2b.c2b_site import C2bSite, c2b_site
-from tests.plugins.credentials.two_env_site import TwoEnvSite, put, two_env_site
+from tests.plugins.credentials.two_env_site import Account, TwoEnvSite, put, two_env_site
 
 PATH = "/v1/merchant/shortcodes/174379/c2b"
 LIVE = "/v1/merchant/shortcodes/600001/c2b"
 NO_PRODUCT = fault("401.003.01", "Error Occurred - Invalid API call as no apiproduct match found", 401)
 REGISTERED_BEFORE = fault("500.003.1001", "Urls are already registered.")
+NOT_YOURS = fault("400.003.02", "Bad Request - Invalid ShortCode", 400)
+LATE = fault("504.003.01", "Gateway Timeout", 504)
+KEPT = "SELECT merchant_id, state, response_type, validation, answered_at, answer_code FROM c2b_address"
 HELD = fault("500.003.1001", "Duplicate notification info, SP ID 123456")
 
 
@@ -29,6 +33,14 @@ async def site(values: dict[str, Any]) -> AsyncGenerator[C2bSite]:
 
 @pytest.fixture
 async def two_envs(values: dict[str, Any]) -> AsyncGenerator[TwoEnvSite]:
+    async with two_env_site(values) as found:
+        yield found
+
+
+@pytest.fixture
+async def listed(values: dict[str, Any]) -> AsyncGenerator[TwoEnvSite]:
+    """This machine is a listed source of live callbacks."""
+    values["callbacks"] = {"allowlist": ["127.0.0.1"]}
     async with two_env_site(values) as found:
         yield found
 
@@ -208,6 +220,53 @@ async def test_registration_live_refused_makes_no_owner(two_envs: TwoEnvSite) ->
     assert await two_envs.gateway.db.fetchval("SELECT owner_id FROM receiver WHERE env = 'live'") is None
 
 
+async def proven(two_envs: TwoEnvSite) -> tuple[Account, Account, dict[str, Any], str]:
+    """Return a shop whose live addresses lead here without making it the owner, another merchant, and the addresses."""
+    one, other = await two_envs.account(), await two_envs.account()
+    for account in (one, other):
+        assert (await put(account.live, "live")).status == 200
+    two_envs.live.add_answers("c2bregister2", REGISTERED_BEFORE)
+    mine = (await one.live.call("POST", LIVE, {})).data
+    path = urlsplit(mine["addresses"]["confirmation"]).path
+    assert (await one.live.call("POST", path, c2b_body("TKN0000001", shortcode="600001"))).status == 200
+    return one, other, mine, path
+
+
+@pytest.mark.parametrize("answer", [NOT_YOURS, REGISTERED_BEFORE, LATE], ids=["refused", "already registered", "late"])
+async def test_registration_live_not_accepted_changes_nothing_of_another_merchants(
+    listed: TwoEnvSite, answer: DarajaAnswer
+) -> None:
+    one, other, mine, path = await proven(listed)
+    before = await listed.gateway.db.fetchrow(KEPT)
+    listed.live.add_answers("c2bregister2", answer)
+    refused = await other.live.call("POST", LIVE, {"validation": "rules", "response_type": "Cancelled"})
+    assert refused.status >= 400
+    assert mine["addresses"]["confirmation"].rpartition("/")[2] not in str(refused.body)
+    assert await listed.gateway.db.fetchrow(KEPT) == before
+    question = urlsplit(mine["addresses"]["validation"]).path
+    body = c2b_body("TKN0000002", shortcode="600001", account="RENT 7")
+    assert (await one.live.call("POST", question, body)).body["ResultCode"] == "0"
+    assert (await one.live.call("POST", path, body)).status == 200
+    for table in ("transaction", "event WHERE kind = 'transaction.received'"):
+        rows = await listed.gateway.db.fetch(f"SELECT merchant_id FROM {table}")
+        assert [row["merchant_id"] for row in rows] == [one.merchant_id] * 2
+    for method, status in (("GET", 404), ("DELETE", 404)):
+        assert (await other.live.call(method, LIVE)).status == status
+    assert (await one.live.call("GET", LIVE)).status == 200
+    # The attempt is over, and the shop can repeat its own.
+    assert (await one.live.call("POST", LIVE, {})).data["state"] == "registered"
+
+
+async def test_registration_live_refused_before_leaves_the_number_to_the_next_merchant(two_envs: TwoEnvSite) -> None:
+    one, other = await two_envs.account(), await two_envs.account()
+    for account in (one, other):
+        assert (await put(account.live, "live")).status == 200
+    two_envs.live.add_answers("c2bregister2", NOT_YOURS, REGISTERED_BEFORE)
+    assert (await one.live.call("POST", LIVE, {})).data["state"] == "refused"
+    assert (await other.live.call("POST", LIVE, {})).data["state"] == "already_registered"
+    assert (await one.live.call("GET", LIVE)).status == 404
+
+
 async def test_registration_of_a_till_names_the_till(two_envs: TwoEnvSite) -> None:
     one = await two_envs.account()
     assert (await put(one.live, "live", till_number="5123456")).status == 200
@@ -233,6 +292,13 @@ async def test_registration_removed_names_the_steps_and_keeps_the_address(site: 
     assert (await site.api.call("GET", PATH)).data["state"] == "removed"
     assert (await site.confirm(path)).status == 200
     assert len(await site.transactions()) == 1
+
+
+async def test_registration_removed_is_known_in_doubt(site: C2bSite) -> None:
+    await site.register(validation="rules")
+    await site.api.call("DELETE", PATH)
+    receiver_id = await site.gateway.db.fetchval("SELECT receiver_id FROM c2b_address")
+    assert site.gateway.port(C2bAddresses).last_mode(receiver_id) == "accept"
 
 
 async def test_registration_is_in_the_audit_log(site: C2bSite) -> None:

@@ -398,3 +398,17 @@ async def test_unreadable_body_of_each_other_kind_is_stored(harness: Harness) ->
             assert statuses == ({200, 422} if kind == "pull" else {422})
             assert sorted(found) == sorted(UNREADABLE.values())
         assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+
+
+@pytest.mark.parametrize("digest", [DIGEST, DIGEST.upper()])
+def test_digest_of_a_payer_is_not_shown(digest: str) -> None:
+    """All numbers of Kenya are hashed in minutes."""
+    shown = laid_out(f'{{"MSISDN": "{digest}", "TransID": "TKN4A1B2C3"}}')
+    assert digest[:8] not in shown
+    assert "TKN4A1B2C3" in shown
+
+
+@pytest.mark.parametrize("place", range(SHOWN - 70, SHOWN + 1, 7))
+def test_digest_of_a_payer_is_not_shown_where_a_long_body_is_cut(place: int) -> None:
+    body = "-" * place + DIGEST + "-" * 100
+    assert DIGEST[:8] not in laid_out(body)
