@@ -23,10 +23,12 @@ from mpesa_gateway_callbacks.errors import SizeRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody
 from mpesa_gateway_callbacks.pages import unused_callbacks
+from mpesa_gateway_callbacks.schemas import SHOWN, laid_out
 from tests.conftest import Harness
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 from tests.visits import host_visit
 
+DIGEST = hashlib.sha256(b"254708374149").hexdigest()
 BODY_LIMIT = 200_000
 """`callbacks.max_body_bytes` in the tests of larger bodies."""
 
