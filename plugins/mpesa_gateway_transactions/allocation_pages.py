@@ -14,7 +14,6 @@ from mpesa_gateway.local_time import format_near
 from mpesa_gateway.ops_contract import PageRequest, Redirect, Rendered, TimelineEntry
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_transactions.list_pages import LIST
 from mpesa_gateway_transactions.manual import AlreadyAllocated
 from mpesa_gateway_transactions.operator_service import OperatorTransactionFilters, TransactionOperatorService, owner_of
@@ -165,8 +164,7 @@ async def counter(visit: PageRequest) -> Rendered:
     query, service = visit.read_query(_CounterQuery), visit.gateway.port(TransactionOperatorService)
     offered: list[str] = []
     if visit.merchant_id is not None:
-        known = await visit.gateway.port(Credentials).all_active(visit.merchant_id, visit.env)
-        offered = [one.shortcode for one in known]
+        offered = await service.shortcodes(visit.merchant_id, visit.env)
     shortcode = visit.text("shortcode") or query.shortcode or (offered[0] if offered else "")
     since = visit.gateway.clock.now() - _RECENT
     filters = OperatorTransactionFilters(

@@ -25,11 +25,6 @@ SEALED = ("phone", "account_number")
 
 _PLAIN = TransactionFilters.__struct_fields__
 
-_BY_RECEIPT = """
-SELECT * FROM transaction WHERE env = $1 AND direction IN ('in', 'out') AND receipt = $2
-ORDER BY direction LIMIT 1
-"""
-
 
 class OperatorTransactionFilters(TransactionFilters, frozen=True, kw_only=True):
     """Filters of the operators' list. ``terms`` holds the sealed ``phone`` and ``account_number``.
@@ -81,8 +76,11 @@ class TransactionOperatorService:
         return row
 
     async def of_receipt(self, env: Env, receipt: str) -> Row | None:
-        found = await self._db.fetchrow(_BY_RECEIPT, env, receipt)
-        return None if found is None else await self.get(found["transaction_id"])
+        return await self._db.fetchrow(allocation_sql.OF_RECEIPT, env, receipt)
+
+    async def shortcodes(self, merchant_id: str, env: Env) -> list[str]:
+        """Return the merchant's active paybills and tills."""
+        return [row["number"] for row in await self._db.fetch(allocation_sql.OFFERED, merchant_id, env)]
 
     async def witnesses(self, transaction_id: str) -> list[dict[str, Any]]:
         return (await witnesses_of(self._db, [transaction_id]))[transaction_id]
