@@ -60,13 +60,17 @@ WHERE shortcode.merchant_id = $1 AND receiver.env = $2 AND retired_at IS NULL OR
 """A merchant's active paybills and tills."""
 
 ANNOUNCE = """
+WITH due AS (
+    SELECT transaction_id FROM transaction
+    WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
+        AND direction = 'in'
+    ORDER BY env, receipt FOR UPDATE
+)
 UPDATE transaction SET announce_at = NULL, announced_at = $2
-WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
-    AND direction = 'in'
-RETURNING *, (SELECT number FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS number,
-    (SELECT owner_id FROM receiver WHERE receiver.receiver_id = transaction.receiver_id) AS owner_id
+FROM due, receiver
+WHERE transaction.transaction_id = due.transaction_id AND receiver.receiver_id = transaction.receiver_id
+RETURNING transaction.*, receiver.number, receiver.owner_id
 """
-"""The transactions are locked by the recording statement."""
 
 # raw SQL: array
 NUMBERS = "SELECT receiver_id, number FROM receiver WHERE receiver_id = ANY($1::uuid[])"

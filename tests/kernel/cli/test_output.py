@@ -37,8 +37,6 @@ SHOWS_NOTHING = {
     "people remove": "does one thing",
     "people invite": "prints one link and nothing else",
     "people reset": "prints one link and nothing else",
-    "c2b register": "does one thing",
-    "c2b remove": "says what a person has to do",
     "receivers allow": "does one thing",
     "receivers refuse": "does one thing",
     "receivers move": "does one thing",
