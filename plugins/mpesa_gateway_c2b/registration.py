@@ -237,8 +237,9 @@ class C2bRegistrations:
             )
 
     async def _end_attempt(self, begun: Row, values: dict[Any, Any]) -> None:
+        values = {AddressRow.attempted_at: None, **values}
         await self._db.run(
-            AddressRow.update({AddressRow.attempted_at: None} | values).where(
+            AddressRow.update(values).where(
                 AddressRow.receiver_id == begun["receiver_id"], AddressRow.attempt == begun["attempt"]
             )
         )

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from mpesa_gateway_c2b.addresses import C2bAddresses
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from tests.daraja import c2b_body
+from tests.plugins.c2b.c2b_site import path_of
 from tests.plugins.c2b.test_registration import LIVE, REGISTERED_BEFORE
 from tests.plugins.credentials.two_env_site import Account, TwoEnvSite, put, two_env_site
 
@@ -26,7 +26,7 @@ async def both(values: dict[str, Any]) -> AsyncGenerator[TwoEnvSite]:
 async def registered(account: Account, path: str = LIVE, **wanted: Any) -> tuple[str, str]:
     """Register in live, and return the paths of confirmations and of validation requests."""
     found = (await account.live.call("POST", path, wanted)).data["addresses"]
-    return urlsplit(found["confirmation"]).path, urlsplit(found["validation"]).path
+    return path_of(found["confirmation"]), path_of(found["validation"])
 
 
 async def ask(account: Account, path: str, **body: Any) -> str:
@@ -120,7 +120,7 @@ async def test_questions_of_the_sandbox_leave_live_validation_alone(both: TwoEnv
     assert (await put(other.sandbox, "sandbox")).status == 200
     _, live = await registered(one, validation="rules")
     made = await other.sandbox.call("POST", LIVE, {"validation": "rules"})
-    sandbox = urlsplit(made.data["addresses"]["validation"]).path
+    sandbox = path_of(made.data["addresses"]["validation"])
 
     async def flood() -> None:
         while True:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,7 +11,7 @@ from mpesa_gateway.daraja.addresses import find_filtered_words
 from mpesa_gateway.testing.serving import shop
 from mpesa_gateway_c2b.addresses import C2bAddresses
 from tests.daraja import DarajaAnswer, c2b_body, fault
-from tests.plugins.c2b.c2b_site import C2bSite, c2b_site
+from tests.plugins.c2b.c2b_site import C2bSite, c2b_site, path_of
 from tests.plugins.credentials.two_env_site import Account, TwoEnvSite, put, two_env_site
 
 PATH = "/v1/merchant/shortcodes/174379/c2b"
@@ -227,7 +226,7 @@ async def proven(two_envs: TwoEnvSite) -> tuple[Account, Account, dict[str, Any]
         assert (await put(account.live, "live")).status == 200
     two_envs.live.add_answers("c2bregister2", REGISTERED_BEFORE)
     mine = (await one.live.call("POST", LIVE, {})).data
-    path = urlsplit(mine["addresses"]["confirmation"]).path
+    path = path_of(mine["addresses"]["confirmation"])
     assert (await one.live.call("POST", path, c2b_body("TKN0000001", shortcode="600001"))).status == 200
     return one, other, mine, path
 
@@ -243,7 +242,7 @@ async def test_registration_live_not_accepted_changes_nothing_of_another_merchan
     assert refused.status >= 400
     assert mine["addresses"]["confirmation"].rpartition("/")[2] not in str(refused.body)
     assert await listed.gateway.db.fetchrow(KEPT) == before
-    question = urlsplit(mine["addresses"]["validation"]).path
+    question = path_of(mine["addresses"]["validation"])
     body = c2b_body("TKN0000002", shortcode="600001", account="RENT 7")
     assert (await one.live.call("POST", question, body)).body["ResultCode"] == "0"
     assert (await one.live.call("POST", path, body)).status == 200
@@ -318,6 +317,6 @@ async def test_live_callbacks_need_a_listed_source(values: dict[str, Any], allow
         addresses = (await one.live.call("POST", LIVE, {})).data["addresses"]
         for url in (addresses["confirmation"], addresses["validation"]):
             body = c2b_body(shortcode="600001")
-            assert (await one.live.call("POST", urlsplit(url).path, body)).status == status
+            assert (await one.live.call("POST", path_of(url), body)).status == status
         count = await two_envs.gateway.db.fetchval("SELECT count(*) FROM transaction WHERE env = 'live'")
         assert count == (status == 200)
