@@ -246,8 +246,11 @@ async def test_registration_live_not_accepted_changes_nothing_of_another_merchan
     body = c2b_body("TKN0000002", shortcode="600001", account="RENT 7")
     assert (await one.live.call("POST", question, body)).body["ResultCode"] == "0"
     assert (await one.live.call("POST", path, body)).status == 200
-    for table in ("transaction", "event WHERE kind = 'transaction.received'"):
-        rows = await listed.gateway.db.fetch(f"SELECT merchant_id FROM {table}")
+    for query in (
+        "SELECT merchant_id FROM transaction",
+        "SELECT merchant_id FROM event WHERE kind = 'transaction.received'",
+    ):
+        rows = await listed.gateway.db.fetch(query)
         assert [row["merchant_id"] for row in rows] == [one.merchant_id] * 2
     for method, status in (("GET", 404), ("DELETE", 404)):
         assert (await other.live.call(method, LIVE)).status == status
