@@ -41,7 +41,7 @@ FIND_ALL = f"{_WITH_RECEIVER} WHERE transaction_id = ANY($1::uuid[]) ORDER BY tr
 
 LOCK = f"{FIND} FOR UPDATE OF transaction"
 
-AT_NUMBER = "receiver_id = (SELECT receiver_id FROM receiver WHERE env = {} AND number = {})"
+RECEIVER = "SELECT receiver_id FROM receiver WHERE env = $1 AND number = $2"
 
 SHARED = """
 SELECT DISTINCT receiver_id FROM receiver JOIN shortcode USING (receiver_id)

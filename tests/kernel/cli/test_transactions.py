@@ -35,7 +35,8 @@ def listed(host: Host, *options: str) -> list[str]:
     return [one["receipt"] for one in json.loads(host.output_of("transactions", "list", "--json", *options))]
 
 
-def test_transactions_list_takes_the_filters_of_the_api(host: Host, stored: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("stored")
+def test_transactions_list_takes_the_filters_of_the_api(host: Host) -> None:
     text = host.output_of("transactions", "list")
     assert "TKM0000001" in text
     assert PAYER not in text
