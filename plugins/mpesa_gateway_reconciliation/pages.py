@@ -152,7 +152,7 @@ async def line(visit: PageRequest) -> Rendered:
     service = visit.gateway.port(ReconciliationOperatorService)
     row = await service.line(visit.values["line_id"])
     visit.require(row["env"])
-    is_open = row["payment_id"] is None
+    is_open = row["payment_id"] is None and row["finding"] != "already_known"
     return Rendered(
         "line.html",
         {
