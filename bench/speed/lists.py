@@ -29,7 +29,7 @@ WHERE merchant_id = $1 AND receipt IS NOT NULL ORDER BY payment_id LIMIT 1 OFFSE
 _SOME_MONEY = """
 SELECT receipt, payer, account_number, occurred_at FROM transaction
 WHERE merchant_id = $1 AND account_number IS NOT NULL AND payer NOT LIKE '%*%' ORDER BY transaction_id
-LIMIT 1 OFFSET 100
+LIMIT 1 OFFSET 10
 """
 
 

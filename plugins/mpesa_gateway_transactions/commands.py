@@ -55,7 +55,7 @@ def transactions() -> None:
 @LIVE
 @JSON
 @pass_session
-def list_(session: Session, merchant_id: str | None, *, is_live: bool, as_json: bool, **filters: Any) -> None:
+def list_(session: Session, /, merchant_id: str | None, *, is_live: bool, as_json: bool, **filters: Any) -> None:
     """List a merchant's transactions of one env, newest first. Phone numbers are masked."""
     given = {name: [_parameter(value)] for name, value in filters.items() if value is not None}
     wanted = read_query(given, TransactionQuery)
