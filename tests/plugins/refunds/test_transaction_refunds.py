@@ -26,6 +26,7 @@ from tests.plugins.refunds.test_refunds import RefundClient
 
 RECEIPT = "TKC0000001"
 REVERSAL = "TKN9REV001"
+STRANGER = "2547*****999"
 RENT = Subject("rent", identifier("acc", 1))
 
 RETURNED: list[tuple[str, int, int]] = []
@@ -80,8 +81,8 @@ class TransactionRefundClient(RefundClient):
         return row["refunded_cents"], row["refund_reserved_cents"]
 
     async def money(self, receipt: str = RECEIPT, **values: Any) -> str:
-        """Money that pays nothing; returns its id."""
-        transaction_id = await receive_loose(self.harness, receipt, **values)
+        """Money of a payer who was sent no push; returns its id."""
+        transaction_id = await receive_loose(self.harness, receipt, **({"payer": STRANGER} | values))
         row = await self.harness.gateway.db.fetchrow("SELECT merchant_id FROM transaction")
         assert row is not None
         self.merchant_id = row["merchant_id"]
