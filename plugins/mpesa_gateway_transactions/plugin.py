@@ -8,6 +8,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
 from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
+from mpesa_gateway_transactions.commands import transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -16,6 +17,7 @@ from mpesa_gateway_transactions.events import TransactionAllocated, TransactionR
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from mpesa_gateway_transactions.jobs import announce
 from mpesa_gateway_transactions.manual import ManualAllocation
+from mpesa_gateway_transactions.operator_service import TransactionOperatorService
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
 from mpesa_gateway_transactions.refunding import TransactionRefunds
@@ -92,6 +94,10 @@ plugin = Plugin(
         (IncomingMoneyRecorder, _incoming),
         (Allocations, lambda gateway: gateway.port(IncomingMoneyRecorder)),
         (TransactionService, _service),
+        (
+            TransactionOperatorService,
+            lambda gateway: TransactionOperatorService(db=gateway.db, sealer=gateway.sealer),
+        ),
         (AnnouncementSweep, _sweep),
         (RefundableTransactions, _refunds),
         (
@@ -104,6 +110,7 @@ plugin = Plugin(
     ),
     scopes=(TRANSACTIONS_READ, TRANSACTIONS_WRITE),
     routes=routes,
+    commands=(transactions,),
     jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
     publishes=(TransactionReceived, TransactionAllocated),
     erasers=(TRANSACTIONS,),
