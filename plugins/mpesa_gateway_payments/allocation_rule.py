@@ -9,6 +9,7 @@ from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.evidence import Direction, Evidence, Proof, Receiver, Source
+from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.statement_matching import PaymentStatementMatching
 from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, NotAssignable, PaidBy, Verdict
 from mpesa_gateway_transactions.api import (
@@ -23,11 +24,13 @@ from mpesa_gateway_transactions.api import (
 RECENT_PUSH = timedelta(seconds=120)
 
 # raw SQL: hot path - each confirmation that names no payment.
-HAS_RECENT_PUSH = """
+MAY_BE_EXPLAINED = """
 SELECT amount IS NOT NULL AND EXISTS (SELECT 1 FROM payment
-    WHERE env = t.env AND shortcode = number AND payment.amount = t.amount AND created_at > $4 AND receipt IS NULL
-        AND status = 'pending') AS is_expected
-FROM unnest($1::text[], $2::text[], $3::integer[]) WITH ORDINALITY AS t(env, number, amount, place)
+    WHERE env = t.env AND shortcode = number AND payment.amount = t.amount AND receipt IS NULL
+        AND status IN ('pending', 'completed') AND created_at > LEAST($5, since)
+        AND created_at > CASE status WHEN 'pending' THEN $5 ELSE since END) AS is_expected
+FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[]) WITH ORDINALITY
+    AS t(env, number, amount, since, place)
 ORDER BY place
 """
 
@@ -79,7 +82,7 @@ def _names_payment(verdict: Verdict) -> bool:
 
 
 async def _settle(matching: PaymentStatementMatching, money: IncomingMoney, report: Evidence) -> FoundSubject | None:
-    settled = await (matching.apply if money.source == "c2b" else matching.apply_named)(report)
+    settled = await matching.allocate(report, by_rule=money.source == "c2b")
     is_paid = settled.finding in {"recovered", "already_known"}
     if not is_paid or settled.payment_id is None or settled.merchant_id is None:
         return None
@@ -87,12 +90,17 @@ async def _settle(matching: PaymentStatementMatching, money: IncomingMoney, repo
 
 
 async def expect_payments(gateway: Runtime, money: Sequence[IncomingMoney]) -> list[bool]:
-    """Return True where a pending payment of the same receiver and amount has a recent push."""
+    """Return True where a payment of the same receiver and amount may have the money.
+
+    It is pending with a recent push, or was paid at the time of the money and has no receipt.
+    """
+    within = gateway.settings(PaymentsSettings).rules.match_within
     rows = await gateway.db.fetch(
-        HAS_RECENT_PUSH,
+        MAY_BE_EXPLAINED,
         [one.env for one in money],
         [one.number for one in money],
         [_requestable(one.amount_cents) for one in money],
+        [one.occurred_at - within for one in money],
         gateway.clock.now() - RECENT_PUSH,
     )
     return [row["is_expected"] for row in rows]
@@ -110,7 +118,7 @@ async def assign_payment(gateway: Runtime, choice: Assignment) -> FoundSubject:
     if chosen is None or chosen.env != choice.money.env or choice.merchant_id not in {None, chosen.merchant_id}:
         raise NotFound("there is no such payment")
     settled = await gateway.port(PaymentStatementMatching).assign(
-        evidence_of(choice.money), payment_id, choice.lock, by_operator=choice.by_operator
+        evidence_of(choice.money), payment_id, choice.lock, by_operator=choice.by_operator, is_noted=True
     )
     if isinstance(settled, NotAssignable):
         raise NotAllocatable(_REASONS[settled.reason])
@@ -119,10 +127,20 @@ async def assign_payment(gateway: Runtime, choice: Assignment) -> FoundSubject:
     return FoundSubject(Subject("payment", payment_id), chosen.merchant_id)
 
 
+async def find_claim(gateway: Runtime, money: IncomingMoney) -> FoundSubject | None:
+    """Return a payment without a receipt that may own the money, preferably of its merchant."""
+    owners = await gateway.port(PaymentStatementMatching).possible_owners(evidence_of(money))
+    if not owners:
+        return None
+    first = min(owners, key=lambda one: (one.merchant_id != money.merchant_id, one.payment_id))
+    return FoundSubject(Subject("payment", first.payment_id), first.merchant_id)
+
+
 ALLOCATION_RULE = AllocationRule(
     name="own_reference",
     subject_kind="payment",
     find=find_payments,
     is_expected=expect_payments,
     assign=assign_payment,
+    claims=find_claim,
 )

@@ -85,6 +85,15 @@ class PaymentChange:
             for event in self.events
         ]
 
+    def announced_receipts(self, decisions: Iterable[Decision]) -> list[str]:
+        """Return receipts of announced money that a paid payment has learnt."""
+        announced = {one.receipt for one in self.seen if one.is_announced}
+        return [
+            one.reported.receipt
+            for one in decisions
+            if isinstance(one, LearnReceipt) and one.reported.receipt in announced
+        ]
+
     def _unless_erased(self, phone: str | None) -> str | None:
         """A late report does not restore the number of an erased payer."""
         return ERASED if phone and self.row["erased_at"] is not None else phone

@@ -350,6 +350,14 @@ def _may_pay(evidence: Evidence, payment: Payment) -> bool:
     )
 
 
+def may_own(evidence: Evidence, payment: Payment) -> bool:
+    """True if the payment is, or may turn out to be, paid by this money."""
+    is_unpaid = payment.status == Status.FAILED.value and (
+        payment.outcome_is_final or payment.failure_reason != "expired"
+    )
+    return not is_unpaid and _may_pay(evidence, payment)
+
+
 def _fits(evidence: Evidence, payment: Payment, rules: Rules) -> bool:
     receiver = evidence.receiver
     if receiver is None or evidence.direction is not Direction.IN or evidence.receipt is None:

@@ -106,6 +106,7 @@ def _transitions(gateway: Runtime) -> Transitions:
         metrics=gateway.metrics.get(PaymentMetrics),
         rules=gateway.settings(PaymentsSettings).rules,
         transactions=gateway.port(Transactions),
+        allocations=gateway.port(Allocations),
     )
 
 

@@ -22,7 +22,7 @@ from mpesa_gateway_payments.evidence import (
     reported_money,
 )
 from mpesa_gateway_payments.external_reversals import ExternalReversals
-from mpesa_gateway_payments.matching import SHOWN_FOR, judge_choice, with_part_of_statement
+from mpesa_gateway_payments.matching import SHOWN_FOR, judge_choice, may_own, with_part_of_statement
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import (
@@ -122,11 +122,20 @@ class PaymentStatementMatching:
     async def apply(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
         return await self._apply(report, lock, by_rule=True)
 
+    async def possible_owners(self, report: Evidence) -> list[Payment]:
+        """Return payments without a receipt, of all merchants, that may own the money."""
+        facts = await self._facts([report])
+        return [one for one in facts.payments(report) if may_own(report, one)]
+
     async def apply_named(self, report: Evidence) -> Settled:
         """Like ``apply``, but a payment found by the matching rule is ambiguous."""
         return await self._apply(report, lock_nothing, by_rule=False)
 
-    async def _apply(self, report: Evidence, lock: Lock, *, by_rule: bool) -> Settled:
+    async def allocate(self, report: Evidence, *, by_rule: bool) -> Settled:
+        """Like ``apply`` or ``apply_named``, for a caller that notes and publishes the allocation."""
+        return await self._apply(report, lock_nothing, by_rule=by_rule, is_noted=True)
+
+    async def _apply(self, report: Evidence, lock: Lock, *, by_rule: bool, is_noted: bool = False) -> Settled:
         facts = await self._facts([report])
         verdict = facts.judge(report, self._rules)
         if not isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
@@ -139,7 +148,7 @@ class PaymentStatementMatching:
         if not isinstance(verdict, PaidBy | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
             return _unsettled(verdict)
         await lock()
-        return await self._write(row, report, verdict)
+        return await self._write(row, report, verdict, is_noted=is_noted)
 
     async def withdraw(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
         receiver = report.receiver
@@ -169,7 +178,13 @@ class PaymentStatementMatching:
         return settled if is_new or row["reversed_outside"] is not None else Settled("not_found")
 
     async def assign(
-        self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
+        self,
+        report: Evidence,
+        payment_id: str,
+        lock: Lock = lock_nothing,
+        *,
+        by_operator: bool = False,
+        is_noted: bool = False,
     ) -> Settled | NotAssignable:
         facts = await self._facts([report])
         row = await self._lock(payment_id, facts)
@@ -184,14 +199,15 @@ class PaymentStatementMatching:
         if isinstance(verdict, NotAssignable):
             return verdict
         await lock()
-        return await self._write(row, report, verdict)
+        return await self._write(row, report, verdict, is_noted=is_noted)
 
-    async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
+    async def _write(self, row: Row, report: Evidence, verdict: Verdict, *, is_noted: bool) -> Settled:
         # A status answer completed the line.
         source = Source.STATUS_QUERY if report.proof is Proof.ANSWER else report.source
         cause = _CAUSES.get(source, Cause.STATUS_QUERY)
         text = _TEXTS.get(report.source, "M-Pesa reports Completed")
-        decisions = await self._transitions.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
+        money = MatchedMoney(verdict, reported_money(report, text=text), cause)
+        decisions = await self._transitions.apply(row, money, is_noted=is_noted)
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
     async def _lock(self, payment_id: str, facts: _Facts) -> Row:

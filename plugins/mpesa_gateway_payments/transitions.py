@@ -36,7 +36,7 @@ from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
 from mpesa_gateway_payments.views import event_fields
-from mpesa_gateway_transactions.api import ReportedTransaction, Subject, Transactions
+from mpesa_gateway_transactions.api import Allocations, ReportedTransaction, Subject, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +71,7 @@ class Transitions:
         metrics: PaymentMetrics,
         rules: Rules,
         transactions: Transactions,
+        allocations: Allocations,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -78,9 +79,12 @@ class Transitions:
         self._metrics = metrics
         self._rules = rules
         self._transactions = transactions
+        self._allocations = allocations
 
-    async def apply(self, row: Row, report: Report) -> tuple[Decision, ...]:
+    async def apply(self, row: Row, report: Report, *, is_noted: bool = False) -> tuple[Decision, ...]:
         """Decide a report about a locked payment, write the decisions and return them.
+
+        ``is_noted``: the caller publishes the allocation of the money.
 
         Another payment's receipt, or money recorded with another amount, is a mismatch. Raises UniqueViolationError for
         another payment's CheckoutRequestID.
@@ -96,6 +100,8 @@ class Transitions:
             try:
                 async with self._db.savepoint():
                     await self._write([change])
+                    if not is_noted:
+                        await self._allocations.publish_learnt(row["env"], change.announced_receipts(decisions))
             except asyncpg.UniqueViolationError as problem:
                 if problem.constraint_name != _RECEIPT:
                     raise

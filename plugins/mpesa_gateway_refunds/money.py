@@ -29,7 +29,7 @@ class Reserved:
 
 
 class RefundMoney:
-    """Each method needs an open transaction, in which the refund is locked or new."""
+    """Each method but ``offer`` needs an open transaction, in which the refund is locked or new."""
 
     def __init__(
         self,
@@ -41,6 +41,11 @@ class RefundMoney:
         self._payments = payments
         self._transactions = transactions
         self._outbox = outbox
+
+    async def offer(self, merchant_id: str, env: Env, source: RefundSource) -> None:
+        """Let the rules find what a transaction pays for, in a transaction of its own."""
+        if source.transaction_id is not None:
+            await self._transactions.offer(merchant_id, env, source.transaction_id)
 
     async def reserve(
         self, merchant_id: str, env: Env, source: RefundSource, amount: Kes | None, refund_id: str

@@ -90,6 +90,7 @@ class RefundService:
                 "send an Idempotency-Key header with `amount`: without it a repeated request would refund twice. "
                 "Omit `amount` to refund the whole remaining amount"
             )
+        await self._money.offer(caller.merchant_id, caller.env, source)
         try:
             row, credentials = await self._claim(caller, body, source, key)
         except _RefundExists as found:

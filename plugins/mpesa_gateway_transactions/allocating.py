@@ -8,6 +8,7 @@ from typing import Any
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway_transactions import allocation_sql
 from mpesa_gateway_transactions.announcing import Announcer
@@ -21,6 +22,7 @@ from mpesa_gateway_transactions.api import (
     ReportedTransaction,
     Transactions,
 )
+from mpesa_gateway_transactions.tables import TransactionRow
 from mpesa_gateway_transactions.views import Values
 
 
@@ -35,6 +37,7 @@ class BoundRule:
     is_expected: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None
     assign: Callable[[Assignment], Awaitable[FoundSubject]] | None
     refunded: Callable[[RefundedMoney], Awaitable[None]] | None = None
+    claims: Callable[[IncomingMoney], Awaitable[FoundSubject | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ class AllocationRules:
         """Return True for money that may still find its subject by itself."""
         answers = [await rule.is_expected(money) for rule in self._rules if rule.is_expected is not None]
         return [any(each) for each in zip(*answers, strict=True)] if answers else [False] * len(money)
+
+    async def claim(self, money: IncomingMoney) -> FoundSubject | None:
+        """Return a subject that the money may be for."""
+        for rule in self._rules:
+            if rule.claims is not None and (found := await rule.claims(money)) is not None:
+                return found
+        return None
 
     async def assign(self, kind: str, choice: Assignment) -> FoundSubject:
         """Raises NotFound or Conflict."""
@@ -184,6 +194,18 @@ class IncomingMoneyRecorder:
         new = [one for one in allocated if one.transaction_id in noted]
         await self._rules.notify(new)
         await self._announcer.publish_allocated([one.transaction_id for one in new], note)
+
+    async def publish_learnt(self, env: Env, receipts: Sequence[str]) -> None:
+        if not receipts:
+            return
+        rows: list[dict[str, Any]] = await self._db.run(
+            TransactionRow.select(TransactionRow.transaction_id).where(
+                TransactionRow.env == env,
+                TransactionRow.direction == "in",
+                TransactionRow.receipt.is_in(list(receipts)),
+            )
+        )
+        await self._announcer.publish_allocated([row["transaction_id"] for row in rows])
 
     async def _known(self, seen: Sequence[ReportedTransaction]) -> list[Row]:
         rows = await self._db.fetch(

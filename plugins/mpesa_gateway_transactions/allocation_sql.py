@@ -65,7 +65,7 @@ ANNOUNCE = """
 WITH due AS (
     SELECT transaction_id FROM transaction
     WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
-        AND direction = 'in'
+        AND direction = 'in' AND refunded_cents = 0
     ORDER BY env, receipt FOR UPDATE
 )
 UPDATE transaction SET announce_at = NULL, announced_at = $2

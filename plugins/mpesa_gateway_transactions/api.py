@@ -204,6 +204,10 @@ class RefundedMoney:
 class RefundableTransactions(Protocol):
     """Changes transactions without a payment for refunds. Each call that changes one needs an open transaction."""
 
+    async def offer(self, merchant_id: str, env: Env, transaction_id: str) -> None:
+        """Offer unallocated money of the merchant to the rules once more, in a transaction of its own."""
+        ...
+
     async def find(self, transaction_id: str) -> RefundableMoney:
         """Return any merchant's transaction, for operators. Raises NotFound."""
         ...
@@ -213,7 +217,7 @@ class RefundableTransactions(Protocol):
 
         The merchant owns the receiver, or the transaction's subject. Raises NotFound, InvalidFields if cents are left,
         ProviderNotConfigured if the merchant has no shortcode at the receiver, or Conflict for money out, a payment's
-        money, and money of which less is left.
+        money, money that a rule claims, and money of which less is left.
         """
         ...
 
@@ -270,6 +274,8 @@ class AllocationRule:
     assign: Callable[[Runtime, Assignment], Awaitable[FoundSubject]] | None = None
     """Gives money the subject that a person chose, or raises NotFound or Conflict with the reason."""
     refunded: Callable[[Runtime, RefundedMoney], Awaitable[None]] | None = None
+    claims: Callable[[Runtime, IncomingMoney], Awaitable[FoundSubject | None]] | None = None
+    """Names a subject that unallocated money may be for: such money is not refunded. No locks."""
 
 
 class Allocations(Protocol):
@@ -281,4 +287,8 @@ class Allocations(Protocol):
         Needs an open transaction without locks after ``payment``. Raises ConcurrentUpdate if another transaction was
         first, or one of several reports is a payment's: receive each in a transaction of its own.
         """
+        ...
+
+    async def publish_learnt(self, env: Env, receipts: Sequence[str]) -> None:
+        """Publish ``transaction.allocated`` for announced money that became the receipt of a paid payment."""
         ...

@@ -38,6 +38,7 @@ def _rules(gateway: Runtime) -> AllocationRules:
                 None if rule.is_expected is None else partial(rule.is_expected, gateway),
                 None if rule.assign is None else partial(rule.assign, gateway),
                 None if rule.refunded is None else partial(rule.refunded, gateway),
+                None if rule.claims is None else partial(rule.claims, gateway),
             )
             for rule in gateway.contributed(AllocationRule)
         ]
@@ -60,6 +61,7 @@ def _refunds(gateway: Runtime) -> TransactionRefunds:
         clock=gateway.clock,
         transactions=gateway.port(Transactions),
         rules=gateway.port(AllocationRules),
+        allocations=gateway.port(Allocations),
     )
 
 

@@ -5,12 +5,15 @@ from typing import Any
 import structlog
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
-from mpesa_gateway_transactions.allocating import AllocationRules
+from mpesa_gateway_transactions.allocating import AllocationRules, incoming_money
+from mpesa_gateway_transactions.announcing import report_of
 from mpesa_gateway_transactions.api import (
+    Allocations,
     RefundableMoney,
     RefundedMoney,
     ReportedTransaction,
@@ -24,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 # raw SQL: join
 _FIND = """
-SELECT transaction.*, receiver.number, receiver.owner_id, shortcode_id FROM transaction
+SELECT transaction.*, receiver.number, receiver.kind AS receiver_kind, receiver.owner_id, shortcode_id FROM transaction
     JOIN receiver USING (receiver_id, env)
     LEFT JOIN shortcode ON shortcode.receiver_id = receiver.receiver_id AND shortcode.merchant_id = $2
 WHERE transaction_id = $1
@@ -37,11 +40,31 @@ LOCK = f"{_FIND} FOR UPDATE OF transaction"
 class TransactionRefunds:
     """Implements ``RefundableTransactions``."""
 
-    def __init__(self, *, db: Database, clock: Clock, transactions: Transactions, rules: AllocationRules) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        transactions: Transactions,
+        rules: AllocationRules,
+        allocations: Allocations,
+    ) -> None:
         self._db = db
         self._clock = clock
         self._transactions = transactions
         self._rules = rules
+        self._allocations = allocations
+
+    async def offer(self, merchant_id: str, env: Env, transaction_id: str) -> None:
+        row = await self._db.fetchrow(_FIND, transaction_id, merchant_id)
+        if row is None or row["env"] != env or not _may_refund(row, merchant_id) or not _is_offered(row):
+            return
+        try:
+            async with self._db.transaction():
+                await self._allocations.receive([report_of(row)])
+        except ConcurrentUpdate:
+            # Another transaction has decided about the money: ``reserve`` sees its decision.
+            return
 
     async def find(self, transaction_id: str) -> RefundableMoney:
         row = await self._db.fetchrow(_FIND, transaction_id, None)
@@ -50,6 +73,7 @@ class TransactionRefunds:
         merchant_id, refusal = _merchant_of(row), None
         try:
             _require_refundable(row, merchant_id)
+            await self._refuse_claimed(row, merchant_id)
         except Conflict as problem:
             refusal = problem.message
         return RefundableMoney(
@@ -68,6 +92,7 @@ class TransactionRefunds:
         if row is None or row["env"] != env or not _may_refund(row, merchant_id):
             raise NotFound("there is no such transaction")
         _require_refundable(row, merchant_id)
+        await self._refuse_claimed(row, merchant_id)
         left = _left(row)
         if amount is None and left >= 100 and left % 100:
             raise InvalidFields.field_error(
@@ -99,6 +124,23 @@ class TransactionRefunds:
         _require_refundable(row, row["merchant_id"])
         await self._reserve(row, int(amount) * 100)
 
+    async def _refuse_claimed(self, row: Row, merchant_id: str) -> None:
+        """Raises Conflict for unallocated money that may be a payment's."""
+        if not _is_unallocated(row):
+            return
+        known = {**dict(row), "kind": row["receiver_kind"], "money_kind": row["kind"]}
+        claim = await self._rules.claim(incoming_money(report_of(row), known))
+        if claim is None:
+            return
+        is_ours = claim.merchant_id == merchant_id
+        subject = claim.subject.subject_id if is_ours else "a payment of another merchant of this shortcode"
+        asked = f" (POST /v1/payments/mpesa/check-status/{subject})" if is_ours else ""
+        raise Conflict(
+            f"this money may be that of {subject}, whose receipt is not known yet: wait for its receipt{asked}, "
+            f"or mark the money as dealt with (POST /v1/transactions/{row['transaction_id']}/allocate with a note), "
+            "then ask for the refund again"
+        )
+
     async def _reserve(self, row: Row, wanted: int) -> None:
         left = _left(row)
         if wanted > left or wanted < 100:
@@ -126,6 +168,8 @@ class TransactionRefunds:
             {
                 TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents - cents,
                 TransactionRow.refunded_cents: TransactionRow.refunded_cents + cents,
+                # ``transaction.refunded`` tells of the money.
+                TransactionRow.announce_at: None,
             },
         )
         if receipt is not None:
@@ -196,6 +240,15 @@ def _require_refundable(row: Row, merchant_id: str) -> None:
         raise Conflict("this transaction pays another merchant's payment, and is refunded by that merchant")
     if row["amount_cents"] is None:
         raise Conflict("M-Pesa has reported no readable amount of this transaction: check it on M-Pesa's portal")
+
+
+def _is_unallocated(row: Row) -> bool:
+    return row["subject_id"] is None and row["conflict_id"] is None
+
+
+def _is_offered(row: Row) -> bool:
+    is_refunded = row["refund_reserved_cents"] + row["refunded_cents"] > 0
+    return row["direction"] == "in" and _is_unallocated(row) and not is_refunded
 
 
 def _left(row: Row) -> int:

@@ -26,6 +26,8 @@ from tests.plugins.refunds.test_refunds import RefundClient
 
 RECEIPT = "TKC0000001"
 REVERSAL = "TKN9REV001"
+STRANGER, PAYER = "2547*****999", "2547*****020"
+"""PAYER may be the payer of a payment."""
 RENT = Subject("rent", identifier("acc", 1))
 
 RETURNED: list[tuple[str, int, int]] = []
@@ -58,6 +60,13 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 class TransactionRefundClient(RefundClient):
     """Refunds transactions of a shop."""
 
+    async def cancelled_payment(self, key: str) -> dict[str, Any]:
+        """A payment of KES 500 by PAYER that M-Pesa reports as cancelled; a person may still allocate money to it."""
+        made: dict[str, Any] = (await self.harness.api.pay("254700000020", 500, key=key)).data
+        self.merchant_id = made["merchant_id"]
+        assert (await self.post("stk", made["id"], stk_callback(made["provider_ref"], 1032))).status == 200
+        return made
+
     async def ask_for(self, transaction_id: str, amount: Any = None, key: str | None = None) -> Answer:
         """Request a refund of a transaction, with a new key if it has an amount."""
         body = {"transaction_id": transaction_id} | ({} if amount is None else {"amount": amount})
@@ -80,8 +89,8 @@ class TransactionRefundClient(RefundClient):
         return row["refunded_cents"], row["refund_reserved_cents"]
 
     async def money(self, receipt: str = RECEIPT, **values: Any) -> str:
-        """Money that pays nothing; returns its id."""
-        transaction_id = await receive_loose(self.harness, receipt, **values)
+        """Money of a payer who was sent no push; returns its id."""
+        transaction_id = await receive_loose(self.harness, receipt, **({"payer": STRANGER} | values))
         row = await self.harness.gateway.db.fetchrow("SELECT merchant_id FROM transaction")
         assert row is not None
         self.merchant_id = row["merchant_id"]
@@ -330,8 +339,8 @@ async def test_allocation_and_refund_at_once_have_one_winner(refunds: Transactio
 async def test_people_who_allocate_and_refund_at_once_have_one_winner(refunds: TransactionRefundClient) -> None:
     call = refunds.harness.api.call
     for number in range(12):
-        payment = (await refunds.harness.api.pay("254700000020", 500, key=f"p{number}", reference="table 4")).data
-        money = await refunds.money(f"TKC00002{number:02}")
+        payment = await refunds.cancelled_payment(f"p{number}")
+        money = await refunds.money(f"TKC00002{number:02}", payer=PAYER)
         to_payment: dict[str, Any] = {"payment_id": payment["id"]}
         choice = to_payment if number % 2 else {"note": "paid in cash"}
         refund, allocated = await asyncio.gather(
@@ -347,8 +356,8 @@ async def test_pending_refund_refuses_a_persons_allocation_and_a_completed_one_o
     refunds: TransactionRefundClient,
 ) -> None:
     call = refunds.harness.api.call
-    payment = (await refunds.harness.api.pay("254700000020", 500, key="a", reference="table 4")).data
-    money = await refunds.money()
+    payment = await refunds.cancelled_payment("a")
+    money = await refunds.money(payer=PAYER)
     refund = (await refunds.ask_for(money, 200)).data
     path, note, to_payment = f"/v1/transactions/{money}/allocate", {"note": "kept"}, {"payment_id": payment["id"]}
     for body in (note, to_payment):
