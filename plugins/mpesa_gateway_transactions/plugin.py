@@ -37,7 +37,7 @@ def _rules(gateway: Runtime) -> AllocationRules:
                 None if rule.assign is None else partial(rule.assign, gateway),
                 None if rule.refunded is None else partial(rule.refunded, gateway),
             )
-            for rule in gateway.contributed(AllocationRule)
+            for rule in sorted(gateway.contributed(AllocationRule), key=lambda rule: not rule.is_first)
         ]
     )
 
