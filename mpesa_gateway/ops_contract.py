@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_PAGES",
     "Action",
+    "ActorNames",
     "AttentionItem",
     "Concern",
     "FirstOperator",
@@ -67,6 +68,13 @@ class FirstOperator:
     """
 
     create: Callable[[Runtime, str, str, str | None], Awaitable[Secret | None]]
+
+
+@dataclass(frozen=True)
+class ActorNames:
+    """Contribution of the plugin that signs people in: the names of the actors that are persons, by actor."""
+
+    read: Callable[[Runtime, Iterable[str]], Awaitable[Mapping[str, str]]]
 
 
 class WrongEnvironment(Exception):
@@ -189,6 +197,13 @@ class PageRequest:
         with check_fields() as checks:
             found = {name: checks.take(name, _parser(name), self.text(name)) for name in names if self.text(name)}
         return {name: moment for name, moment in found.items() if moment is not None}
+
+    async def name_of(self, actor: str) -> str:
+        """Return a person's name; other actors unchanged."""
+        for names in self.gateway.contributed(ActorNames):
+            if name := (await names.read(self.gateway, [actor])).get(actor):
+                return name
+        return actor
 
     def caller(self, merchant: Merchant, env: Env) -> Caller:
         """``env`` defaults to the selected one."""

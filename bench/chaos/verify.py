@@ -129,7 +129,7 @@ SELECT n.transaction_id AS line_id, n.merchant_id, p.payment_id
 FROM statement_note n JOIN transaction l USING (transaction_id)
 JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
 JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
-WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
+WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL AND l.subject_id IS NULL
 """  # noqa: S608 - constants of this file
 """Statement lines that match several payments, and the payment whose push moved the money."""
 
@@ -153,7 +153,7 @@ _FIGURES: dict[str, str] = {
         SELECT count(DISTINCT l.receipt) FROM transaction l JOIN sim_transaction t USING (receipt)
         WHERE t.kind <> 'push'
     """,
-    "statement lines left to a person": "SELECT count(*) FROM statement_note WHERE finding = 'ambiguous'",
+    "statement lines left to a person": "SELECT count(*) FROM noted_line WHERE finding = 'ambiguous' AND NOT is_known",
     "money sent back (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_reversal",
     "events": "SELECT count(*) FROM event WHERE is_public",
     "attempts at delivery": "SELECT count(*) FROM attempt_log",

@@ -1,11 +1,12 @@
 """The declaration of the ops plugin."""
 
 import re
+from collections.abc import Iterable, Mapping
 
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.ops_contract import Concern, FirstOperator, MerchantRole, Pages, Permission
+from mpesa_gateway.ops_contract import ActorNames, Concern, FirstOperator, MerchantRole, Pages, Permission
 from mpesa_gateway.plugin import Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -28,7 +29,7 @@ from mpesa_gateway_ops.access import COOKIE
 from mpesa_gateway_ops.commands import people
 from mpesa_gateway_ops.doctor import CHECKS
 from mpesa_gateway_ops.memberships import Memberships
-from mpesa_gateway_ops.people import People
+from mpesa_gateway_ops.people import People, names_of
 from mpesa_gateway_ops.provides import PROVIDES
 from mpesa_gateway_ops.routes import routes
 from mpesa_gateway_ops.sessions import Sessions
@@ -52,6 +53,10 @@ async def _create_first(gateway: Runtime, email: str, actor: str, merchant_id: s
             person = await people.find(email)
             await gateway.port(Memberships).add(merchant_id, person.person_id, MerchantRole.OWNER, actor=actor)
         return password
+
+
+async def _names(gateway: Runtime, actors: Iterable[str]) -> Mapping[str, str]:
+    return await names_of(gateway.db, actors)
 
 
 plugin = Plugin(
@@ -107,5 +112,5 @@ plugin = Plugin(
         setup=setup.STEPS,
     ),
     checks=CHECKS,
-    contributes=(KnownCallerCheck(("/ops",), _vouches), FirstOperator(_create_first)),
+    contributes=(KnownCallerCheck(("/ops",), _vouches), FirstOperator(_create_first), ActorNames(_names)),
 )

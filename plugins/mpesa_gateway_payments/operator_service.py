@@ -14,6 +14,7 @@ from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway.security.url_seal import Terms, UrlSeal
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
@@ -22,7 +23,6 @@ from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
-from mpesa_gateway_payments.url_seal import Terms, UrlSeal
 from mpesa_gateway_payments.views import EXPORTED, exported
 
 OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
@@ -66,8 +66,8 @@ class PaymentOperatorService:
         self._db = db
         self._clock = clock
         self._audit = audit
-        self._payers = UrlSeal(sealer, "payer")
-        self.terms = Terms(sealer)
+        self._payers = UrlSeal(sealer, "payer", place="payments")
+        self.terms = Terms(sealer, place="payments")
         self._transitions = transitions
         self._queries = queries
         self._checks = checks

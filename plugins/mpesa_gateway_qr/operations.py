@@ -4,7 +4,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from mpesa_gateway.daraja.exceptions import OutcomeUnknown
 from mpesa_gateway.daraja.operations import DarajaCredentials, Operation
@@ -44,7 +44,7 @@ class QrPicture:
 
 def read_picture(answer: Any) -> QrPicture:
     """Return the image of an answer. Raises OutcomeUnknown."""
-    text = answer.get("QRCode") if isinstance(answer, dict) else None
+    text = cast("dict[str, Any]", answer).get("QRCode") if isinstance(answer, dict) else None
     if not isinstance(text, str):
         raise OutcomeUnknown("M-Pesa's answer has no QR code")
     try:

@@ -36,7 +36,8 @@ async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
 
 async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
-        if row["finding"] in {"new", "ambiguous"} and row["set_aside_at"] is None:
+        is_open = row["set_aside_at"] is None and not row["is_allocated"]
+        if is_open and row["finding"] in {"new", "ambiguous"}:
             return f"{row['transaction_id']} needs review"
         if max(row["created_at"], row["settled_at"] or row["created_at"]) >= case.before:
             return f"{row['transaction_id']} is too recent"

@@ -49,7 +49,7 @@ from mpesa_gateway_reconciliation import matching_queries, tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
 from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
-from mpesa_gateway_reconciliation.tables import NoteRow, RunLineRow
+from mpesa_gateway_reconciliation.tables import NoteRow
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +68,9 @@ _NOT_ASSIGNABLE: Mapping[str, str] = {
     "differs": "this line does not fit that payment (amount, payer, reference or time differ): an operator can decide",
 }
 """Reasons why a line cannot be assigned to the chosen payment."""
+
+
+_ALLOCATED = "this money is allocated already: its transaction states what it is for"
 
 
 class _LineSettledConcurrently(Exception):
@@ -211,11 +214,7 @@ class LineMatching:
         await self._db.run(NoteRow.update(values).where(NoteRow.transaction_id == line_id))
 
     async def _found_in_run(self, run: Row, line_id: str, finding: str) -> None:
-        await self._db.run(
-            RunLineRow.update({RunLineRow.finding: finding}).where(
-                RunLineRow.run_id == run["run_id"], RunLineRow.transaction_id == line_id
-            )
-        )
+        await self._db.execute(matching_queries.STORE_RUN_FINDING, run["run_id"], line_id, finding)
 
     # -- status queries -------------------------------------------------------------------------------------------
 
@@ -320,6 +319,8 @@ class LineMatching:
             raise NotFound("there is no such statement line")
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
+        if found["finding"] == "already_known":
+            raise LineSettled(_ALLOCATED)
         if by_operator is not None:
             require_confirmation(found, payment, by_operator)
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
@@ -328,6 +329,8 @@ class LineMatching:
             note = await self._db.fetchrow(matching_queries.LOCK_NOTE, line_id)
             if note is None or note["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
+            if _is_for_something_else(note):
+                raise LineSettled(_ALLOCATED)
 
         async with self._db.transaction():
             settled = await self._statement_matching.assign(
@@ -372,6 +375,13 @@ def _agrees(line: Row, result: StatusResulted) -> bool:
 def _require_open(line: Row | None) -> None:
     if line is None or line["payment_id"] is not None or line["set_aside_at"] is not None:
         raise _LineSettledConcurrently
+    if _is_for_something_else(line):
+        raise _LineSettledConcurrently
+
+
+def _is_for_something_else(line: Row) -> bool:
+    """The money came in for an account number, or is marked as dealt with: it completes no payment."""
+    return line["direction"] == "in" and line["subject_kind"] not in {None, "payment"}
 
 
 def _unmatched_finding(verdict: Verdict) -> Finding:

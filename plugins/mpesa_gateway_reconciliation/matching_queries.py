@@ -39,12 +39,24 @@ WITH open AS (
 ), found AS (
     UPDATE statement_note SET finding = $2 FROM open WHERE statement_note.transaction_id = open.transaction_id
 )
-UPDATE reconciliation_line SET finding = CASE
+UPDATE reconciliation_line AS line SET finding = CASE
+    WHEN (SELECT money.subject_id IS NOT NULL AND money.merchant_id = run.merchant_id
+        FROM transaction AS money, reconciliation_run AS run
+        WHERE money.transaction_id = line.transaction_id AND run.run_id = line.run_id) THEN 'already_known'
     WHEN transaction_id IN (SELECT transaction_id FROM open) THEN $2
-    WHEN (SELECT payment_id FROM statement_note n WHERE n.transaction_id = reconciliation_line.transaction_id)
+    WHEN (SELECT payment_id FROM statement_note n WHERE n.transaction_id = line.transaction_id)
         IS NOT NULL THEN 'already_known'
-    ELSE (SELECT n.finding FROM statement_note n WHERE n.transaction_id = reconciliation_line.transaction_id) END
+    ELSE (SELECT n.finding FROM statement_note n WHERE n.transaction_id = line.transaction_id) END
 WHERE run_id = $3 AND transaction_id = ANY($1::uuid[])
+"""
+
+# raw SQL: expression
+STORE_RUN_FINDING = """
+UPDATE reconciliation_line AS line SET finding = CASE
+    WHEN $3 IN ('not_found', 'ambiguous') AND money.subject_id IS NOT NULL AND money.merchant_id = run.merchant_id
+    THEN 'already_known' ELSE $3 END
+FROM transaction AS money, reconciliation_run AS run
+WHERE line.run_id = $1 AND line.transaction_id = $2 AND money.transaction_id = $2 AND run.run_id = $1
 """
 
 # raw SQL: expression
@@ -58,7 +70,7 @@ RETURNING transaction_id
 
 # raw SQL: lock
 LOCK_NOTE = """
-SELECT payment_id, set_aside_at FROM transaction JOIN statement_note USING (transaction_id)
+SELECT payment_id, set_aside_at, direction, subject_kind FROM transaction JOIN statement_note USING (transaction_id)
 WHERE transaction_id = $1 FOR UPDATE
 """
 """Locks the transaction before its note."""

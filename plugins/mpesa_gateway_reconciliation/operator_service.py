@@ -115,6 +115,8 @@ class ReconciliationOperatorService:
         """Set a line aside: later runs skip it. Raises InvalidFields, NotFound and Conflict."""
         now = self._clock.now()
         check_reason(reason)
+        if (await self.line(line_id))["finding"] == "already_known":
+            raise Conflict("this line's money is allocated already")
         async with self._db.transaction():
             rows = await self._db.run(
                 NoteRow.update(

@@ -152,7 +152,7 @@ async def line(visit: PageRequest) -> Rendered:
     service = visit.gateway.port(ReconciliationOperatorService)
     row = await service.line(visit.values["line_id"])
     visit.require(row["env"])
-    is_open = row["payment_id"] is None
+    is_open = row["payment_id"] is None and row["finding"] != "already_known"
     return Rendered(
         "line.html",
         {
@@ -269,6 +269,14 @@ def _clock(moment: datetime) -> str:
     return format_local(moment, "clock")
 
 
+async def line_of(visit: PageRequest, transaction_id: str) -> Rendered | None:
+    try:
+        found = await visit.gateway.port(ReconciliationOperatorService).line(transaction_id)
+    except NotFound:
+        return None
+    return Rendered("line_of.html", {"line": found})
+
+
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     return [
         TimelineEntry(
@@ -308,7 +316,7 @@ PAGES = Pages(
         Page("reconciliation", "Reconciliation", runs, Permission.VIEW, menu=Menu("Reconciliation", 30, "Money", "l")),
         Page("reconciliation/lines", "Statement lines", lines, Permission.VIEW),
         Page("reconciliation/{run_id}", "Run", run, Permission.VIEW, names="run"),
-        Page("reconciliation/lines/{line_id}", "Statement line", line, Permission.VIEW, names="txn"),
+        Page("reconciliation/lines/{line_id}", "Statement line", line, Permission.VIEW),
         Page("reconciliation/lines/{line_id}/match", "Match", match, Permission.RESOLVE),
     ),
     acts=(
@@ -324,7 +332,11 @@ PAGES = Pages(
             back="credentials/{merchant_id}",
         ),
     ),
-    panels=(Panel("credentials", registered, Permission.VIEW), Panel("overview", agreement, Permission.VIEW, 15)),
+    panels=(
+        Panel("credentials", registered, Permission.VIEW),
+        Panel("overview", agreement, Permission.VIEW, 15),
+        Panel("transaction", line_of, Permission.VIEW, 40),
+    ),
     traces=(TimelineSource("payment", past_of_payment),),
     concerns=(Concern(unresolved, Permission.VIEW),),
     owners={"run_id": owner_of_run, "line_id": owner_of_line},

@@ -360,17 +360,19 @@ class ReconciliationService:
 def _line_columns(
     run: Row, line: StatementLine, seen: ReportedTransaction, known: RecordedTransaction, *, proves: bool
 ) -> dict[str, Any]:
-    """``proves``: the line may prove the time zone and is not explained at once."""
+    """``proves``: the line of a payment may prove the time zone and is not explained at once."""
     subject = known.subject
-    is_paid = subject is not None and subject.kind == "payment" and seen.direction == "in"
+    is_allocated = subject is not None and seen.direction == "in"
+    is_paid = is_allocated and subject is not None and subject.kind == "payment"
     is_same = seen.amount_cents is not None and seen.amount_cents == known.amount_cents
-    is_explained = is_paid and is_same and not (proves and len(line.moments) > 1)
+    is_explained = is_allocated and is_same and not (is_paid and proves and len(line.moments) > 1)
     is_own = known.merchant_id == run["merchant_id"]
     return {
         "transaction_id": known.transaction_id,
         "amount": _column_amount(line.amount),
         "amount_text": line.amount_text,
         "is_explained": is_explained,
+        "is_paid": is_paid,
         "finding": "already_known" if is_own else "not_found",
     }
 

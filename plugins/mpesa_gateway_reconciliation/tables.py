@@ -126,8 +126,8 @@ WITH locked AS (
     ORDER BY transaction_id FOR UPDATE
 ), given AS (
     SELECT * FROM unnest($transaction_id::uuid[], $likely::timestamptz[], $other::timestamptz[], $amount::integer[],
-        $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $finding::text[])
-        AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, finding)
+        $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $is_paid::boolean[], $finding::text[])
+        AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, is_paid, finding)
     -- After the notes are locked.
     WHERE (SELECT count(*) FROM locked) IS NOT NULL
 ), noted AS (
@@ -150,7 +150,8 @@ WITH locked AS (
 INSERT INTO reconciliation_line (run_id, transaction_id, finding)
 SELECT $run_id, given.transaction_id, CASE
     -- Another report has completed its payment: the note is written after the payment is locked.
-    WHEN noted.finding IS NULL THEN CASE WHEN locked.is_open THEN 'new' ELSE given.finding END
+    WHEN noted.finding IS NULL THEN
+        CASE WHEN locked.is_open AND is_paid THEN 'new' ELSE given.finding END
     WHEN noted.finding = 'recovered' THEN 'already_known'
     WHEN noted.finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE noted.finding END
 FROM given LEFT JOIN noted ON noted.transaction_id = given.transaction_id
@@ -224,7 +225,9 @@ def lines_of(run: Found, finding: str | None) -> Conditions:
 
 # raw SQL: array
 NOTES_OF_CASE = """
-SELECT * FROM statement_note WHERE transaction_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[])
+SELECT *, EXISTS (SELECT 1 FROM transaction AS money
+    WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL) AS is_allocated
+FROM statement_note WHERE transaction_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[])
 FOR UPDATE NOWAIT
 """
 
@@ -243,7 +246,9 @@ DELETE FROM reconciliation_run WHERE run_id IN (SELECT run_id FROM old)
 FORGET_NOTES = """
 DELETE FROM statement_note WHERE transaction_id IN (
     SELECT transaction_id FROM statement_note WHERE transaction_id < $1
-        AND (finding IN ('already_known', 'recovered', 'not_found') OR set_aside_at IS NOT NULL)
+        AND (finding IN ('already_known', 'recovered', 'not_found') OR set_aside_at IS NOT NULL
+            OR (finding = 'ambiguous' AND EXISTS (SELECT 1 FROM transaction AS money
+                WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL)))
         AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.transaction_id = statement_note.transaction_id)
     ORDER BY transaction_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
@@ -258,8 +263,8 @@ SELECT * FROM statement WHERE env = $2 AND line_id = $3 AND (merchant_id = $1 OR
 """
 """A line of this merchant, or one that its runs have read."""
 
-UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
-"""Lines without a payment that await review."""
+UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL AND NOT is_known"
+"""Noted lines of money without a subject, and contradictions, that await review."""
 
 # raw SQL: join
 RUNS_OF_LINE = """
@@ -282,30 +287,32 @@ ORDER BY statement.created_at LIMIT 20
 COUNT_UNRESOLVED = f"""
 SELECT count(*) FILTER (WHERE finding <> 'not_found') AS conflicting, count(*) AS total FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
-        SELECT finding FROM statement_note
-        WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = $1 AND {UNRESOLVED}
+        SELECT finding FROM noted_line
+        WHERE noted_line.merchant_id = merchant.merchant_id AND noted_line.env = $1 AND {UNRESOLVED}
         LIMIT 1000) AS open WHERE $2::uuid IS NULL OR merchant.merchant_id = $2) AS lines
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
 SELECT world AS env, open.finding, count(*) AS count
 FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
-    SELECT finding FROM statement_note
-    WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = world AND {UNRESOLVED}
-    ORDER BY moments[1] DESC LIMIT 1000) AS open
+    SELECT finding FROM noted_line
+    WHERE noted_line.merchant_id = merchant.merchant_id AND noted_line.env = world AND {UNRESOLVED}
+    ORDER BY paid_at DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
 """  # noqa: S608 - the same reason
 
 # raw SQL: join
-SET_ASIDE_OF_RUN = f"""
+SET_ASIDE_OF_RUN = """
 UPDATE statement_note SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
 WHERE transaction_id IN (
     SELECT transaction_id FROM statement_note
     WHERE transaction_id IN (SELECT transaction_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
-        AND finding = 'not_found' AND {UNRESOLVED}
+        AND finding = 'not_found' AND set_aside_at IS NULL AND NOT EXISTS (
+            SELECT 1 FROM transaction AS money
+            WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL)
     ORDER BY transaction_id FOR UPDATE
 ) RETURNING transaction_id
-"""  # noqa: S608 - the same reason
+"""
 
 # raw SQL: aggregate
 COUNT_FAILING = """

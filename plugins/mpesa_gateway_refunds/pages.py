@@ -137,10 +137,6 @@ def _refunded_after(money: MoneyToRefund, amount: str) -> int:
         return 0
 
 
-async def owner_of_transaction(gateway: Runtime, transaction_id: str) -> str | None:
-    return (await gateway.port(RefundableTransactions).find(transaction_id)).merchant_id
-
-
 # -- panels and timelines of other plugins' pages ---------------------------------------------------------------------
 
 
@@ -234,5 +230,5 @@ PAGES = Pages(
         TimelineSource("refund", past),
     ),
     concerns=(Concern(waiting, Permission.VIEW),),
-    owners={"refund_id": owner_of, "transaction_id": owner_of_transaction},
+    owners={"refund_id": owner_of},
 )

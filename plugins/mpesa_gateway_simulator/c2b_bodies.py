@@ -2,7 +2,7 @@
 
 import hashlib
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -98,10 +98,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def read_verdict(status: int, answer: str) -> Verdict | None:
     """Return what an answer to a validation decides; None if it decides nothing."""
     try:
-        content = msgspec.json.decode(answer)
+        decoded = msgspec.json.decode(answer)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    code = content.get("ResultCode") if isinstance(content, dict) else None
+    content = cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
+    code = content.get("ResultCode")
     if status != 200 or isinstance(code, bool) or not isinstance(code, str | int):
         return None
     if str(code) != "0":

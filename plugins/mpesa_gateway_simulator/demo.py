@@ -17,7 +17,7 @@ from mpesa_gateway.security.scopes import ADMIN, Scope
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
 from mpesa_gateway_simulator.demo_c2b import play_c2b
-from mpesa_gateway_simulator.demo_clients import DemoClients, Phones, ProgressDisplay, expect, run_receiver
+from mpesa_gateway_simulator.demo_clients import Cashiers, DemoClients, Phones, ProgressDisplay, expect, run_receiver
 from mpesa_gateway_simulator.demo_faults import play_faults
 
 ACTOR = "cli:demo"
@@ -26,7 +26,7 @@ ACTOR = "cli:demo"
 _SILENCE = 1.5
 """Seconds to wait for a second webhook."""
 
-STEPS = 20
+STEPS = 21
 
 # raw SQL: array
 _REMOVE_REFUSED = """
@@ -56,7 +56,8 @@ async def play(gateway: Runtime, console: Console) -> None:
             )
             return made.key_id, secret
 
-        _, shop_key = await key("demo", *gateway.scopes.of_merchants)
+        shop_key_id, shop_key = await key("demo", *gateway.scopes.of_merchants)
+        cashier_key_id, cashier_key = await key("demo cashier", *gateway.scopes.of_merchants)
         operator_key_id, operator_key = await key("demo operator", ADMIN)
         story = ProgressDisplay(console, STEPS)
         base = gateway.config.public_url
@@ -64,6 +65,7 @@ async def play(gateway: Runtime, console: Console) -> None:
             story,
             Api(http, base, shop_key),
             Api(http, base, operator_key),
+            Cashiers({shop_key_id: Api(http, base, shop_key), cashier_key_id: Api(http, base, cashier_key)}),
             Phones(Api(http, gateway.config.daraja.sandbox_url)),
             receiver,
             shortcode=f"6{zlib.crc32(merchant_id.encode()) % 100_000:05}",

@@ -18,6 +18,7 @@ async def play_c2b(players: DemoClients, now: Callable[[], datetime]) -> None:
     receipt = await _pay_unasked(players)
     await _refuse(players, began)
     await _repeat(players, receipt)
+    await _claim(players)
     await _complete_push(players)
     await _lose_confirmation(players, began)
 
@@ -61,6 +62,17 @@ async def _repeat(players: DemoClients, receipt: str) -> None:
         expect("the answer to the repetition", 200, await players.phones.confirm_again(receipt))
         expect("what the account has received", "400.00", (await _account(players))["received"])
         say("answered 200; still KES 400")
+
+
+async def _claim(players: DemoClients) -> None:
+    with players.story.step("Two cashiers claim one payment at once: one gets it, the other reads who has it") as say:
+        # The payer names no account number that the gateway knows.
+        paid = await players.phones.pay(PAYING_PHONE, players.shortcode, "TABLE 4", 450, validation="not_enabled")
+        expect("what became of the payment", "paid", paid["state"])
+        delivery = await players.receiver.wait_for_event("transaction.received", receipt=paid["receipt"])
+        winner, refusal = await players.cashiers.claim(delivery.event["data"]["transaction_id"])
+        expect("the refusal", (True, True), ("saw 409" in refusal, f"by key:{winner} at " in refusal))
+        say(f"receipt {paid['receipt']}: {winner} has it; the other till was answered 409")
 
 
 async def _complete_push(players: DemoClients) -> None:

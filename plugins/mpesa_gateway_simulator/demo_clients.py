@@ -204,12 +204,37 @@ class Phones:
 
 
 @dataclass(frozen=True)
+class Cashiers:
+    """Two tills of the merchant, each with its own API key, by key id."""
+
+    tills: Mapping[str, Api]
+
+    async def claim(self, transaction_id: str) -> tuple[str, str]:
+        """Claim money at both tills at once; returns the winner's key id and the other's refusal.
+
+        Raises UnexpectedAnswer unless exactly one wins.
+        """
+        path = f"/v1/transactions/{transaction_id}/allocate"
+        answers = await asyncio.gather(
+            *(api.data("POST", path, {"note": f"claimed with {key_id}"}) for key_id, api in self.tills.items()),
+            return_exceptions=True,
+        )
+        winners = [
+            key_id for key_id, one in zip(self.tills, answers, strict=True) if not isinstance(one, BaseException)
+        ]
+        refusals = [str(one) for one in answers if isinstance(one, UnexpectedAnswer)]
+        expect("winners and refusals", (1, 1), (len(winners), len(refusals)))
+        return winners[0], refusals[0]
+
+
+@dataclass(frozen=True)
 class DemoClients:
     """The clients of all roles in the demo, and the progress display."""
 
     story: ProgressDisplay
     api: Api
     operator: Api
+    cashiers: Cashiers
     phones: Phones
     receiver: Receiver
     shortcode: str

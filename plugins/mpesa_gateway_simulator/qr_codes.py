@@ -24,8 +24,7 @@ from mpesa_gateway_simulator.validation import (
 SIZES = range(50, 1001)
 """Pixels of a side."""
 
-_CODES = {"BG": SHORTCODE_PATTERN, "PB": SHORTCODE_PATTERN, "WA": SHORTCODE_PATTERN}
-_CODES |= {"SM": PHONE_PATTERN, "SB": PHONE_PATTERN}
+_CODES = dict.fromkeys(("BG", "PB", "WA"), SHORTCODE_PATTERN) | dict.fromkeys(("SM", "SB"), PHONE_PATTERN)
 _BORDER = 4
 _MOST_TEXT = 100
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

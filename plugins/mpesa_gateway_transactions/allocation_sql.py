@@ -39,6 +39,10 @@ FIND = f"{_WITH_RECEIVER} WHERE transaction_id = $1"
 
 FIND_ALL = f"{_WITH_RECEIVER} WHERE transaction_id = ANY($1::uuid[]) ORDER BY transaction_id"
 
+OF_RECEIPT = f"""
+{_WITH_RECEIVER} WHERE transaction.env = $1 AND direction IN ('in', 'out') AND receipt = $2 ORDER BY direction LIMIT 1
+"""
+
 LOCK = f"{FIND} FOR UPDATE OF transaction"
 
 AT_NUMBER = "receiver_id = (SELECT receiver_id FROM receiver WHERE env = {} AND number = {})"
@@ -48,6 +52,12 @@ SELECT DISTINCT receiver_id FROM receiver JOIN shortcode USING (receiver_id)
 WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1
 """
 """A merchant's receivers that other merchants use."""
+
+OFFERED = """
+SELECT DISTINCT number FROM receiver JOIN shortcode USING (receiver_id)
+WHERE shortcode.merchant_id = $1 AND receiver.env = $2 AND retired_at IS NULL ORDER BY number
+"""
+"""A merchant's active paybills and tills."""
 
 ANNOUNCE = """
 WITH due AS (

@@ -26,7 +26,7 @@ _MOST_CENTS = 2**62
 async def find_transaction(db: Database, merchant_id: str | None, env: Env, transaction_id: str) -> Row:
     """Return a merchant's transaction, or with None any, with its receiver. Raises NotFound."""
     row = await db.fetchrow(allocation_sql.FIND, transaction_id)
-    owners = set() if row is None else {row["merchant_id"], row["owner_id"]}
+    owners = set[str | None]() if row is None else {row["merchant_id"], row["owner_id"]}
     if row is None or row["env"] != env or (merchant_id is not None and merchant_id not in owners):
         raise NotFound("there is no such transaction")
     return row

@@ -1,4 +1,4 @@
-"""Operators' page of contradicting reports."""
+"""Operators' pages of transactions, and of contradicting reports."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,23 @@ from mpesa_gateway.ops_contract import (
     Action,
     AttentionItem,
     Concern,
+    Menu,
     Page,
     PageRequest,
     Pages,
     Permission,
     Redirect,
     Rendered,
+    TimelineSource,
 )
+from mpesa_gateway_transactions import allocation_pages, list_pages
+from mpesa_gateway_transactions.allocation_pages import COUNTER
 from mpesa_gateway_transactions.contradictions import MOST_SHOWN, ContradictionReview
+from mpesa_gateway_transactions.list_pages import LIST
 
 _PATH = "transactions/contradictions"
+_MENU = Menu("Transactions", 15, "Money", "t")
+_ONE = f"{LIST}/{{transaction_id}}"
 
 
 class _Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +68,26 @@ async def contradicting(visit: PageRequest) -> Sequence[AttentionItem]:
 
 PAGES = Pages(
     templates="mpesa_gateway_transactions",
-    pages=(Page(_PATH, "Contradicting reports", contradictions, Permission.VIEW),),
-    acts=(Action(_PATH, "resolve", resolve, Permission.RESOLVE),),
+    pages=(
+        Page(
+            LIST, "Transactions", list_pages.transactions, Permission.VIEW, menu=Menu("Transactions", 15, "Money", "t")
+        ),
+        Page(f"{LIST}/newer", "New transactions", list_pages.newer, Permission.VIEW, is_part=True),
+        Page(f"{LIST}/total", "Total", list_pages.total, Permission.VIEW, is_part=True),
+        Page(f"{LIST}/export", "Transactions as CSV", list_pages.export, Permission.NUMBERS),
+        Page(COUNTER, "Counter", allocation_pages.counter, Permission.ALLOCATE),
+        Page(_PATH, "Contradicting reports", contradictions, Permission.VIEW),
+        Page(_ONE, "Transaction", allocation_pages.transaction, Permission.VIEW, names="txn", place="transaction"),
+        Page(f"{_ONE}/allocate", "Allocate", allocation_pages.allocation, Permission.ALLOCATE, place="allocation"),
+    ),
+    acts=(
+        Action(f"{LIST}/look", "search", list_pages.search, Permission.VIEW, back=LIST),
+        Action(COUNTER, "take", allocation_pages.take, Permission.ALLOCATE),
+        Action(_PATH, "resolve", resolve, Permission.RESOLVE),
+        Action(f"{_ONE}/allocate", "allocate", allocation_pages.allocate, Permission.ALLOCATE),
+    ),
+    traces=(TimelineSource("transaction", allocation_pages.past),),
     concerns=(Concern(contradicting, Permission.VIEW),),
+    finder=list_pages.find,
+    owners={"transaction_id": allocation_pages.owner},
 )

@@ -16,6 +16,7 @@ from mpesa_gateway_transactions.events import TransactionAllocated, TransactionR
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from mpesa_gateway_transactions.jobs import announce
 from mpesa_gateway_transactions.manual import ManualAllocation
+from mpesa_gateway_transactions.operator_service import TransactionOperatorService
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
 from mpesa_gateway_transactions.refunding import TransactionRefunds
@@ -90,6 +91,10 @@ plugin = Plugin(
         (IncomingMoneyRecorder, _incoming),
         (Allocations, lambda gateway: gateway.port(IncomingMoneyRecorder)),
         (TransactionService, _service),
+        (
+            TransactionOperatorService,
+            lambda gateway: TransactionOperatorService(db=gateway.db, sealer=gateway.sealer),
+        ),
         (AnnouncementSweep, _sweep),
         (RefundableTransactions, _refunds),
         (

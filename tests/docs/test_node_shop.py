@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -42,7 +42,7 @@ class Gateway(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running(node: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def running(node: str) -> Generator[tuple["subprocess.Popen[str]", str]]:
     """Yield the example after its request was answered, and the URL of its endpoint."""
     server = HTTPServer(("127.0.0.1", 0), Gateway)
     answering = threading.Thread(target=server.handle_request)

@@ -244,8 +244,8 @@ async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
 
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
-    "POST /v1/payments/{payment_id}/qr": lambda *_: {},
-    "POST /v1/merchant/shortcodes/{shortcode}/qr": lambda *_: {"amount": 1},
+    "POST /v1/payments/{payment_id}/qr": lambda _, __: {},
+    "POST /v1/merchant/shortcodes/{shortcode}/qr": lambda _, __: {"amount": 1},
     "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"]},
     "POST /v1/transactions/{transaction_id}/allocate": lambda _, ids: {"payment_id": ids["payment_id"]},
     "PUT /v1/merchant/shortcodes/{shortcode}": lambda _, ids: INITIATED["mpesa"] | {"shortcode": ids["shortcode"]},

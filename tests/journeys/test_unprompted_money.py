@@ -1,15 +1,19 @@
 """Protects money without a prompt, from the payer's phone to the merchant: once, for the right account, or refused."""
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
-from mpesa_gateway.testing.serving import SANDBOX, eventually
+from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, eventually
 from mpesa_gateway_c2b.accounts import AccountNumbers
 from tests.conftest import Harness
 from tests.ledger import broken_invariants
 
 PHONE = "254711000001"
+ASKING = "254700000020"
+"""Does not answer a prompt."""
 SILENT = "254700000007"
 """Pays a push, and Daraja never calls back."""
 TILL = SANDBOX | {"mpesa": SANDBOX["mpesa"] | {"till_number": "5123456"}}
@@ -124,3 +128,89 @@ async def test_unasked_money_is_recorded_with_every_form_of_the_payer(harness: H
         return await transactions(harness) == [(paid["receipt"], None)]
 
     await eventually(is_recorded)
+
+
+class Cashier:
+    """A till of the shop, with an API key of its own."""
+
+    def __init__(self, api: Api, key_id: str) -> None:
+        self.api, self.actor = api, f"key:{key_id}"
+
+    async def claim(self, transaction_id: str, **body: Any) -> Answer:
+        return await self.api.call("POST", f"/v1/transactions/{transaction_id}/allocate", body)
+
+
+@pytest.fixture
+async def cashiers(harness: Harness) -> AsyncGenerator[tuple[Cashier, Cashier]]:
+    gateway, merchant_id = harness.gateway, (await harness.api.call("GET", "/v1/merchant/me")).data["id"]
+
+    async def hire(name: str) -> Cashier:
+        key, secret = await gateway.api_keys.create(
+            merchant_id, name=name, scopes=gateway.scopes.of_merchants, env="sandbox", actor="test"
+        )
+        return Cashier(Api(harness.base, secret.reveal()), key.key_id)
+
+    both = await hire("till one"), await hire("till two")
+    yield both
+    for cashier in both:
+        await cashier.api.close()
+
+
+async def claim_at_once(
+    harness: Harness, cashiers: tuple[Cashier, Cashier], receipt: str, claims: list[dict[str, Any]]
+) -> int:
+    """Both claim the money of a receipt at once. Returns the winner's place; the loser reads who has it, and when."""
+
+    async def is_recorded() -> bool:
+        return receipt in dict(await transactions(harness))
+
+    await eventually(is_recorded)
+    (found,) = (await harness.api.call("GET", f"/v1/transactions?receipt={receipt}")).data
+    answers = await asyncio.gather(
+        *(cashier.claim(found["id"], **claim) for cashier, claim in zip(cashiers, claims, strict=True))
+    )
+    assert sorted(answer.status for answer in answers) == [200, 409], [answer.body for answer in answers]
+    winner = [answer.status for answer in answers].index(200)
+    shown, refused = answers[winner].data, answers[1 - winner].error["message"]
+    (allocation,) = shown["allocations"]
+    assert allocation["by"] == cashiers[winner].actor
+    assert f"by {allocation['by']} at {allocation['at']}" in refused
+    # Both may repeat their claims: nothing changes.
+    for place, cashier in enumerate(cashiers):
+        assert (await cashier.claim(found["id"], **claims[place])).status == answers[place].status
+    assert (await harness.api.call("GET", f"/v1/transactions/{found['id']}")).data["allocations"] == [allocation]
+    return winner
+
+
+async def test_two_cashiers_claim_one_payment_and_exactly_one_gets_it(
+    harness: Harness, cashiers: tuple[Cashier, Cashier]
+) -> None:
+    await register(harness)
+    for number in range(10):
+        paid = await pay(harness, account_number=f"Table {number}")
+        claims = [{"note": f"order {number} of till one"}, {"note": f"order {number} of till two"}]
+        await claim_at_once(harness, cashiers, paid["receipt"], claims)
+    assert {kind for _, kind in await transactions(harness)} == {"resolved"}
+    assert await broken_invariants(harness.gateway) == {}
+
+
+async def test_two_cashiers_claim_one_payment_for_their_orders_and_one_order_is_paid(
+    harness: Harness, cashiers: tuple[Cashier, Cashier]
+) -> None:
+    await register(harness)
+    for number in range(4):
+        amount, table = 500 + number, f"TABLE {number}"
+        # The shop has used one reference for two orders: M-Pesa's report fits both.
+        orders = [
+            (await harness.api.pay(ASKING, amount, key=f"{number} {till}", reference=table)).data for till in ("a", "b")
+        ]
+        paid = await pay(harness, phone=ASKING, amount=amount, account_number=table)
+        claims = [{"payment_id": order["id"]} for order in orders]
+        winner = await claim_at_once(harness, cashiers, paid["receipt"], claims)
+        won, lost = orders[winner], orders[1 - winner]
+        ended = await harness.api.settled(won["id"], "completed")
+        assert ended["receipt"] == paid["receipt"]
+        assert (await harness.api.call("GET", f"/v1/payments/{lost['id']}")).data["receipt"] is None
+    kinds = await harness.delivered(4)
+    assert kinds.count("payment.completed") == 4
+    assert await broken_invariants(harness.gateway) == {}

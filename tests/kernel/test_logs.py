@@ -129,6 +129,10 @@ def _token(env: str, one: str, kind: str, two: str, mac: str) -> str:
     return f"{env}-mer_{one}-{kind}_{two}.{mac}"
 
 
+def _standing_token(env: str, receiver: str, secret: str) -> str:
+    return f"{env}-rcv_{receiver}.{secret}"
+
+
 _PART = st.text("ghjknpqrstvwyzio", min_size=26, max_size=26)
 _TOKENS = st.builds(
     _token,
@@ -139,7 +143,7 @@ _TOKENS = st.builds(
     st.text("0123456789abcdef", min_size=32, max_size=32)
     | st.text("0123456789abcdefABCDEF-_", min_size=22, max_size=22),
 ) | st.builds(
-    lambda env, receiver, secret: f"{env}-rcv_{receiver}.{secret}",
+    _standing_token,
     st.sampled_from("sl"),
     _PART,
     st.text("0123456789abcdef", min_size=32, max_size=32),

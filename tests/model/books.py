@@ -218,7 +218,7 @@ FROM statement_note n JOIN transaction l USING (transaction_id)
     JOIN sim_transaction t ON t.receipt = l.receipt AND t.env = l.env
     JOIN push ON push.checkout_request_id = t.checkout_request_id
     JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
-WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
+WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL AND l.subject_id IS NULL
 """  # noqa: S608 - constants of this file
 """Statement lines that match several payments, and the payment whose push moved the money."""
 

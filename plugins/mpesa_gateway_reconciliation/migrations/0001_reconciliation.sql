@@ -99,26 +99,35 @@ CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding
 -- A note is deleted when no run has its line any more.
 CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction_id);
 
--- Lines with a note, for runs, pages and the judge.
+-- Lines with a note, for runs, pages and the judge. finding is the note's. is_known: the money has a subject, whichever
+-- report found it and when, so no line of it needs review. A mismatched line of its own subject is a contradiction.
 CREATE VIEW noted_line AS
 SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments,
     moments[1] AS paid_at, amount, amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
     payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, set_aside_at,
-    set_aside_by, set_aside_reason
+    set_aside_by, set_aside_reason,
+    subject_id IS NOT NULL AND (finding <> 'mismatched' OR subject_id <> payment_id) AS is_known
 FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id);
 
--- All lines: those of transactions without a note have the facts of their first report.
+-- All lines: those of transactions without a note have the facts of their first report. Lines of money that has a
+-- subject are already known, and belong to its merchant.
 CREATE VIEW statement AS
-SELECT transaction_id AS line_id, COALESCE(note.merchant_id, transaction.merchant_id) AS merchant_id,
+SELECT transaction_id AS line_id,
+    CASE WHEN is_known THEN transaction.merchant_id ELSE COALESCE(note.merchant_id, transaction.merchant_id) END
+        AS merchant_id,
     COALESCE(note.env, transaction.env) AS env, receiver.number AS shortcode, receipt,
     COALESCE(moments, ARRAY[occurred_at]) AS moments, COALESCE(moments[1], occurred_at) AS paid_at,
     CASE WHEN note.env IS NULL THEN (amount_cents / 100)::integer ELSE amount END AS amount,
     COALESCE(amount_text, (amount_cents / 100) || '.00') AS amount_text,
     COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind,
-    COALESCE(finding, CASE subject_kind WHEN 'payment' THEN 'already_known' ELSE 'not_found' END) AS finding,
-    CASE WHEN note.env IS NULL AND subject_kind = 'payment' THEN subject_id ELSE payment_id END AS payment_id,
+    CASE WHEN is_known AND finding IS DISTINCT FROM 'recovered' THEN 'already_known'
+        ELSE COALESCE(finding, 'not_found') END AS finding,
+    CASE WHEN subject_kind = 'payment' THEN subject_id
+        WHEN is_known AND finding = 'mismatched' THEN NULL ELSE payment_id END AS payment_id,
     COALESCE(is_timed, true) AS is_timed, COALESCE(is_of_till, false) AS is_of_till, is_to_us, zone, asked_at,
     answered_at, COALESCE(note.created_at, occurred_at) AS created_at,
     CASE WHEN note.env IS NULL THEN occurred_at ELSE settled_at END AS settled_at, set_aside_at, set_aside_by,
     set_aside_reason
-FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id);
+FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id)
+    CROSS JOIN LATERAL (SELECT subject_id IS NOT NULL
+        AND (finding IS DISTINCT FROM 'mismatched' OR subject_id <> payment_id) AS is_known) AS allocated;

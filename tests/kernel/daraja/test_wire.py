@@ -690,7 +690,7 @@ def test_read_statement_rows_are_found_in_objects_and_in_json_text(written: Any)
     assert page.malformed == (1 if "text" in str(written) else 0)
 
 
-@pytest.mark.parametrize("spell", [str.upper, str.lower, lambda name: name[0].upper() + name[1:]])
+@pytest.mark.parametrize("spell", [str.upper, str.lower, str.title])
 def test_read_statement_field_is_known_in_any_case(spell: Callable[[str], str]) -> None:
     row = {
         "transactionId": "TKN4A1B2C3",

@@ -33,7 +33,7 @@ class C2bSite:
     async def addresses(self) -> tuple[str, str]:
         """Register, and return the paths of confirmations and of validation requests."""
         found = (await self.register()).data["addresses"]
-        return urlsplit(found["confirmation"]).path, urlsplit(found["validation"]).path
+        return path_of(found["confirmation"]), path_of(found["validation"])
 
     async def confirm(self, path: str, receipt: str = "TKN4A1B2C3", **body: Any) -> Answer:
         """Post a confirmation, as Safaricom does."""
@@ -47,6 +47,10 @@ class C2bSite:
             "SELECT receipt, source FROM transaction_witness JOIN transaction USING (transaction_id) ORDER BY 1, 2"
         )
         return [(row["receipt"], row["source"]) for row in rows]
+
+
+def path_of(url: Any) -> str:
+    return urlsplit(str(url)).path
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,7 +18,7 @@ from mpesa_gateway_c2b.events import AccountEvent
 from mpesa_gateway_payments.api import RefundablePayments
 from tests.daraja import result, stk_callback
 from tests.ledger import broken_invariants
-from tests.plugins.c2b.c2b_site import PHONE, C2bSite, c2b_site
+from tests.plugins.c2b.c2b_site import PHONE, C2bSite, c2b_site, path_of
 
 PATH = "/v1/account-numbers/House%207"
 
@@ -57,7 +56,7 @@ async def call_back(site: C2bSite, payment: dict[str, Any], receipt: str, code: 
     body = stk_callback(
         payment["provider_ref"], code, receipt=receipt, amount=int(float(payment["amount"])), phone=int(PHONE)
     )
-    assert (await site.api.call("POST", urlsplit(sent["CallBackURL"]).path, body)).status == 200
+    assert (await site.api.call("POST", path_of(sent["CallBackURL"]), body)).status == 200
 
 
 async def test_part_payments_count_and_each_crossing_is_told_once(site: C2bSite, told: PublishedEvents) -> None:
@@ -202,7 +201,7 @@ async def test_refund_of_a_transaction_is_subtracted_once(site: C2bSite) -> None
     (sent,) = site.daraja.requests_of("reversal")
     said = result(0, transaction_id="TKN9REV001", says={"OriginalTransactionID": refund["receipt"]})
     for _ in range(2):
-        assert (await site.api.call("POST", urlsplit(sent["ResultURL"]).path, said)).status == 200
+        assert (await site.api.call("POST", path_of(sent["ResultURL"]), said)).status == 200
     found = await shown(site)
     assert (found["received"], found["state"]) == ("400.00", "paid")
     assert [(one["type"], one["amount"]) for one in found["transactions"]] == [

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -16,11 +15,14 @@ from mpesa_gateway_c2b.addresses import C2bAddresses
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from tests.daraja import c2b_body, stk_callback
 from tests.ledger import broken_invariants
-from tests.plugins.c2b.c2b_site import DIGEST, PHONE, C2bSite, c2b_site
+from tests.plugins.c2b.c2b_site import DIGEST, PHONE, C2bSite, c2b_site, path_of
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
-TILL = {"provider": "mpesa", "mpesa": SANDBOX["mpesa"] | {"till_number": "5123456", "shortcode": "600111"}}
+TILL: dict[str, Any] = {
+    "provider": "mpesa",
+    "mpesa": SANDBOX["mpesa"] | {"till_number": "5123456", "shortcode": "600111"},
+}
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ async def call_back(site: C2bSite, receipt: str = "TKN4A1B2C3") -> int:
     sent = site.daraja.requests_of("stkpush")[-1]
     (row,) = await site.gateway.db.fetch("SELECT checkout_request_id FROM payment ORDER BY payment_id DESC LIMIT 1")
     body = stk_callback(row["checkout_request_id"], receipt=receipt, phone=int(PHONE))
-    return (await site.api.call("POST", urlsplit(sent["CallBackURL"]).path, body)).status
+    return (await site.api.call("POST", path_of(sent["CallBackURL"]), body)).status
 
 
 async def status_of(site: C2bSite, payment: dict[str, Any], api: Api | None = None) -> tuple[str, str | None]:
@@ -210,7 +212,7 @@ async def test_confirmation_at_a_till_completes_only_for_the_whole_payer(
     payment = await pay(site)
     # M-Pesa names the till by its store.
     body = {"TransactionType": "Customer Merchant Payment", "shortcode": "600111", "account": "", "phone": payer}
-    assert (await site.confirm(urlsplit(found).path, **body)).status == 200
+    assert (await site.confirm(path_of(found), **body)).status == 200
     assert (await status_of(site, payment))[0] == status
     (row,) = await site.transactions()
     assert (row["subject_id"] == payment["id"]) is (status == "completed")
@@ -261,7 +263,7 @@ async def test_address_survives_the_rotation_of_the_master_key_and_a_restart(val
 async def test_address_of_another_process_is_known_at_its_first_callback(values: dict[str, Any]) -> None:
     async with c2b_site(values) as site:
         path, _ = await site.addresses()
-        site.gateway.port(C2bAddresses)._known.clear()
+        site.gateway.port(C2bAddresses)._known.clear()  # pyright: ignore[reportPrivateUsage] - as in another process
         assert (await site.confirm(path)).status == 200
         assert len(await site.transactions()) == 1
 
@@ -270,7 +272,7 @@ async def test_confirmation_beside_the_stk_callback_leaves_one_record(site: C2bS
     """Both reports of each payment arrive at once, each twice: no deadlock, one transaction, one completion."""
     path, _ = await site.addresses()
     made = [(await site.api.pay(f"2547083741{number:02}", key=f"k-{number}")).data for number in range(12)]
-    urls = [urlsplit(one["CallBackURL"]).path for one in site.daraja.requests_of("stkpush")]
+    urls = [path_of(one["CallBackURL"]) for one in site.daraja.requests_of("stkpush")]
 
     def reports(number: int, payment: dict[str, Any]) -> list[Any]:
         receipt = f"TKN00000{number:02}"
@@ -303,7 +305,7 @@ async def test_confirmation_sent_ten_times_at_once_is_one_record(site: C2bSite) 
 async def test_confirmation_refused_for_its_shortcode_can_be_replayed_after_the_correction(site: C2bSite) -> None:
     assert (await site.api.call("PUT", "/v1/merchant/providers", TILL)).status == 200
     found = (await site.register(shortcode="5123456")).data["addresses"]["confirmation"]
-    assert (await site.confirm(urlsplit(found).path, shortcode="600222", account="")).status == 403
+    assert (await site.confirm(path_of(found), shortcode="600222", account="")).status == 403
     corrected = {"provider": "mpesa", "mpesa": TILL["mpesa"] | {"shortcode": "600222"}}
     assert (await site.api.call("PUT", "/v1/merchant/providers", corrected)).status == 200
     refused_id = await site.gateway.db.fetchval("SELECT refused_id FROM refused_callback")

@@ -10,11 +10,11 @@ from mpesa_gateway.security.sealing import Sealer, UnsealError
 
 
 class UrlSeal:
-    """Seals texts of one kind."""
+    """Seals texts of one kind for the pages of ``place``."""
 
-    def __init__(self, sealer: Sealer, kind: str) -> None:
+    def __init__(self, sealer: Sealer, kind: str, *, place: str) -> None:
         self._sealer = sealer
-        self._aad = ("payments", "desk", kind)
+        self._aad = (place, "desk", kind)
 
     def seal(self, text: str) -> str:
         return base64.urlsafe_b64encode(self._sealer.seal(text, aad=self._aad).encode()).decode().rstrip("=")
@@ -30,8 +30,8 @@ class UrlSeal:
 class Terms:
     """Seals the texts of a search together."""
 
-    def __init__(self, sealer: Sealer) -> None:
-        self._seal = UrlSeal(sealer, "terms")
+    def __init__(self, sealer: Sealer, *, place: str) -> None:
+        self._seal = UrlSeal(sealer, "terms", place=place)
 
     def seal(self, terms: Mapping[str, str]) -> str:
         return self._seal.seal(msgspec.json.encode(terms).decode())

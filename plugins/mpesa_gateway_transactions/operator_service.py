@@ -1,0 +1,114 @@
+"""Operators' use cases of transactions."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.keyset import KeysetPage, Total
+from mpesa_gateway.env import Env
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway.security.url_seal import Terms
+from mpesa_gateway_transactions import allocation_sql
+from mpesa_gateway_transactions.listing import TransactionList, allocations_of, numbers_of, witnesses_of
+from mpesa_gateway_transactions.schemas import TransactionFilters, TransactionQuery
+from mpesa_gateway_transactions.views import EXPORTED, exported
+
+OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
+"""The columns of the operators' CSV file."""
+
+SEALED = ("phone", "account_number")
+"""Filters that may hold a number."""
+
+_PLAIN = TransactionFilters.__struct_fields__
+
+
+class OperatorTransactionFilters(TransactionFilters, frozen=True, kw_only=True):
+    """Filters of the operators' list. ``terms`` holds the sealed ``phone`` and ``account_number``.
+
+    ``counter``: a link of new rows leads to the counter.
+    """
+
+    merchant: str | None = None
+    terms: str | None = None
+    cursor: str | None = None
+    counter: bool = False
+
+
+class TransactionOperatorService:
+    """Lists and finds transactions. A chosen merchant limits a list to what the merchant sees."""
+
+    def __init__(self, *, db: Database, sealer: Sealer) -> None:
+        self._db = db
+        self._list = TransactionList(db)
+        self.terms = Terms(sealer, place="transactions")
+
+    async def page(self, env: Env, filters: OperatorTransactionFilters, limit: int) -> KeysetPage[Row]:
+        """Raises InvalidFields."""
+        wanted = TransactionQuery(**_values(filters), limit=limit, cursor=filters.cursor)
+        return await self._list.page(filters.merchant, env, wanted)
+
+    async def numbers(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Return the receivers' shortcodes by their id."""
+        return dict(await numbers_of(self._db, rows))
+
+    async def total(self, env: Env, filters: OperatorTransactionFilters) -> Total:
+        return Total(*await self._list.total(filters.merchant, env, _plain(filters)))
+
+    async def count_newer(self, env: Env, filters: OperatorTransactionFilters) -> int:
+        listing, found = await self._list.conditions(filters.merchant, env, _plain(filters))
+        return await listing.count_newer(self._db, found, filters.cursor)
+
+    async def export(self, env: Env, filters: OperatorTransactionFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """Yield rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
+        async for rows in self._list.export(filters.merchant, env, _plain(filters)):
+            numbers = await self.numbers(rows)
+            yield [(*exported(row, numbers[row["receiver_id"]]), row["merchant_id"]) for row in rows]
+
+    async def get(self, transaction_id: str) -> Row:
+        """Return a transaction of any merchant and env, with its receiver. Raises NotFound."""
+        row = await self._db.fetchrow(allocation_sql.FIND, transaction_id)
+        if row is None:
+            raise NotFound("there is no such transaction")
+        return row
+
+    async def of_receipt(self, env: Env, receipt: str) -> Row | None:
+        return await self._db.fetchrow(allocation_sql.OF_RECEIPT, env, receipt)
+
+    async def shortcodes(self, merchant_id: str, env: Env) -> list[str]:
+        """Return the merchant's active paybills and tills."""
+        return [row["number"] for row in await self._db.fetch(allocation_sql.OFFERED, merchant_id, env)]
+
+    async def witnesses(self, transaction_id: str) -> list[dict[str, Any]]:
+        return (await witnesses_of(self._db, [transaction_id]))[transaction_id]
+
+    async def allocations(self, transaction_id: str) -> list[dict[str, Any]]:
+        return await allocations_of(self._db, transaction_id)
+
+
+def owner_of(row: Row) -> str:
+    """Return the merchant of the money's subject, or else the receiver's owner."""
+    is_named = row["subject_id"] is not None or row["conflict_id"] is not None
+    merchant_id: str = row["merchant_id"] if is_named or row["owner_id"] is None else row["owner_id"]
+    return merchant_id
+
+
+def _values(filters: OperatorTransactionFilters) -> dict[str, Any]:
+    return {name: getattr(filters, name) for name in _PLAIN}
+
+
+def _plain(filters: OperatorTransactionFilters) -> TransactionFilters:
+    return TransactionFilters(**_values(filters))
+
+
+def audited(filters: OperatorTransactionFilters) -> dict[str, str]:
+    """Return the filters without phone numbers."""
+    chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value not in {None, False, ""}}
+    return {
+        name: "one number" if name == "phone" else mask_phones(str(value))
+        for name, value in chosen.items()
+        if name not in {"cursor", "terms", "counter"}
+    }
