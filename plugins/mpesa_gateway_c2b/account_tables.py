@@ -69,7 +69,7 @@ RETURNING source_id
 
 # raw SQL: hot path - each confirmation.
 OF_MONEY = """
-SELECT place, account_id, account.merchant_id, receiver.env, receiver.number AS shortcode
+SELECT place, account_id, account.merchant_id
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[])
     WITH ORDINALITY AS t(receiver_id, merchant_id, number, receipt, place)
     JOIN account_number AS account USING (receiver_id, merchant_id, number)
@@ -86,14 +86,24 @@ WHERE is_active
 """Without money that M-Pesa sent back, and money of a payment by its receipt or the gateway's own reference."""
 
 MAY_HAVE = """
-SELECT place, payment_id, reference, phone, erased_at, status, created_at
-FROM unnest($1::text[], $2::text[], $3::uuid[], $4::integer[], $5::timestamptz[], $6::timestamptz[])
-    WITH ORDINALITY AS t(env, number, merchant_id, value, since, until, place)
-    JOIN payment ON payment.env = t.env AND shortcode = number AND amount = value
-        AND payment.merchant_id = t.merchant_id AND created_at BETWEEN since AND until
+SELECT place, payment_id, reference, phone, erased_at, status,
+    CASE WHEN NOT is_fresh THEN (SELECT count(*) FROM transaction AS former
+        WHERE former.receiver_id = t.receiver_id AND former.amount_cents = value::bigint * 100 AND direction = 'in'
+            AND subject_id IS NULL AND conflict_id IS NULL AND upper(account_number) = upper(typed)
+            AND (former.transaction_id < t.transaction_id OR t.transaction_id IS NULL)
+            AND occurred_at BETWEEN since AND until) END AS former
+FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::timestamptz[], $6::boolean[], $7::text[],
+    $8::uuid[])
+    WITH ORDINALITY AS t(receiver_id, merchant_id, value, since, until, is_fresh, typed, transaction_id, place)
+    JOIN receiver USING (receiver_id)
+    JOIN payment ON payment.env = receiver.env AND shortcode = number AND amount = value
+        AND payment.merchant_id = t.merchant_id AND payment.created_at BETWEEN since AND until
 WHERE receipt IS NULL AND status IN ('pending', 'failed', 'completed') AND NOT outcome_is_final
 """
-"""The account's merchant's payments without receipt that the money may be of."""
+"""The account's merchant's payments without receipt that the money may be of.
+
+``former``: like money that came first and is left as well.
+"""
 
 OF_PAYMENTS = """
 SELECT payment_id, amount, account_id, receipt, phone, erased_at, payment.created_at

@@ -13,7 +13,7 @@ from mpesa_gateway_c2b import account_tables
 from mpesa_gateway_c2b.account_states import AccountState, as_text, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
-from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, PUSH, is_held, is_of_another, requestable
+from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, HELD, PUSH, is_held, is_of_another, requestable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
 
@@ -57,7 +57,8 @@ class AccountCounting:
             [one.receipt for one in money],
         )
         found: list[FoundSubject | None] = [None] * len(money)
-        candidates = [(row, row["place"] - 1) for row in rows if money[row["place"] - 1].amount_cents is not None]
+        places: list[int] = [row["place"] - 1 for row in rows]
+        candidates = [one for one in zip(rows, places, strict=True) if money[one[1]].amount_cents is not None]
         held = await self._held([(row, money[place], numbers[place]) for row, place in candidates])
         for (row, place), is_left in zip(candidates, held, strict=True):
             if not is_left:
@@ -68,23 +69,22 @@ class AccountCounting:
         """Return True for money that is left for a payment of the account's merchant."""
         if not candidates:
             return []
-        now = self._clock.now()
+        fresh_since = self._clock.now() - HELD
         payments = await self._db.fetch(
             account_tables.MAY_HAVE,
-            [row["env"] for row, _, _ in candidates],
-            [row["shortcode"] for row, _, _ in candidates],
+            [money.receiver_id for _, money, _ in candidates],
             [row["merchant_id"] for row, _, _ in candidates],
             [requestable(money.amount_cents) for _, money, _ in candidates],
             [money.occurred_at - PUSH for _, money, _ in candidates],
             [money.occurred_at + CLOCKS_DIFFER for _, money, _ in candidates],
+            [money.occurred_at > fresh_since for _, money, _ in candidates],
+            [money.account_number for _, money, _ in candidates],
+            [money.transaction_id for _, money, _ in candidates],
         )
-        held = [False] * len(candidates)
-        for payment in payments:
-            _, money, number = candidates[payment["place"] - 1]
-            payer = money.payer_digest or money.payer
-            if is_held(payment, number, payer, money.occurred_at, now):
-                held[payment["place"] - 1] = True
-        return held
+        return [
+            is_held([one for one in payments if one["place"] == place], number, money.payer_digest or money.payer)
+            for place, (_, money, number) in enumerate(candidates, start=1)
+        ]
 
     async def count_allocated(self, allocated: Sequence[Allocated]) -> None:
         await self.add(
@@ -128,7 +128,8 @@ class AccountCounting:
         )
         counted: dict[str, str] = {}
         for row in rows:
-            payment = payments[row["place"] - 1]
+            place: int = row["place"] - 1
+            payment = payments[place]
             is_free = row["source_id"] not in counted and payment["payment_id"] not in counted.values()
             if is_free and not is_of_another(payment, row["payer_digest"] or row["payer"]):
                 counted[row["source_id"]] = payment["payment_id"]

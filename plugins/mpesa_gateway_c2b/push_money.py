@@ -1,6 +1,7 @@
 """Pure decisions on money that may be of a payment without receipt."""
 
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import MAXIMUM
@@ -16,14 +17,15 @@ HELD = timedelta(hours=24)
 """Greatest age of money that is left for an unpaid payment."""
 
 
-def is_held(payment: Row, number: str, payer: str | None, occurred_at: datetime, now: datetime) -> bool:
-    """Return True if the money is left for ``payment``, which has no receipt.
+def is_held(payments: Sequence[Row], number: str, payer: str | None) -> bool:
+    """Return True if the money is left for one of ``payments``, which have no receipt.
 
-    A completed payment counts already: its money must not count again. Others hold the money for ``HELD``.
+    After ``HELD`` only completed payments hold money, each the first one: they count already.
     """
-    if payment["status"] != "completed" and occurred_at <= now - HELD:
-        return False
-    return normalise(payment["reference"]) == number and not is_of_another(payment, payer)
+    alike = [one for one in payments if normalise(one["reference"]) == number and not is_of_another(one, payer)]
+    if not alike or alike[0]["former"] is None:
+        return bool(alike)
+    return sum(one["status"] == "completed" for one in alike) > alike[0]["former"]
 
 
 def is_of_another(payment: Row, payer: str | None) -> bool:

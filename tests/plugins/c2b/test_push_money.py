@@ -114,6 +114,19 @@ async def test_money_of_a_pending_push_is_allocated_after_a_day(site: C2bSite) -
     assert await received(site) == "500.00"
 
 
+async def test_second_money_beside_a_push_without_receipt_is_allocated_after_a_day(site: C2bSite) -> None:
+    path, _ = await site.addresses()
+    await put(site)
+    await complete_by_query(site, await pay(site))
+    at = await move_back(site, 25)
+    for place in range(2):
+        body = {"account": "House 7", "phone": None, "TransTime": at}
+        assert (await site.confirm(path, f"TKN000000{place}", **body)).status == 200
+        await allocate(site)
+    assert await subjects(site) == [None, "account_number"]
+    assert await received(site) == "1000.00"
+
+
 @pytest.mark.parametrize(
     ("age", "phone", "total"), [(0, None, "500.00"), (0, "2547 ***** 126", "1000.00"), (24 * 40, None, "1000.00")]
 )
@@ -164,7 +177,8 @@ async def test_held_money_of_one_merchant_delays_no_other(site: C2bSite) -> None
         assert (await site.confirm(path, f"TKN4A{place:05}", account="House 7", phone=None)).status == 200
     async with shop(site.gateway, site.base) as other:
         assert (await other.call("POST", "/v1/merchant/shortcodes", OTHER_SHOP)).status == 201
-        second = urlsplit((await site.register(other, "600638")).data["addresses"]["confirmation"]).path
+        registered = await site.register(other, "600638")
+        second: str = urlsplit(str(registered.data["addresses"]["confirmation"])).path
         assert (await site.confirm(second, "TKN4B00001", account="A1", shortcode="600638")).status == 200
         await other.call("PUT", "/v1/account-numbers/A1?shortcode=600638", {"expected": 500})
         assert await allocate(site) == 1
@@ -189,7 +203,7 @@ async def test_user_of_a_receiver_takes_or_holds_no_money_of_the_owners_account(
         owner, user = await envs.account(), await envs.account()
         assert (await put_credentials(owner.live, "live")).status == 200
         registered = await owner.live.call("POST", "/v1/merchant/shortcodes/600001/c2b", {})
-        path = urlsplit(registered.data["addresses"]["confirmation"]).path
+        path: str = urlsplit(str(registered.data["addresses"]["confirmation"])).path
         await owner.live.call("PUT", PATH, {"expected": 500})
         assert (await put_credentials(user.live, "live")).status == 200
         await envs.gateway.port(ReceiverOwnership).allow_use("600001", user.merchant_id, is_allowed=True, actor="test")
