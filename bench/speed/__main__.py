@@ -24,7 +24,7 @@ from bench.speed import seed, thin
 from bench.speed.c2b import C2bContests
 from bench.speed.contests import Contest, Contests, Effort
 from bench.speed.deliveries import DeliveryRounds
-from bench.speed.lists import explain
+from bench.speed.lists import explain, explain_transactions
 from bench.speed.pages import look
 from bench.speed.pgbench import Pgbench
 from bench.speed.site import ROOT, Contestant, Site
@@ -110,7 +110,9 @@ class Run:
             contests = Contests(site, shop, self._effort)
             if "lists" in operations:
                 found["lists"] = await explain(site.database("gateway"), shop)
-                self._print_lists(found["lists"])
+                self._print_lists("payments", found["lists"])
+                found["lists of transactions"] = await explain_transactions(site.database("gateway"), shop)
+                self._print_lists("transactions", found["lists of transactions"])
             gateway, thin_app = site.gateway(), site.thin()
             if "pages" in operations:
                 base = f"http://127.0.0.1:{gateway.ports[0]}"
@@ -250,13 +252,15 @@ class Run:
             **asdict(self._effort),
         }
 
-    def _print_lists(self, lists: list[dict[str, Any]]) -> None:
-        table = Table(title="lists: milliseconds in Postgres")
-        for name in ("filters", "first page", "page 1,000", "served by"):
-            table.add_column(name, justify="right" if "page" in name else "left")
+    def _print_lists(self, title: str, lists: list[dict[str, Any]]) -> None:
+        table = Table(title=f"lists of {title}: milliseconds in Postgres")
+        names = ("first_ms", "page_1000_ms", *(("total_ms",) if "total_ms" in lists[0] else ()))
+        table.add_column("filters")
+        for name in names:
+            table.add_column(name.removesuffix("_ms").replace("_", " "), justify="right")
+        table.add_column("served by")
         for one in lists:
-            deep = one["page_1000_ms"]
-            shown = (f"{one['first_ms']:.2f}", "" if deep is None else f"{deep:.2f}")
+            shown = ("" if one[name] is None else f"{one[name]:.2f}" for name in names)
             table.add_row(one["filters"], *shown, ", ".join(one["indexes"]))
         self._console.print(table)
 

@@ -70,6 +70,27 @@ FROM (SELECT n, AT AS at, CASE WHEN n % 100 < 80 THEN 'completed' WHEN n % 100 <
     FROM generate_series(1, $2::bigint) AS n) AS made
 """,
     ),
+    # One row for each completed or reversed payment, 6 % of C2B and 1 % of money out, both without a subject.
+    (
+        "transaction",
+        """
+INSERT INTO transaction (transaction_id, receiver_id, merchant_id, occurred_at, amount_cents, subject_id, env,
+    direction, kind, receipt, payer, payer_digest, account_number, subject_kind, first_source, category)
+SELECT ID[txn], receiver_id, $1::uuid, AT, amount_cents, CASE WHEN is_paid THEN ID[pay] END, 'sandbox',
+    CASE WHEN n % 100 = 99 THEN 'out' ELSE 'in' END, CASE WHEN n % 100 = 99 THEN 'Business Payment' END,
+    'S' || upper(lpad(to_hex(n), 9, '0')),
+    CASE WHEN n % 100 = 90 THEN '2547*****149' ELSE '2547' || lpad(((n * 7919) % 200000)::text, 8, '0') END,
+    CASE WHEN n % 100 = 91 THEN encode(sha256(('2547' || lpad(((n * 7919) % 200000)::text, 8, '0'))::bytea), 'hex') END,
+    CASE WHEN NOT is_paid AND n % 100 < 99 THEN 'ORDER' || n % 5000 END, CASE WHEN is_paid THEN 'payment' END,
+    CASE WHEN is_paid THEN 'stk' ELSE 'c2b' END,
+    CASE WHEN is_paid THEN 'stk' WHEN n % 100 = 99 THEN 'b2c' ELSE 'c2b' END
+FROM (SELECT n, n % 100 < 80 OR n % 100 BETWEEN 95 AND 97 AS is_paid,
+    (1 + (n * 104729) % 10000 + CASE WHEN n % 50 = 0 THEN 100000 ELSE 0 END) * 100 AS amount_cents
+    FROM generate_series(1, $2::bigint) AS n) AS made,
+    (SELECT receiver_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1) AS shop
+WHERE n % 100 < 80 OR n % 100 >= 90
+""",
+    ),
     (
         "idempotency_key",
         """
@@ -195,7 +216,7 @@ async def _configure(gateway: Gateway, caller: Caller, webhook_url: str) -> None
 
 
 async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
-    """Insert this many finished payments of one merchant, with their keys, callbacks, events and deliveries."""
+    """Insert this many finished payments of one merchant, with their transactions, keys, callbacks and deliveries."""
     connection = await connect(url, "mpesa")
     try:
         # The rows are consistent by construction; checking each foreign key would take most of the time.

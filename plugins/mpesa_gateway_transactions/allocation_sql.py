@@ -45,8 +45,10 @@ OF_RECEIPT = f"""
 
 LOCK = f"{FIND} FOR UPDATE OF transaction"
 
-AT_NUMBER = "receiver_id = (SELECT receiver_id FROM receiver WHERE env = {} AND number = {})"
+# raw SQL: hot path - for each list of a shortcode.
+RECEIVER = "SELECT receiver_id FROM receiver WHERE env = $1 AND number = $2"
 
+# raw SQL: join
 SHARED = """
 SELECT DISTINCT receiver_id FROM receiver JOIN shortcode USING (receiver_id)
 WHERE owner_id = $1 AND receiver.env = $2 AND shortcode.merchant_id <> $1

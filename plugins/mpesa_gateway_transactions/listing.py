@@ -89,7 +89,12 @@ class TransactionList:
         found = Conditions(env, own, filters.since, filters.until)
         phone = _add_filters(found, filters)
         if filters.shortcode is not None:
-            found.add(allocation_sql.AT_NUMBER, env, filters.shortcode)
+            # As a value, not as a subquery: Postgres then knows how rare the receiver is.
+            receiver_id = await self._db.fetchval(allocation_sql.RECEIVER, env, filters.shortcode)
+            if receiver_id is None:
+                found.parts.append("false")
+            else:
+                found.add("receiver_id = {}", receiver_id)
         seen: list[tuple[str, list[Any]]] = [("true", [])]
         if shared:
             seen = [

@@ -8,6 +8,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
 from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
+from mpesa_gateway_transactions.commands import transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -107,6 +108,7 @@ plugin = Plugin(
     ),
     scopes=(TRANSACTIONS_READ, TRANSACTIONS_WRITE),
     routes=routes,
+    commands=(transactions,),
     jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
     publishes=(TransactionReceived, TransactionAllocated),
     erasers=(TRANSACTIONS,),

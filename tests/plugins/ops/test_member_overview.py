@@ -54,11 +54,20 @@ SELECT $1, merchant_id, env, shortcode, 'manual', now() - interval '1 hour', now
 """
 
 LINES = """
+WITH line AS (
+    SELECT * FROM (VALUES ($2::uuid, 'TKL0000001', 'not_found'), ($3, 'TKL0000002', 'ambiguous'))
+        AS line (transaction_id, receipt, finding)
+), money AS (
+    INSERT INTO transaction (transaction_id, receiver_id, merchant_id, env, direction, receipt, amount_cents,
+        occurred_at, first_source)
+    SELECT transaction_id, receiver_id, merchant_id, 'sandbox', 'in', receipt, 100, now(), 'pull'
+    FROM line, (SELECT receiver_id, merchant_id FROM shortcode WHERE merchant_id = $1 LIMIT 1) AS own
+    RETURNING transaction_id, receiver_id, merchant_id, env, occurred_at
+)
 INSERT INTO statement_note (transaction_id, receiver_id, merchant_id, env, moments, amount, amount_text, finding,
     is_timed, is_of_till, created_at)
 SELECT transaction_id, receiver_id, merchant_id, env, ARRAY[occurred_at], 1, '1', finding, true, false, now()
-FROM transaction JOIN (VALUES ($1::uuid, 'not_found'), ($2, 'ambiguous')) AS line (subject_id, finding)
-    USING (subject_id)
+FROM money JOIN line USING (transaction_id)
 """
 
 
@@ -101,7 +110,9 @@ async def shops(ops_site: OpsSite) -> AsyncGenerator[Shops]:
         await gateway.db.execute(ENDPOINT, troubled)
         await gateway.db.execute(ANSWER, identifier("chk", at=gateway.clock.now()), troubled)
         await gateway.db.execute(RUN, identifier("run", at=gateway.clock.now()), troubled)
-        await gateway.db.execute(LINES, paid[0], paid[1])
+        await gateway.db.execute(
+            LINES, troubled, *(identifier("txn", number, at=gateway.clock.now()) for number in range(2))
+        )
         await gateway.port(PaymentStatsReader).count()
         yield Shops(ops_site, troubled, quiet)
 
