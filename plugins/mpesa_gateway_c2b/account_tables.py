@@ -178,6 +178,7 @@ WHERE address.receiver_id = $1
 """
 """``requested``: amounts of payments with this reference. Safaricom may ask about the money of our own pushes too."""
 
+# raw SQL: hot path - each minute, all money without a subject.
 RECEIVERS = """
 SELECT receiver_id, env, number, kind, owner_id FROM receiver
 WHERE EXISTS (SELECT 1 FROM account_number AS account WHERE account.receiver_id = receiver.receiver_id AND is_active)
@@ -195,6 +196,7 @@ ORDER BY transaction_id LIMIT $3
 
 LEAST = "SELECT id_least('txn', $1::timestamptz)"
 
+# raw SQL: join
 OF_CASE = """
 SELECT transaction_id, receipt FROM transaction WHERE direction = 'in' AND (transaction_id = ANY($1::uuid[])
     OR (subject_kind IN ('payment', 'refund', 'payout') AND subject_id = ANY($1::uuid[])))
