@@ -25,7 +25,8 @@ def is_held(payments: Sequence[Row], number: str, payer: str | None) -> bool:
     alike = [one for one in payments if normalise(one["reference"]) == number and not is_of_another(one, payer)]
     if not alike or alike[0]["former"] is None:
         return bool(alike)
-    return sum(one["status"] == "completed" for one in alike) > alike[0]["former"]
+    former: int = alike[0]["former"]
+    return len([one for one in alike if one["status"] == "completed"]) > former
 
 
 def is_of_another(payment: Row, payer: str | None) -> bool:
