@@ -33,6 +33,10 @@ FOLDER = ROOT / ".bench/venv-schemathesis"
 LAST = (
     "PUT /v1/merchant/providers",
     "DELETE /v1/merchant/providers/mpesa",
+    "POST /v1/merchant/shortcodes",
+    "PUT /v1/merchant/shortcodes/{shortcode}",
+    "DELETE /v1/merchant/shortcodes/{shortcode}",
+    "POST /v1/merchant/shortcodes/{shortcode}/default",
     "POST /simulator/control/faults",
     "PATCH /simulator/control/knobs",
     "PATCH /simulator/control/habits",

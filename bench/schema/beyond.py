@@ -24,15 +24,18 @@ BEYOND: tuple[Beyond, ...] = (
         "a cursor is a position in a list, which only the previous page contains",
         frozenset(
             {
+                "GET /v1/account-numbers",
                 "GET /v1/admin/merchants",
                 "GET /v1/admin/callbacks",
                 "GET /v1/admin/callbacks/refused",
                 "GET /v1/audit/logs",
                 "GET /v1/events",
+                "GET /v1/merchant/shortcodes",
                 "GET /v1/payments",
                 "GET /v1/payments/mpesa/reconciliations",
                 "GET /v1/payments/mpesa/reconciliations/{run_id}",
                 "GET /v1/refunds",
+                "GET /v1/transactions",
                 "GET /v1/webhooks/logs",
             }
         ),
@@ -68,6 +71,21 @@ BEYOND: tuple[Beyond, ...] = (
         "credentials belong to the env of the calling API key",
         frozenset({"PUT /v1/merchant/providers"}),
         frozenset({"mpesa.env"}),
+    ),
+    Beyond(
+        "a shortcode has the number of its path, the env of the key, and a till number if it is a till",
+        frozenset({"POST /v1/merchant/shortcodes", "PUT /v1/merchant/shortcodes/{shortcode}"}),
+        frozenset({"env", "kind", "result_url", "shortcode", "till_number", "timeout_url"}),
+    ),
+    Beyond(
+        "an account number is printable after its blanks are removed, and max is not less than min",
+        frozenset({"POST /v1/account-numbers", "PUT /v1/account-numbers/{number}"}),
+        frozenset({"account_numbers[0].number", "account_numbers[0].max", "max", "number"}),
+    ),
+    Beyond(
+        "money is allocated to a payment, or its note states what it is for",
+        frozenset({"POST /v1/transactions/{transaction_id}/allocate"}),
+        frozenset({"note"}),
     ),
     Beyond(
         "a key is made by an admin key of the same environment",

@@ -44,8 +44,12 @@ def read_amount(raw: msgspec.Raw) -> Kes | None:
 
 _AMOUNT = Rule(
     read_amount,
-    anyOf=[{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^[0-9]{1,9}(?:\.0{1,2})?$"}],
-    description="Whole KES, as a number or as text.",
+    anyOf=[
+        {"type": "integer", "minimum": 1},
+        {"type": "string", "pattern": r"^[0-9]{1,9}(?:\.0{1,2})?$"},
+        {"type": "null"},
+    ],
+    description="Whole KES, as a number or as text; null for no bound.",
     examples=["12000.00"],
 )
 
@@ -76,7 +80,9 @@ class AccountNumberInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 class NumberedInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An account number of a bulk call."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"number": checked_by_service(maxLength=60)} | _BOUNDS
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "number": checked_by_service(minLength=1, maxLength=60)
+    } | _BOUNDS
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"number": "HOUSE 7", "expected": "12000.00"}
 
     number: str

@@ -114,7 +114,7 @@ async def pay_without_prompt(services: NamedDependency[Services], data: JSONBody
     return await _pay(services, data)
 
 
-@post("/simulator/control/c2b", status_code=200, include_in_schema=False, **_CONTROL)
+@post("/simulator/control/c2b", status_code=200, **_CONTROL)
 async def pay_by_control(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> Success[C2bPaymentView]:
     """The same, beside the other calls of the control API."""
     return await _pay(services, data)
