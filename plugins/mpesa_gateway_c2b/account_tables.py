@@ -67,20 +67,47 @@ ON CONFLICT (source_id) DO NOTHING
 RETURNING source_id
 """
 
+# raw SQL: hot path - each confirmation.
 OF_MONEY = """
 SELECT place, account_id, account.merchant_id
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[])
-    WITH ORDINALITY AS t(receiver_id, merchant_id, number, amount_cents, place)
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[])
+    WITH ORDINALITY AS t(receiver_id, merchant_id, number, receipt, place)
     JOIN account_number AS account USING (receiver_id, merchant_id, number)
     JOIN receiver USING (receiver_id)
-WHERE is_active AND NOT EXISTS (SELECT 1 FROM payment
-    WHERE payment.env = receiver.env AND payment.shortcode = receiver.number AND amount = t.amount_cents / 100
-        AND receipt IS NULL AND status IN ('pending', 'completed') AND upper(reference) = t.number)
+WHERE is_active
+    AND NOT EXISTS (SELECT 1 FROM outgoing_receipt AS gone WHERE gone.env = receiver.env AND gone.receipt = t.receipt
+        AND gone.number = receiver.number AND NOT is_part)
+    AND NOT EXISTS (SELECT 1 FROM payment WHERE payment.env = receiver.env AND payment.receipt = t.receipt)
+    AND NOT EXISTS (SELECT 1 FROM payment WHERE payment.env = receiver.env AND received_receipt = t.receipt
+        AND shortcode = receiver.number AND payment.receipt IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM payment WHERE reference_is_ours AND reference = t.number
+        AND payment.env = receiver.env)
 """
-"""Money that a payment without receipt may have had is left for its callback, and for the job."""
+"""Without money that M-Pesa sent back, and money of a payment by its receipt or the gateway's own reference."""
+
+MAY_HAVE = """
+SELECT place, payment_id, reference, phone, erased_at, status,
+    CASE WHEN NOT is_fresh THEN (SELECT count(*) FROM transaction AS former
+        WHERE former.receiver_id = t.receiver_id AND former.amount_cents = value::bigint * 100 AND direction = 'in'
+            AND subject_id IS NULL AND conflict_id IS NULL AND upper(account_number) = upper(typed)
+            AND (former.transaction_id < t.transaction_id OR t.transaction_id IS NULL)
+            AND occurred_at BETWEEN since AND until) END AS former
+FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::timestamptz[], $6::boolean[], $7::text[],
+    $8::uuid[])
+    WITH ORDINALITY AS t(receiver_id, merchant_id, value, since, until, is_fresh, typed, transaction_id, place)
+    JOIN receiver USING (receiver_id)
+    JOIN payment ON payment.env = receiver.env AND shortcode = number AND amount = value
+        AND payment.merchant_id = t.merchant_id AND payment.created_at BETWEEN since AND until
+WHERE receipt IS NULL AND status IN ('pending', 'failed', 'completed') AND NOT outcome_is_final
+"""
+"""The account's merchant's payments without receipt that the money may be of.
+
+``former``: like money that came first and is left as well.
+"""
 
 OF_PAYMENTS = """
-SELECT payment_id, amount, account_id FROM unnest($1::uuid[], $2::text[]) AS t(payment_id, number)
+SELECT payment_id, amount, account_id, receipt, phone, erased_at, payment.created_at
+FROM unnest($1::uuid[], $2::text[]) AS t(payment_id, number)
     JOIN payment USING (payment_id)
     JOIN receiver ON receiver.env = payment.env AND receiver.number = payment.shortcode
     JOIN account_number AS account ON account.receiver_id = receiver.receiver_id
@@ -88,6 +115,18 @@ SELECT payment_id, amount, account_id FROM unnest($1::uuid[], $2::text[]) AS t(p
 WHERE account.is_active
 """
 """The account numbers that completed payments have as reference."""
+
+ALREADY_COUNTED = """
+SELECT source_id, place, payer, payer_digest
+FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[])
+    WITH ORDINALITY AS t(account_id, value, since, until, place)
+    JOIN account_entry AS entry ON entry.account_id = t.account_id AND entry.amount_cents = value
+        AND source_id >= id_least('txn', since)
+    JOIN transaction ON transaction_id = source_id
+WHERE occurred_at BETWEEN since AND until
+ORDER BY source_id
+"""
+"""Transactions of account numbers that may be the money of a payment without receipt."""
 
 COUNTED = "SELECT source_id, account_id, amount_cents FROM account_entry WHERE source_id = ANY($1::uuid[])"
 
@@ -141,21 +180,25 @@ WHERE address.receiver_id = $1
 """
 """``requested``: amounts of payments with this reference. Safaricom may ask about the money of our own pushes too."""
 
-# raw SQL: join
+# raw SQL: hot path - each minute, all money without a subject.
+RECEIVERS = """
+SELECT receiver_id, env, number, kind, owner_id FROM receiver
+WHERE EXISTS (SELECT 1 FROM account_number AS account WHERE account.receiver_id = receiver.receiver_id AND is_active)
+ORDER BY receiver_id
+"""
+
 WAITING = """
-SELECT open.env, receiver.number AS shortcode, open.merchant_id, receipt, occurred_at, amount_cents, first_source
-FROM receiver CROSS JOIN LATERAL (
-    SELECT * FROM transaction WHERE transaction.receiver_id = receiver.receiver_id AND direction = 'in'
-        AND subject_id IS NULL AND conflict_id IS NULL AND amount_cents IS NOT NULL AND account_number IS NOT NULL
-        AND refund_reserved_cents + refunded_cents = 0
-        AND transaction_id >= id_least('txn', $1::timestamptz)
-) AS open
-    JOIN account_number AS account ON account.receiver_id = open.receiver_id AND account.merchant_id = open.merchant_id
-        AND account.number = upper(open.account_number) AND account.is_active
-ORDER BY open.transaction_id LIMIT $2
+SELECT * FROM transaction
+WHERE receiver_id = $1 AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
+    AND amount_cents IS NOT NULL AND account_number IS NOT NULL AND refund_reserved_cents + refunded_cents = 0
+    AND transaction_id > $2
+ORDER BY transaction_id LIMIT $3
 """
 """By the receivers' unallocated money, which is little, not by their account numbers."""
 
+LEAST = "SELECT id_least('txn', $1::timestamptz)"
+
+# raw SQL: join
 OF_CASE = """
 SELECT transaction_id, receipt FROM transaction WHERE direction = 'in' AND (transaction_id = ANY($1::uuid[])
     OR (subject_kind IN ('payment', 'refund', 'payout') AND subject_id = ANY($1::uuid[])))

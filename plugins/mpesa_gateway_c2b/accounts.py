@@ -1,12 +1,13 @@
 """Use cases of account numbers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, check_fields
 from mpesa_gateway.http.envelope import Page
@@ -31,11 +32,13 @@ from mpesa_gateway_c2b.account_states import AccountState, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.counting import AccountCounting
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
-from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
+from mpesa_gateway_transactions.api import Allocations, IncomingMoney, ReportedTransaction
 
 _SHOWN = 100
 _LATE = timedelta(hours=48)
-_ALLOCATED_AT_ONCE = 200
+_PAGE = 200
+_EACH = 200
+"""Transactions that a run allocates for each merchant."""
 
 
 class AccountNumbers:
@@ -120,30 +123,43 @@ class AccountNumbers:
         return page_of(page.map(account_view))
 
     async def allocate_waiting(self) -> int:
-        """Allocate money that was recorded before its account number, or that a pending payment might have had.
+        """Allocate money that was recorded before its account number, or that a payment might have had.
 
-        Returns the number of transactions. A lost race is repeated by the next run.
+        Returns the number of transactions. Each run looks at all of the money, and allocates up to ``_EACH`` for each
+        merchant: held money delays no other. A lost race is repeated by the next run.
         """
-        rows = await self._db.fetch(account_tables.WAITING, self._clock.now() - _LATE, _ALLOCATED_AT_ONCE)
+        after = await self._db.fetchval(account_tables.LEAST, self._clock.now() - _LATE)
+        tries: Counter[str] = Counter()
+        return sum(
+            [
+                await self._allocate_at(receiver, after, tries)
+                for receiver in await self._db.fetch(account_tables.RECEIVERS)
+            ]
+        )
+
+    async def _allocate_at(self, receiver: Row, after: str, tries: Counter[str]) -> int:
         count = 0
-        for row in rows:
-            report = ReportedTransaction(
-                source=row["first_source"],
-                env=row["env"],
-                number=row["shortcode"],
-                merchant_id=row["merchant_id"],
-                direction="in",
-                receipt=row["receipt"],
-                occurred_at=row["occurred_at"],
-                amount_cents=row["amount_cents"],
+        while rows := await self._db.fetch(account_tables.WAITING, receiver["receiver_id"], after, _PAGE):
+            after = rows[-1]["transaction_id"]
+            reports = [_report(row, receiver) for row in rows]
+            found = await self._counting.find(
+                [_money(report, row, receiver) for report, row in zip(reports, rows, strict=True)]
             )
-            try:
-                async with self._db.transaction():
-                    (recorded,) = await self._allocations.receive([report])
-            except ConcurrentUpdate:
-                continue
-            count += recorded.subject is not None
+            for report, subject in zip(reports, found, strict=True):
+                if subject is not None and tries[subject.merchant_id] < _EACH:
+                    tries[subject.merchant_id] += 1
+                    count += await self._receive(report)
+            if len(rows) < _PAGE:
+                break
         return count
+
+    async def _receive(self, report: ReportedTransaction) -> bool:
+        try:
+            async with self._db.transaction():
+                (recorded,) = await self._allocations.receive([report])
+        except ConcurrentUpdate:
+            return False
+        return recorded.subject is not None
 
     async def _own(self, caller: Caller, shortcode: str | None) -> MpesaCredentials:
         if shortcode is None:
@@ -201,3 +217,36 @@ class AccountNumbers:
                 env=caller.env,
                 detail={"shortcode": credentials.shortcode, "count": len(stored)},
             )
+
+
+def _report(row: Row, receiver: Row) -> ReportedTransaction:
+    return ReportedTransaction(
+        source=row["first_source"],
+        env=row["env"],
+        number=receiver["number"],
+        merchant_id=row["merchant_id"],
+        direction="in",
+        receipt=row["receipt"],
+        occurred_at=row["occurred_at"],
+        amount_cents=row["amount_cents"],
+    )
+
+
+def _money(report: ReportedTransaction, row: Row, receiver: Row) -> IncomingMoney:
+    return IncomingMoney(
+        transaction_id=row["transaction_id"],
+        source=report.source,
+        env=report.env,
+        receiver_id=row["receiver_id"],
+        number=report.number,
+        is_till=receiver["kind"] == "till",
+        owner_id=receiver["owner_id"],
+        merchant_id=report.merchant_id,
+        receipt=report.receipt,
+        amount_cents=report.amount_cents,
+        occurred_at=report.occurred_at,
+        account_number=row["account_number"],
+        payer=row["payer"],
+        payer_digest=row["payer_digest"],
+        kind=row["kind"],
+    )

@@ -34,4 +34,5 @@ ALLOCATION_RULE = AllocationRule(
     find=find_account_numbers,
     allocated=count_allocated,
     refunded=count_refunded,
+    is_first=True,
 )

@@ -13,6 +13,7 @@ from mpesa_gateway_c2b import account_tables
 from mpesa_gateway_c2b.account_states import AccountState, as_text, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
+from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, HELD, PUSH, is_held, is_of_another, requestable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
 
@@ -47,17 +48,43 @@ class AccountCounting:
 
     async def find(self, money: Sequence[IncomingMoney]) -> list[FoundSubject | None]:
         """Return the active account numbers that payers typed. No locks."""
+        numbers = [normalise(one.account_number) for one in money]
         rows = await self._db.fetch(
             account_tables.OF_MONEY,
             [one.receiver_id for one in money],
             [one.owner_id or one.merchant_id for one in money],
-            [normalise(one.account_number) for one in money],
-            [one.amount_cents for one in money],
+            numbers,
+            [one.receipt for one in money],
         )
-        found = {
-            row["place"]: FoundSubject(Subject(SUBJECT_KIND, row["account_id"]), row["merchant_id"]) for row in rows
-        }
-        return [found.get(place) if one.amount_cents is not None else None for place, one in enumerate(money, start=1)]
+        found: list[FoundSubject | None] = [None] * len(money)
+        places: list[int] = [row["place"] - 1 for row in rows]
+        candidates = [one for one in zip(rows, places, strict=True) if money[one[1]].amount_cents is not None]
+        held = await self._held([(row, money[place], numbers[place]) for row, place in candidates])
+        for (row, place), is_left in zip(candidates, held, strict=True):
+            if not is_left:
+                found[place] = FoundSubject(Subject(SUBJECT_KIND, row["account_id"]), row["merchant_id"])
+        return found
+
+    async def _held(self, candidates: Sequence[tuple[Row, IncomingMoney, str]]) -> list[bool]:
+        """Return True for money that is left for a payment of the account's merchant."""
+        if not candidates:
+            return []
+        fresh_since = self._clock.now() - HELD
+        payments = await self._db.fetch(
+            account_tables.MAY_HAVE,
+            [money.receiver_id for _, money, _ in candidates],
+            [row["merchant_id"] for row, _, _ in candidates],
+            [requestable(money.amount_cents) for _, money, _ in candidates],
+            [money.occurred_at - PUSH for _, money, _ in candidates],
+            [money.occurred_at + CLOCKS_DIFFER for _, money, _ in candidates],
+            [money.occurred_at > fresh_since for _, money, _ in candidates],
+            [money.account_number for _, money, _ in candidates],
+            [money.transaction_id for _, money, _ in candidates],
+        )
+        return [
+            is_held([one for one in payments if one["place"] == place], number, money.payer_digest or money.payer)
+            for place, (_, money, number) in enumerate(candidates, start=1)
+        ]
 
     async def count_allocated(self, allocated: Sequence[Allocated]) -> None:
         await self.add(
@@ -76,7 +103,37 @@ class AccountCounting:
             [one.payment_id for one in completed],
             [normalise(one.reference) for one in completed],
         )
-        await self.add([Entry(row["payment_id"], row["account_id"], row["amount"] * 100) for row in rows])
+        counted = await self._counted_by_money([row for row in rows if row["receipt"] is None])
+        await self.add(
+            [
+                Entry(row["payment_id"], row["account_id"], row["amount"] * 100)
+                for row in rows
+                if row["payment_id"] not in counted
+            ]
+        )
+
+    async def _counted_by_money(self, payments: Sequence[Row]) -> set[str]:
+        """Return payments without receipt whose money counts already, by its transaction.
+
+        Each transaction is the money of one payment.
+        """
+        if not payments:
+            return set()
+        rows = await self._db.read_unlocked(
+            account_tables.ALREADY_COUNTED,
+            [one["account_id"] for one in payments],
+            [one["amount"] * 100 for one in payments],
+            [one["created_at"] - CLOCKS_DIFFER for one in payments],
+            [one["created_at"] + PUSH for one in payments],
+        )
+        counted: dict[str, str] = {}
+        for row in rows:
+            place: int = row["place"] - 1
+            payment = payments[place]
+            is_free = row["source_id"] not in counted and payment["payment_id"] not in counted.values()
+            if is_free and not is_of_another(payment, row["payer_digest"] or row["payer"]):
+                counted[row["source_id"]] = payment["payment_id"]
+        return set(counted.values())
 
     async def count_reversed(self, reversed_: Sequence[PaymentReversed]) -> None:
         """Subtract refunds of counted payments."""

@@ -259,10 +259,10 @@ class Assignment:
 class AllocationRule:
     """Finds the subject of incoming money; contributed by the subject's plugin.
 
-    Each rule sees what those of earlier plugins left. ``find`` answers in order, in the recording transaction before
-    it locks transactions; it may lock payments for one money, and raises ConcurrentUpdate for several. ``allocated``
-    follows each allocation to ``subject_kind``, also by a person, and ``refunded`` each refund of its money; both may
-    lock account numbers.
+    Each rule sees what those of earlier plugins left; rules with ``is_first`` come before the others. ``find`` answers
+    in order, in the recording transaction before it locks transactions; it may lock payments for one money, and raises
+    ConcurrentUpdate for several. ``allocated`` follows each allocation to ``subject_kind``, also by a person, and
+    ``refunded`` each refund of its money; both may lock account numbers.
     """
 
     name: str
@@ -276,6 +276,7 @@ class AllocationRule:
     refunded: Callable[[Runtime, RefundedMoney], Awaitable[None]] | None = None
     claims: Callable[[Runtime, IncomingMoney], Awaitable[FoundSubject | None]] | None = None
     """Names a subject that unallocated money may be for: such money is not refunded. No locks."""
+    is_first: bool = False
 
 
 class Allocations(Protocol):

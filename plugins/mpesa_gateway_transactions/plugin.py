@@ -40,7 +40,7 @@ def _rules(gateway: Runtime) -> AllocationRules:
                 None if rule.refunded is None else partial(rule.refunded, gateway),
                 None if rule.claims is None else partial(rule.claims, gateway),
             )
-            for rule in gateway.contributed(AllocationRule)
+            for rule in sorted(gateway.contributed(AllocationRule), key=lambda rule: not rule.is_first)
         ]
     )
 

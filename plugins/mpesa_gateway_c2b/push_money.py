@@ -1,0 +1,42 @@
+"""Pure decisions on money that may be of a payment without receipt."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.money import MAXIMUM
+from mpesa_gateway.phone import PhoneMatch, compare
+from mpesa_gateway_c2b.account_states import normalise
+
+PUSH = timedelta(hours=1)
+"""Greatest time from a payment's creation to its money: the greatest ``payments.match_within``."""
+
+CLOCKS_DIFFER = timedelta(minutes=2)
+
+HELD = timedelta(hours=24)
+"""Greatest age of money that is left for an unpaid payment."""
+
+
+def is_held(payments: Sequence[Row], number: str, payer: str | None) -> bool:
+    """Return True if the money is left for one of ``payments``, which have no receipt.
+
+    After ``HELD`` only completed payments hold money, each the first one: they count already.
+    """
+    alike = [one for one in payments if normalise(one["reference"]) == number and not is_of_another(one, payer)]
+    if not alike or alike[0]["former"] is None:
+        return bool(alike)
+    former: int = alike[0]["former"]
+    return len([one for one in alike if one["status"] == "completed"]) > former
+
+
+def is_of_another(payment: Row, payer: str | None) -> bool:
+    """Return True if the shown payer differs from the payment's."""
+    if payer is None or payment["erased_at"] is not None:
+        return False
+    return compare(payer, payment["phone"]) is PhoneMatch.OTHER
+
+
+def requestable(amount_cents: int | None) -> int | None:
+    """Return whole KES that a payment can ask for, otherwise None."""
+    shillings, cents = divmod(amount_cents or 0, 100)
+    return shillings if cents == 0 and 0 < shillings <= MAXIMUM else None
