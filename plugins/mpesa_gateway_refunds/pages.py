@@ -218,7 +218,7 @@ PAGES = Pages(
         Action("refunds/{refund_id}/query", "query", query, Permission.QUERY, back="refunds/{refund_id}"),
         Action("refunds/{refund_id}", "resolve", resolve, Permission.DECIDE),
         Action("payments/{payment_id}/refund", "request", create, Permission.REFUND),
-        Action("transactions/{transaction_id}/refund", "request", create, Permission.REFUND),
+        Action("transactions/{transaction_id}/refund", "request_of_transaction", create, Permission.REFUND),
     ),
     panels=(
         Panel("payment", of_payment, Permission.VIEW, 20),

@@ -358,7 +358,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {
             "lost: What a payment has refunded and set aside are the sums of its refunds, not so",
             "doubled: completed refunds and reversals differ in number",
-            "untold: A refund that went through has exactly one event payment.reversed, not so",
+            "untold: A refund that went through has exactly one event payment.reversed or transaction.refunded, not so",
         },
     ),
     "money set aside for nothing": (
@@ -400,7 +400,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "a refund without a webhook": (
         ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],
-        {"untold: A refund that went through has exactly one event payment.reversed, not so"},
+        {"untold: A refund that went through has exactly one event payment.reversed or transaction.refunded, not so"},
     ),
     "rows that no job processes": (
         [

@@ -67,7 +67,7 @@ async def test_push_whose_callback_is_lost_is_completed_by_its_confirmation(harn
     made = (await harness.api.pay(SILENT, 500, key="order")).data
     paid = await harness.api.settled(made["id"], "completed")
     assert await transactions(harness) == [(paid["receipt"], "payment")]
-    assert await harness.delivered(1) == ["payment.completed"]
+    assert await harness.delivered(2) == ["payment.completed", "transaction.allocated"]
     assert await broken_invariants(harness.gateway) == {}
 
 

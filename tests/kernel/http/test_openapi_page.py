@@ -17,6 +17,7 @@ from mpesa_gateway.http import openapi
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.http.templating import asset
+from mpesa_gateway_c2b.callbacks import BODY
 from mpesa_gateway_payments.callbacks import STK_BODY
 from tests.conftest import Harness
 from tests.house.tree import ROOT
@@ -88,7 +89,8 @@ async def test_document_callbacks_have_a_schema_for_each_body(harness: Harness) 
     document = (await _get(f"{harness.base}/schema/openapi.json")).json()
     neutral = document["paths"]["/v1/cb/{kind}/{token}"]["post"]["requestBody"]["content"]["application/json"]
     kinds = neutral["schema"]["anyOf"]
-    assert [sorted(kind.get("properties", ())) for kind in kinds] == [["Body"], ["Result"], []]
+    c2b = sorted(BODY["properties"])
+    assert [sorted(kind.get("properties", ())) for kind in kinds] == [["Body"], ["Result"], c2b, []]
     text = json.dumps(kinds)
     for name in ("CheckoutRequestID", "MpesaReceiptNumber", "OriginatorConversationID", "TransactionStatus"):
         assert name in text

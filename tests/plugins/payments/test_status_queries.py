@@ -359,7 +359,7 @@ async def test_status_result_reversed_of_other_money_reverses_no_payment(harness
 # -- receipts of other transactions ---------------------------------------------------------------------------------
 
 
-async def test_status_result_of_an_unknown_receipt_changes_nothing(harness: Harness, daraja: Daraja) -> None:
+async def test_status_result_of_an_unknown_receipt_changes_no_payment(harness: Harness, daraja: Daraja) -> None:
     bystander = await create_payment(harness, 700)
     for body, finding in (
         (status_result("Completed"), "not_ours"),
@@ -373,7 +373,7 @@ async def test_status_result_of_an_unknown_receipt_changes_nothing(harness: Harn
         await post_result(harness, daraja.requests_of("transactionstatus")[-1], body)
         assert await state_and_finding(harness, started) == ("answered", finding)
     assert (await get_payment(harness, bystander))["status"] == "pending"
-    assert harness.receiver.received == []
+    assert await harness.delivered(1) == ["transaction.received"]
 
 
 async def test_status_result_fitting_one_payment_recovers_it_and_two_is_ambiguous(
