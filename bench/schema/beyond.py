@@ -78,9 +78,20 @@ BEYOND: tuple[Beyond, ...] = (
         frozenset({"env", "kind", "result_url", "shortcode", "till_number", "timeout_url"}),
     ),
     Beyond(
-        "an account number is printable after its blanks are removed, and max is not less than min",
+        "an account number is printable after its blanks are removed, no amount is 0, and max is not less than min",
         frozenset({"POST /v1/account-numbers", "PUT /v1/account-numbers/{number}"}),
-        frozenset({"account_numbers[0].number", "account_numbers[0].max", "max", "number"}),
+        frozenset(
+            {
+                "max",
+                "min",
+                "expected",
+                "number",
+                "account_numbers[0].max",
+                "account_numbers[0].min",
+                "account_numbers[0].expected",
+                "account_numbers[0].number",
+            }
+        ),
     ),
     Beyond(
         "money is allocated to a payment, or its note states what it is for",
@@ -91,6 +102,19 @@ BEYOND: tuple[Beyond, ...] = (
         "a key is made by an admin key of the same environment",
         frozenset({"POST /v1/admin/merchants/{merchant_id}/keys"}),
         frozenset({"env"}),
+    ),
+    Beyond(
+        "a shortcode is one of the merchant's",
+        frozenset(
+            {
+                "POST /v1/payments",
+                "POST /v1/payments/mpesa/check-status/{receipt}",
+                "POST /v1/payments/mpesa/pull/register",
+                "POST /v1/payments/mpesa/reconcile",
+            }
+        ),
+        frozenset({"shortcode"}),
+        "PROVIDER_NOT_CONFIGURED",
     ),
     Beyond(
         "a refund of a part needs an Idempotency-Key, and one of the whole does not",
@@ -117,6 +141,18 @@ BEYOND: tuple[Beyond, ...] = (
         "CALLBACK_REFUSED",
     ),
 )
+
+
+KEPT = "a body at an address with a valid token is kept, whatever it is (ADR 46)"
+
+KEEPING = frozenset(
+    {
+        "POST /v1/cb/{kind}/{token}",
+        "POST /v1/webhooks/mpesa/{token}",
+        "POST /v1/webhooks/mpesa/{subject}/{ending}/{token}",
+    }
+)
+"""Calls that accept a body which violates its schema, because it is kept."""
 
 
 def beyond(call: str, problem: Mapping[str, Any]) -> Beyond | None:

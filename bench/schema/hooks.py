@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from bench.schema.beyond import beyond
+from bench.schema.beyond import KEEPING, KEPT, beyond
 
 USED = "SCHEMA_USED"
 """The environment variable with the file for the needed exclusions: the reason of each, one a line."""
@@ -38,16 +38,23 @@ def go_further(_: Any, case: Any, __: Any) -> None:
 
 
 def is_a_fault(_: Any, failure: Any, case: Any, response: Any) -> bool:
-    """Return True for a failure, except a rejection that only excluded errors explain."""
+    """Return True for a failure, except a rejection or acceptance that an exclusion explains."""
+    if failure.code == "ST201" and case.operation.label in KEEPING and response.status_code == 200:
+        _note([KEPT])
+        return False
     if failure.code != "ST202" or response.status_code not in {400, 422}:
         return True
     found = [beyond(case.operation.label, problem) for problem in json.loads(response.content)["errors"]]
     reasons = [each.why for each in found if each is not None]
     if len(reasons) < len(found):
         return True
+    _note(reasons)
+    return False
+
+
+def _note(reasons: list[str]) -> None:
     with Path(os.environ[USED]).open("a", encoding="utf-8") as file:
         file.writelines(f"{reason}\n" for reason in reasons)
-    return False
 
 
 # Installed only in schemathesis' environment.

@@ -95,6 +95,9 @@ class NumberedInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class BulkInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Up to 500 account numbers of one shortcode, by default the default one: all are stored, or none."""
 
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "account_numbers": checked_by_service(minItems=1, maxItems=500),
+    }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"account_numbers": [{"number": "HOUSE 7", "expected": "12000.00"}]}
 
     account_numbers: list[NumberedInput]
