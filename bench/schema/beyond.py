@@ -4,9 +4,12 @@ There are no other exclusions. An entry applies to its calls, code and fields, a
 needed.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+_INDEX = re.compile(r"\[[0-9]+\]")
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,9 @@ KEEPING = frozenset(
 
 def beyond(call: str, problem: Mapping[str, Any]) -> Beyond | None:
     """Return the entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), or None."""
+    field = problem.get("field")
+    place = field if field is None else _INDEX.sub("[0]", field)
     for each in BEYOND:
-        if call in each.calls and each.code == problem["code"] and problem.get("field") in each.fields:
+        if call in each.calls and each.code == problem["code"] and place in each.fields:
             return each
     return None

@@ -159,7 +159,8 @@ WHERE entry.account_id = $1 ORDER BY source_id DESC LIMIT $2
 
 # raw SQL: expression - one query within the time that Safaricom waits.
 FOR_VALIDATION = """
-SELECT CASE WHEN receiver.owner_id <> address.merchant_id THEN 'accept' ELSE address.validation END AS validation,
+SELECT CASE WHEN COALESCE(receiver.owner_id, address.merchant_id) <> address.merchant_id THEN 'accept'
+        ELSE address.validation END AS validation,
     COALESCE(receiver.owner_id, address.merchant_id) AS merchant_id,
     receiver.number AS shortcode, receiver.kind, account.account_id, account.min_cents,
     account.max_cents,

@@ -61,7 +61,9 @@ def _read(body: bytes) -> CallbackContent:
         "paid_at": money.paid_at,
         "transaction_type": money.transaction_type,
     }
-    same = (money.number, str(money.amount_cents), money.account_number or "", str(money.paid_at))
+    # A repetition that shows more of the payer is evidence of its own.
+    payer = money.payer.digest or money.payer.shown or ""
+    same = (money.number, str(money.amount_cents), money.account_number or "", str(money.paid_at), payer)
     return CallbackContent(money.receipt, "0", same, fields)
 
 

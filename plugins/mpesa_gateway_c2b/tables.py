@@ -55,7 +55,7 @@ RETURNING *
 # raw SQL: aggregate
 ADDRESSES = """
 SELECT receiver_id, receiver.env, token_digest,
-    CASE WHEN owner_id <> merchant_id THEN 'accept' ELSE validation END AS validation
+    CASE WHEN COALESCE(owner_id, merchant_id) <> merchant_id THEN 'accept' ELSE validation END AS validation
 FROM c2b_address JOIN receiver USING (receiver_id)
 """
 

@@ -247,8 +247,8 @@ FORGET_NOTES = """
 DELETE FROM statement_note WHERE transaction_id IN (
     SELECT transaction_id FROM statement_note WHERE transaction_id < $1
         AND (finding IN ('already_known', 'recovered', 'not_found') OR set_aside_at IS NOT NULL
-            OR (finding = 'ambiguous' AND EXISTS (SELECT 1 FROM transaction AS money
-                WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL)))
+            OR (finding = 'ambiguous' AND (SELECT subject_id FROM transaction AS money
+                WHERE money.transaction_id = statement_note.transaction_id) IS NOT NULL))
         AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.transaction_id = statement_note.transaction_id)
     ORDER BY transaction_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
@@ -285,7 +285,7 @@ ORDER BY statement.created_at LIMIT 20
 
 # raw SQL: aggregate
 COUNT_UNRESOLVED = f"""
-SELECT count(*) FILTER (WHERE finding <> 'not_found') AS conflicting, count(*) AS total FROM (
+SELECT count(*) FILTER (WHERE finding IS DISTINCT FROM 'not_found') AS conflicting, count(*) AS total FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
         SELECT finding FROM noted_line
         WHERE noted_line.merchant_id = merchant.merchant_id AND noted_line.env = $1 AND {UNRESOLVED}

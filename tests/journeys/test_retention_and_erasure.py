@@ -321,7 +321,7 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(harness
     assert shown["metadata"] == {"phone": "erased", "note": "Call erased after five", "other": OTHER}
     assert (shown["amount"], shown["receipt"]) == ("500.00", payment["receipt"])
     events = (await harness.api.call("GET", "/v1/events")).data
-    assert {event["data"].get("phone") for event in events} == {"erased", OTHER}
+    assert {event["data"]["phone"] for event in events if "phone" in event["data"]} == {"erased", OTHER}
     for_all, for_merchant = (await harness.gateway.audit.page(10, None, "privacy.erased", None)).rows
     assert (for_all.detail["payments"], for_all.detail["left"], for_all.actor) == (2, 0, "test")
     assert (for_merchant.merchant_id, for_merchant.detail) == (payment["merchant_id"], for_all.detail)
