@@ -577,9 +577,10 @@ async def test_payment_that_waits_for_validation_survives_a_restart(values: dict
             return bool(shop.posted("/c2b-validation/"))
 
         await eventually(is_asked)
-        await client.gateway.db.execute("UPDATE sim_c2b_payment SET due_at = now()")
     receiver.delay = 0.0
     async with daraja(values | {"simulator": QUICK}, receiver) as client:
+        # Only now: the first simulator would have claimed it again.
+        await client.gateway.db.execute("UPDATE sim_c2b_payment SET due_at = now()")
         shop = Shop(client)
         await shop.confirmed()
         assert len(await client.moved(PHONE)) == 1
