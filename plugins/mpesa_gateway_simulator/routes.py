@@ -291,7 +291,7 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
     return Success(data=data)
 
 
-class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MoneyWithoutPush(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Money without a push. ``amount`` is in KES; ``skew`` is the error of M-Pesa's clock in seconds.
 
     ``payer_shown`` is the form of the payer's number on the statement.
@@ -320,7 +320,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     priority=True,
     tags=["Simulator"],
 )
-async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
+async def add_money(services: NamedDependency[Services], data: JSONBody[MoneyWithoutPush]) -> Success[dict[str, str]]:
     """Write money without a push to the ledger: only statements and status answers show it."""
     more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
     receipt = await services.get(Prompts).add_money(
