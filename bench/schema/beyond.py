@@ -120,6 +120,11 @@ BEYOND: tuple[Beyond, ...] = (
         "PROVIDER_NOT_CONFIGURED",
     ),
     Beyond(
+        "a refund is of a payment or of a transaction: generators of clients cannot read a choice between fields",
+        frozenset({"POST /v1/refunds"}),
+        frozenset({"payment_id", "transaction_id"}),
+    ),
+    Beyond(
         "a refund of a part needs an Idempotency-Key, and one of the whole does not",
         frozenset({"POST /v1/refunds"}),
         frozenset({None}),

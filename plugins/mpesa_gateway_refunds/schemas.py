@@ -77,13 +77,6 @@ class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "reason": "ordered twice",
     }
 
-    TOGETHER: ClassVar[Mapping[str, Any]] = {
-        "oneOf": [
-            {"properties": {given: {"type": "string"}, other: {"type": "null"}}, "required": [given]}
-            for given, other in (("payment_id", "transaction_id"), ("transaction_id", "payment_id"))
-        ]
-    }
-
     payment_id: str | None = None
     transaction_id: str | None = None
     amount: msgspec.Raw = msgspec.field(default_factory=lambda: _ALL)
