@@ -163,6 +163,12 @@ KEEPING = frozenset(
 """Calls that accept a body which violates its schema, because it is kept."""
 
 
+STAYS = "Safaricom alone deletes a C2B registration: the address stays, and its state says so (contract)"
+
+STAYING = frozenset({"GET /v1/merchant/shortcodes/{shortcode}/c2b"})
+"""Calls that find their object after its DELETE, which only says what people have to do."""
+
+
 def beyond(call: str, problem: Mapping[str, Any]) -> Beyond | None:
     """Return the entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), or None."""
     field = problem.get("field")

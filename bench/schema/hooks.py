@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from bench.schema.beyond import KEEPING, KEPT, beyond
+from bench.schema.beyond import KEEPING, KEPT, STAYING, STAYS, beyond
 
 USED = "SCHEMA_USED"
 """The environment variable with the file for the needed exclusions: the reason of each, one a line."""
@@ -41,6 +41,9 @@ def is_a_fault(_: Any, failure: Any, case: Any, response: Any) -> bool:
     """Return True for a failure, except a rejection or acceptance that an exclusion explains."""
     if failure.code == "ST201" and case.operation.label in KEEPING and response.status_code == 200:
         _note([KEPT])
+        return False
+    if failure.code == "ST301" and case.operation.label in STAYING:
+        _note([STAYS])
         return False
     if failure.code != "ST202" or response.status_code not in {400, 422}:
         return True
