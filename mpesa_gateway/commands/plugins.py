@@ -8,8 +8,9 @@ import rich_click as click
 
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.db.star_expansion import columns_of
+from mpesa_gateway.installed_plugins import InstalledPlugin, installed
 from mpesa_gateway.metrics.registry import Metrics
-from mpesa_gateway.plugin import InstalledPlugin, NoSettings, Plugin, Subscriber, installed, load
+from mpesa_gateway.plugin import NoSettings, Plugin, Subscriber, load, load_installed
 
 
 class PluginView(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ def _lines(view: PluginView) -> list[str]:
 
 def _not_enabled(found: InstalledPlugin) -> PluginView:
     try:
-        plugin = found.load()
+        plugin = load_installed(found)
     except Exception as problem:  # noqa: BLE001 - third-party code that is not enabled
         reason = f"cannot be read ({type(problem).__name__}: {problem})"
         return PluginView(found.name, "", found.distribution, found.version, is_enabled=False, problem=reason)
@@ -113,7 +114,7 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
         "publishes": [event.kind for event in plugin.publishes],
         "hears": [_heard(subscriber) for subscriber in plugin.subscribers],
         "ports": [port.__name__ for port, _ in plugin.provides],
-        "commands": [str(command.name) for command in plugin.commands],
+        "commands": [command.name for command in plugin.commands],
         "pages": [f"/ops/{page.path}" for page in plugin.pages.pages],
         "checks": list(dict.fromkeys(check.title for check in plugin.checks)),
         "metrics": list(_metrics(plugin)),

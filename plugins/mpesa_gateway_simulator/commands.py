@@ -37,7 +37,7 @@ def demo(session: Session, data: str | None) -> None:
     logs.configure(LogsConfig(format="console", level="error"))
     try:
         # The verifier needs the `standalone` extra; the rest of the simulator does not.
-        from mpesa_gateway_simulator.demo import STEPS, play  # noqa: PLC0415
+        from mpesa_gateway_simulator.demo import STEPS, play
     except ModuleNotFoundError as problem:
         raise CommandFailed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
     console = Console()

@@ -4,7 +4,8 @@ from functools import cache
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.plugin import Plugin, installed
+from mpesa_gateway.installed_plugins import installed
+from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import gateway_values
 
 DISTRIBUTION = "mpesa-gateway"
