@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import rich_click as click
+from click.exceptions import Exit
 
 from mpesa_gateway.command_entry import CommandEntry
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Session
@@ -67,7 +68,7 @@ class ListedCommand(click.RichCommand):
     """A command in a list of commands: its name and summary."""
 
     def __init__(self, entry: CommandEntry) -> None:
-        super().__init__(entry.name, help=entry.summary)
+        super().__init__(name=entry.name, help=entry.summary)
         self.entry = entry
 
 
@@ -99,7 +100,7 @@ class Commands(click.RichGroup):
         """Print errors as one sentence; exit with 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (Exit, click.ClickException, click.Abort):
             raise
         except Exception as problem:
             status = _exit_status(problem)

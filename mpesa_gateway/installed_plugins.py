@@ -26,10 +26,8 @@ class InstalledPlugin:
         """Return ``COMMANDS`` of the plugin's package; without it, import the plugin and return its commands."""
         package = self.point.module.rpartition(".")[0] or self.point.module
         declared: Sequence[CommandEntry] | None = getattr(import_module(package), "COMMANDS", None)
-        if declared is None:
-            plugin: Any = self.point.load()
-            declared = plugin.commands
-        return declared
+        plugin: Any = self.point.load() if declared is None else None
+        return plugin.commands if declared is None else declared
 
 
 def installed() -> dict[str, InstalledPlugin]:
