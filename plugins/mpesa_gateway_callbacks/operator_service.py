@@ -158,7 +158,6 @@ class CallbackOperatorService:
         return row
 
     async def find_refused(self, refused_id: str) -> Found:
-        """Return one refused callback. Raises NotFound."""
         row: Found | None = await self._db.run(RefusedRow.select().where(RefusedRow.refused_id == refused_id).first())
         if row is None:
             raise NotFound("there is no such refused callback")
@@ -176,7 +175,6 @@ class CallbackOperatorService:
         return (await self._accepted(env, filters)).rows, (await self._refused(env, filters)).rows
 
     async def count_unmatched(self, env: Env) -> int:
-        """Count the unmatched callbacks of ``env`` or of no env."""
         return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
 
     async def count_refused(self, env: Env, within: timedelta) -> int:

@@ -337,7 +337,6 @@ class CredentialStore:
         return bool(wiped)
 
     async def _count_open(self, shortcode_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Return each shortcode's open work, zeros included."""
         counts: dict[str, dict[str, int]] = {shortcode_id: {} for shortcode_id in shortcode_ids}
         for what, count in self._open_work.items():
             found = await count(shortcode_ids)

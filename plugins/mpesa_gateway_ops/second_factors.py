@@ -205,7 +205,6 @@ class SecondFactors:
                 continue
 
     def _step_of(self, sealed: str, person_id: str, code: str) -> int | None:
-        """Return the step of a code, within the drift; None for another code."""
         return matching_step(self._sealer.open(sealed, aad=aad(person_id)), code.strip(), self._clock.now())
 
     async def _renew_codes(self, person_id: str) -> list[str]:

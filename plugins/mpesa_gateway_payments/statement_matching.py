@@ -272,7 +272,6 @@ class PaymentStatementMatching:
                 facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
 
     def _wanted(self, reports: Sequence[Evidence]) -> list[WantedMoney]:
-        """Each receiver and amount once."""
         now, within = self._clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}
         for report in reports:

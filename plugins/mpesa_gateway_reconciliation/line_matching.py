@@ -148,7 +148,6 @@ class LineMatching:
             after = rows[-1]["line_id"]
 
     async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
-        """Return the lines that need a status query."""
         verdicts = await self._statement_matching.judge(reports)
         unmatched: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
@@ -291,7 +290,7 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """The payer's number may decide similar lines too: those of payments that the queried line may be of."""
+        """The payer's number may decide similar lines too, if the queried line fits their payments."""
         rows = await self._db.fetch(
             matching_queries.OPEN_LIKE,
             asked["env"],

@@ -200,7 +200,7 @@ class Prompts:
         return owed
 
     async def _confirm(self, row: Row, receipt: str, at: datetime) -> None:
-        """A shortcode with C2B addresses gets a confirmation of its pushes too, whatever becomes of the callback."""
+        """A shortcode with C2B addresses gets a confirmation of its pushes too, even if the callback fails."""
         is_till = row["receiver"] != row["shortcode"]
         money = C2bMoney(
             receipt=receipt,

@@ -248,7 +248,6 @@ def _party(phone: str, name: str = "") -> str:
 
 
 def _hidden(party: str) -> str:
-    """Mask a party's number."""
     number, _, name = party.partition(" - ")
     return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 

@@ -168,7 +168,7 @@ class TransactionRefunds:
             {
                 TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents - cents,
                 TransactionRow.refunded_cents: TransactionRow.refunded_cents + cents,
-                # ``transaction.refunded`` tells of the money.
+                # ``transaction.refunded`` announces the money.
                 TransactionRow.announce_at: None,
             },
         )

@@ -188,7 +188,6 @@ class DeliverySender:
         return task
 
     async def _refill(self, endpoint_id: str, limit: EndpointLimit) -> None:
-        """Claim more deliveries of an endpoint before it runs out."""
         try:
             lease = self._lease()
             rows = await self._db.fetch(
