@@ -94,7 +94,6 @@ class Validation:
             await deadline.stop()
 
     async def answer(self, address: StandingAddress, body: bytes) -> Mapping[str, str]:
-        """Return Safaricom's answer."""
         is_doubtful = False
         try:
             refusal = await self._judge_in_time(address, read_body(body))

@@ -86,7 +86,6 @@ class CallbackInbox:
         )
 
     async def start(self) -> None:
-        """Read the live certificate. Raises ConfigError if signatures are required and it is unusable."""
         await self._verifier.load_certificate()
 
     async def stop(self) -> None:

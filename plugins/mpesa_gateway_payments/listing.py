@@ -33,7 +33,6 @@ async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str
 
 
 async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar) -> list[Row]:
-    """Return unpaid payments of the previous 48 hours with the amount, payer or reference."""
     first, last = Ids.least("pay", wanted.before - SHOWN_FOR), Ids.least("pay", wanted.before + CLOCKS_DIFFER)
     return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 

@@ -225,9 +225,7 @@ class RefundableTransactions(Protocol):
         """Reserve for a refund that M-Pesa carried out late. Raises Conflict."""
         ...
 
-    async def release(self, transaction_id: str, amount: Kes) -> None:
-        """Release the amount of a refund that failed."""
-        ...
+    async def release(self, transaction_id: str, amount: Kes) -> None: ...
 
     async def complete(
         self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None

@@ -145,7 +145,6 @@ class DeliverySender:
     # -- claiming -------------------------------------------------------------------------------------------------
 
     async def _claim(self, requested: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
-        """Claim the deliveries of several jobs in one round trip; returns each job's tasks."""
         if self._is_stopping:
             return [[] for _ in requested]
         lease = self._lease()
