@@ -79,9 +79,6 @@ class People:
         if name is not None:
             self.host_login = _named(name)
 
-    async def stop(self) -> None:
-        self._guesses.stop()
-
     def signed_in_by(self, login: HostLogin) -> HostLogin:
         self.host_login = login
         return login
