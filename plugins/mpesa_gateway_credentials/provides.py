@@ -27,7 +27,7 @@ PROVIDES: Provides = (
     (CallbackSecrets, lambda gateway: gateway.port(CredentialReader)),
     provide(
         CredentialChecks,
-        certificate_of=lambda gateway: partial(certificate_for, gateway.config.daraja),
+        certificate_of=lambda gateway: lambda env: certificate_for(gateway.config.daraja, env),
         public_url=lambda gateway: gateway.config.public_url,
     ),
     provide(CredentialStore, missing_of=lambda gateway: partial(missing_of, gateway), open_work=_open_work),

@@ -14,7 +14,7 @@ from pyotp.totp import TOTP
 from mpesa_gateway.client_ip import client_network
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, TooManyFailures
+from mpesa_gateway.errors import Conflict, InvalidFields, TooManyFailures, require_found
 from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.gateway_secrets import OPERATOR_FORMS, GatewaySecrets
@@ -221,10 +221,7 @@ class SecondFactors:
         return hmac.new(self._vault.secret(OPERATOR_FORMS), text.encode(), hashlib.sha256).digest()
 
     async def _lock(self, person_id: str) -> Row:
-        row = await self._db.fetchrow(tables.LOCK_PERSON, person_id)
-        if row is None:
-            raise NotFound("there is no such active person")
-        return row
+        return require_found(await self._db.fetchrow(tables.LOCK_PERSON, person_id), "there is no such active person")
 
     async def _update(self, person_id: str, values: dict[Any, Any]) -> None:
         await self._db.run(PersonRow.update(values).where(PersonRow.person_id == person_id))
