@@ -9,7 +9,7 @@ import structlog
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.errors import require_found
+from mpesa_gateway.errors import NotFound, require_found
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.bystanders import Movement
@@ -116,7 +116,9 @@ class C2bPayments:
 
         Raises NotFound where its shortcode has registered no addresses.
         """
-        row = require_found(await self._confirmations.find(receipt), "this receipt has no confirmation")
+        row = await self._confirmations.find(receipt)
+        if row is None:
+            raise NotFound("this receipt has no confirmation")
         status, _ = await self._poster.post(row["callback_url"], row["body"], row["encoding"])
         return status
 
