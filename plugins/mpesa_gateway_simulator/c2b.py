@@ -74,7 +74,6 @@ class C2bPayments:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def simulate(self, version: Version, body: dict[str, Any]) -> dict[str, str]:
-        """Accept a payment; it is validated and confirmed afterwards. Raises Fault."""
         if self._settings.c2b_live:
             raise named_fault("404.001.01")
         habit = await self._controls.habit("c2bsimulate")
@@ -196,7 +195,6 @@ class C2bPayments:
             await self._confirmations.confirm(money, manner, registration, third_party)
 
     async def _validate(self, money: C2bMoney, manner: C2bManner, registration: Found) -> Verdict:
-        """Ask the validation address. Without an answer in time, ``ResponseType`` decides."""
         verdict = None
         if manner.validation == "asked":
             body = c2b_body(money, manner, registration["version"], balance=None)
