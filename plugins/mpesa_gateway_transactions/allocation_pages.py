@@ -83,9 +83,6 @@ def _decision(one: Mapping[str, Any]) -> TimelineEntry:
     )
 
 
-# -- allocation -------------------------------------------------------------------------------------------------------
-
-
 class _AllocateQuery(msgspec.Struct, frozen=True, kw_only=True):
     payment_id: str = ""
 
@@ -148,9 +145,6 @@ def _amount(cents: int | None) -> str:
     if cents is None:
         return "money"
     return f"KES {cents // 100:,}" if cents % 100 == 0 else f"KES {cents // 100:,}.{cents % 100:02}"
-
-
-# -- the counter ------------------------------------------------------------------------------------------------------
 
 
 class _CounterQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,6 @@ from mpesa_gateway_transactions.contradictions import MOST_SHOWN, ContradictionR
 from mpesa_gateway_transactions.list_pages import LIST
 
 _PATH = "transactions/contradictions"
-_MENU = Menu("Transactions", 15, "Money", "t")
 _ONE = f"{LIST}/{{transaction_id}}"
 
 
