@@ -7,7 +7,7 @@ from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, OpenMoney, RefundableTransactions, Transactions
 from mpesa_gateway_transactions.commands import transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
@@ -98,6 +98,7 @@ plugin = Plugin(
             TransactionOperatorService,
             lambda gateway: TransactionOperatorService(db=gateway.db, sealer=gateway.sealer),
         ),
+        (OpenMoney, lambda gateway: gateway.port(TransactionOperatorService)),
         (AnnouncementSweep, _sweep),
         (RefundableTransactions, _refunds),
         (
