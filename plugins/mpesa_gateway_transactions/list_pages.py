@@ -71,7 +71,7 @@ def read_filters(visit: PageRequest) -> OperatorTransactionFilters:
 
 def waiting(visit: PageRequest) -> OperatorTransactionFilters:
     """Return the filters of recent money that needs a decision."""
-    since = visit.gateway.clock.now() - RECENT
+    since = (visit.gateway.clock.now() - RECENT).replace(hour=0, minute=0, second=0, microsecond=0)
     return OperatorTransactionFilters(merchant=visit.merchant_id, open=True, since=since)
 
 
