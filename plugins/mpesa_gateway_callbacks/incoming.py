@@ -93,7 +93,6 @@ class VerifiedCallback:
         }
 
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
-        """Return the fields of every callback event."""
         return {
             "merchant_id": self.subject.merchant_id if self.subject else "",
             "subject_id": self.subject.subject_id if self.subject else "",
