@@ -24,7 +24,7 @@ from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
-from mpesa_gateway_transactions.api import Allocations, Transactions
+from mpesa_gateway_transactions.api import Allocations, ReversibleTransactions, Transactions
 
 
 def _service(gateway: Runtime) -> PaymentService:
@@ -112,7 +112,13 @@ def _transitions(gateway: Runtime) -> Transitions:
 
 def _external_reversals(gateway: Runtime) -> ExternalReversals:
     transitions = gateway.port(Transitions)
-    return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, transitions=transitions)
+    return ExternalReversals(
+        db=gateway.db,
+        clock=gateway.clock,
+        outbox=gateway.outbox,
+        transitions=transitions,
+        loose=gateway.port(ReversibleTransactions),
+    )
 
 
 def _statement_matching(gateway: Runtime) -> PaymentStatementMatching:

@@ -154,5 +154,5 @@ class ManualAllocation:
 def _refuse_refunded(row: Values, payment_id: str | None) -> None:
     if row["refund_reserved_cents"]:
         raise NotAllocatable("a refund of this money is pending: decide when it has ended")
-    if row["refunded_cents"] and payment_id is not None:
-        raise NotAllocatable("a part of this money was refunded: it pays no payment, mark it as dealt with")
+    if (row["refunded_cents"] or row["reversed_outside"]) and payment_id is not None:
+        raise NotAllocatable("money of this transaction was returned: it pays no payment, mark it as dealt with")

@@ -7,13 +7,19 @@ from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
+from mpesa_gateway_transactions.api import (
+    AllocationRule,
+    Allocations,
+    RefundableTransactions,
+    ReversibleTransactions,
+    Transactions,
+)
 from mpesa_gateway_transactions.commands import transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
 from mpesa_gateway_transactions.erasure import TRANSACTIONS
-from mpesa_gateway_transactions.events import TransactionAllocated, TransactionReceived
+from mpesa_gateway_transactions.events import TransactionAllocated, TransactionReceived, TransactionReversed
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from mpesa_gateway_transactions.jobs import announce
 from mpesa_gateway_transactions.manual import ManualAllocation
@@ -21,6 +27,7 @@ from mpesa_gateway_transactions.operator_service import TransactionOperatorServi
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
 from mpesa_gateway_transactions.refunding import TransactionRefunds
+from mpesa_gateway_transactions.reversals import TransactionReversals
 from mpesa_gateway_transactions.routes import routes
 from mpesa_gateway_transactions.scopes import TRANSACTIONS_READ, TRANSACTIONS_WRITE
 from mpesa_gateway_transactions.service import TransactionService
@@ -65,6 +72,15 @@ def _refunds(gateway: Runtime) -> TransactionRefunds:
     )
 
 
+def _reversals(gateway: Runtime) -> TransactionReversals:
+    return TransactionReversals(
+        db=gateway.db,
+        clock=gateway.clock,
+        outbox=gateway.outbox,
+        rules=gateway.port(AllocationRules),
+    )
+
+
 def _service(gateway: Runtime) -> TransactionService:
     manual = ManualAllocation(
         db=gateway.db,
@@ -100,6 +116,7 @@ plugin = Plugin(
         ),
         (AnnouncementSweep, _sweep),
         (RefundableTransactions, _refunds),
+        (ReversibleTransactions, _reversals),
         (
             ContradictionReview,
             lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),
@@ -112,7 +129,7 @@ plugin = Plugin(
     routes=routes,
     commands=(transactions,),
     jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
-    publishes=(TransactionReceived, TransactionAllocated),
+    publishes=(TransactionReceived, TransactionAllocated, TransactionReversed),
     erasers=(TRANSACTIONS,),
     invariants=INVARIANTS,
     pages=PAGES,
