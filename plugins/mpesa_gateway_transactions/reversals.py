@@ -33,9 +33,6 @@ SELECT transaction_id, subject_id FROM transaction JOIN receiver USING (receiver
 WHERE env = $1 AND direction = 'out' AND receipt = $2 AND number = $3 FOR UPDATE OF transaction
 """
 
-# raw SQL: expression
-_HAS_LINK = "SELECT EXISTS (SELECT 1 FROM transaction WHERE subject_kind = 'transaction' AND subject_id = $1)"
-
 # raw SQL: upsert - another reversal of the money needs a review of its own.
 _WITNESS = """
 INSERT INTO transaction_witness (transaction_id, source, seen_at, detail) VALUES ($1, 'reversal', $2, $3)
@@ -114,8 +111,13 @@ class TransactionReversals:
 
     async def _is_first_line(self, row: Row) -> bool:
         """The line of a reversal that a status answer has reported."""
-        is_reversed = row["reversed_outside"] is not None
-        return is_reversed and not await self._db.fetchval(_HAS_LINK, row["transaction_id"])
+        if row["reversed_outside"] is None:
+            return False
+        return not await self._db.run(
+            TransactionRow.exists().where(
+                TransactionRow.subject_kind == "transaction", TransactionRow.subject_id == row["transaction_id"]
+            )
+        )
 
     async def _link(self, returned: str, transaction_id: str) -> None:
         values: dict[Any, Any] = {TransactionRow.subject_kind: "transaction", TransactionRow.subject_id: transaction_id}
