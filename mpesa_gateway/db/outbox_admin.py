@@ -10,7 +10,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 
 
 class EventRow(Table, tablename="event"):
@@ -78,10 +78,7 @@ class OutboxAdmin:
         return await EVENTS.page(self._db, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
-        row = await self._db.fetchrow(_FIND, event_id)
-        if row is None:
-            raise NotFound("there is no such event")
-        return row
+        return require_found(await self._db.fetchrow(_FIND, event_id), "there is no such event")
 
     async def tasks(self, event_id: str) -> Sequence[Mapping[str, Any]]:
         tasks: list[dict[str, Any]] = await self._db.run(
@@ -94,7 +91,6 @@ class OutboxAdmin:
         return await self._db.fetch(_STUCK, STUCK_ATTEMPTS, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
-        """Return False if the task is done or absent."""
         woken = await self._db.run(
             EventTaskRow.update({EventTaskRow.due_at: self._clock.now()})
             .where(

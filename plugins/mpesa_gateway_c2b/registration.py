@@ -46,7 +46,7 @@ def problem_of(public_url: str, env: Env) -> str | None:
 
 
 def _is_callers(caller: Caller, credentials: MpesaCredentials, row: Row) -> bool:
-    """A number of the sandbox is everybody's, and an owner's registration takes the place of a former one."""
+    """Merchants share the sandbox's numbers. An owner's registration replaces a former one."""
     is_owned = credentials.is_owner and not credentials.wants_owner
     return row["env"] == "sandbox" or is_owned or row["merchant_id"] == caller.merchant_id
 
@@ -133,8 +133,6 @@ class C2bRegistrations:
             )
         self._addresses.remember_mode(row["receiver_id"], "accept")
         return C2bRemoved(shortcode=credentials.shortcode, to_do=steps_to_remove(credentials.shortcode))
-
-    # -- steps ----------------------------------------------------------------------------------------------------
 
     async def _own(self, caller: Caller, shortcode: str) -> MpesaCredentials:
         credentials = await self._credentials.active(caller.merchant_id, caller.env, shortcode)
@@ -224,7 +222,6 @@ class C2bRegistrations:
     async def _leave(
         self, caller: Caller, credentials: MpesaCredentials, begun: Row, answer: RegistrationAnswer
     ) -> None:
-        """End the attempt, and change nothing of the other merchant's registration."""
         async with self._db.transaction():
             await self._end_attempt(begun, {})
             await self._audit.record(
@@ -247,7 +244,7 @@ class C2bRegistrations:
     async def _not_answered(
         self, caller: Caller, credentials: MpesaCredentials, begun: Row, fault: DarajaFault
     ) -> None:
-        """Without an answer, a registration that was known to stand stays known, and another merchant's as it is."""
+        """Without an answer, a known registration stays known, and another merchant's is unchanged."""
         values: dict[Any, Any] = {}
         is_known = begun["state"] == "registered" or not _is_callers(caller, credentials, begun)
         if isinstance(fault, OutcomeUnknown) and not is_known:
@@ -295,8 +292,6 @@ class C2bRegistrations:
             )
         self._addresses.remember(row)
         return row
-
-    # -- views ----------------------------------------------------------------------------------------------------
 
     def _urls(self, row: Row) -> AddressesView:
         token = self._addresses.open(row).reveal()

@@ -78,7 +78,7 @@ class CallbackInbox:
         for values in label_values(kinds.names):
             counter.labels(*values)
         self._batches: dict[str, Batcher[VerifiedCallback, bool | None]] = {}
-        """By kind, and under an empty name those of all kinds that share transactions."""
+        """By kind; the empty name is for all kinds that share transactions."""
         self._new_batches = partial(
             Batcher[VerifiedCallback, bool | None],
             self._store_batch,
@@ -86,7 +86,6 @@ class CallbackInbox:
         )
 
     async def start(self) -> None:
-        """Read the live certificate. Raises ConfigError if signatures are required and it is unusable."""
         await self._verifier.load_certificate()
 
     async def stop(self) -> None:
@@ -182,8 +181,6 @@ class CallbackInbox:
         if name not in self._batches:
             self._batches[name] = self._new_batches()
         return self._batches[name]
-
-    # -- several at once ------------------------------------------------------------------------------------------
 
     async def _store_batch(self, arrivals: Sequence[VerifiedCallback]) -> list[bool | None]:
         """Return for each callback: True if stored, False if duplicate, None if its caller has to store it alone.

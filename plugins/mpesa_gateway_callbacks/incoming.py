@@ -93,7 +93,6 @@ class VerifiedCallback:
         }
 
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
-        """Return the fields of every callback event."""
         return {
             "merchant_id": self.subject.merchant_id if self.subject else "",
             "subject_id": self.subject.subject_id if self.subject else "",
@@ -119,7 +118,6 @@ async def parse(
 
 
 async def storable(body: bytes) -> tuple[str, bytes | None]:
-    """Return a body's text, and its bytes if the text cannot restore them."""
     return to_stored_text(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(to_stored_text, body)
 
 

@@ -150,7 +150,6 @@ def _plain(stored: MpesaCredentials | None) -> dict[str, str]:
 
 
 def _masked(stored: MpesaCredentials | None) -> dict[str, str]:
-    """Return the last four characters of each stored secret, empty without one."""
     values = {name: getattr(stored, name, None) for name in (*_KEYS, "security_credential")}
     return {name: value.masked if isinstance(value, Secret) else "" for name, value in values.items()}
 
@@ -167,9 +166,6 @@ def _wanted(visit: PageRequest, stored: MpesaCredentials | None) -> dict[str, An
         if is_same_initiator and stored.security_credential is not None and "initiator_password" not in filled:
             kept["security_credential"] = stored.security_credential.reveal()
     return {"env": visit.env} | kept | filled
-
-
-# -- set-up -----------------------------------------------------------------------------------------------------------
 
 
 async def _read(gateway: Runtime, merchant_id: str, env: Env) -> MpesaCredentials | None:

@@ -111,8 +111,6 @@ class Layout:
             self._templates.get_template(template).render(own | dict(values)), status=status, more=more
         )
 
-    # -- values and panels -------------------------------------------------------------------------------------------
-
     def _values(
         self, connection: Connection, session: Session, visit: PageRequest, page: Page | None
     ) -> dict[str, Any]:
@@ -145,7 +143,6 @@ class Layout:
             return ident(object_id, short)
 
         def linked(text: str) -> Markup:
-            """Link each id in a text."""
             parts = _IDS.split(mask_phones(text))
             return Markup("").join(brief(part) if index % 2 else part for index, part in enumerate(parts))
 

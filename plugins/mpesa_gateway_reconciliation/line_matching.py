@@ -11,7 +11,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.errors import NotFound, ProviderNotConfigured
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, require_found
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.trace_links import TraceLinks
@@ -104,8 +104,6 @@ class LineMatching:
         self._payments = payments
         self._statement_matching = statement_matching
 
-    # -- runs -----------------------------------------------------------------------------------------------------
-
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
         """Return the time zone that the shortcode's latest matched lines prove."""
         return await zone_of(self._db, env, shortcode)
@@ -149,7 +147,6 @@ class LineMatching:
             after = rows[-1]["line_id"]
 
     async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
-        """Return the lines that need a status query."""
         verdicts = await self._statement_matching.judge(reports)
         unmatched: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
@@ -216,8 +213,6 @@ class LineMatching:
 
     async def _found_in_run(self, run: Row, line_id: str, finding: str) -> None:
         await self._db.execute(matching_queries.STORE_RUN_FINDING, run["run_id"], line_id, finding)
-
-    # -- status queries -------------------------------------------------------------------------------------------
 
     async def _query_line(self, row: Row, credentials: MpesaCredentials) -> None:
         """The answer shows the payer's whole number and the time."""
@@ -296,7 +291,7 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """The payer's number may decide similar lines too: those of payments that the queried line may be of."""
+        """The payer's number may decide similar lines too, if the queried line fits their payments."""
         rows = await self._db.fetch(
             matching_queries.OPEN_LIKE,
             asked["env"],
@@ -310,8 +305,6 @@ class LineMatching:
         # M-Pesa has been queried about all of them.
         await self._match_lines(rows, [evidence_of(row, Proof.ANSWER, zone) for row in rows], None)
 
-    # -- assignment -----------------------------------------------------------------------------------------------
-
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None) -> Row:
         """Assign a line to a payment.
 
@@ -319,9 +312,10 @@ class LineMatching:
         payment may fit. An operator must confirm an amount that differs: raises InvalidFields otherwise.
         """
         payment = await self._payments.get(caller.merchant_id, caller.env, payment_id)
-        found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
-        if found is None:
-            raise NotFound("there is no such statement line")
+        found = require_found(
+            await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id),
+            "there is no such statement line",
+        )
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
         if found["finding"] == "already_known":

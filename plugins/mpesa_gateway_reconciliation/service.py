@@ -90,8 +90,6 @@ class ReconciliationService:
         self._turns = Turns()
         self._at_work: set[asyncio.Future[None]] = set()
 
-    # -- runs -----------------------------------------------------------------------------------------------------
-
     async def run_now(self, caller: Caller, window: Window) -> RunView:
         """Reconcile a window, by default the last ``window_hours``; return the run, perhaps still running.
 
@@ -316,7 +314,6 @@ class ReconciliationService:
         raise AssertionError("unreachable")
 
     async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Return the number of lines new to this run."""
         now = self._runtime.clock.now()
         times = [possible_times_of(line, run, zone, now) for line in page.lines]
         seen = [

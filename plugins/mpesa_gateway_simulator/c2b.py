@@ -9,6 +9,7 @@ import structlog
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.errors import NotFound, require_found
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.bystanders import Movement
@@ -73,7 +74,6 @@ class C2bPayments:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def simulate(self, version: Version, body: dict[str, Any]) -> dict[str, str]:
-        """Accept a payment; it is validated and confirmed afterwards. Raises Fault."""
         if self._settings.c2b_live:
             raise named_fault("404.001.01")
         habit = await self._controls.habit("c2bsimulate")
@@ -96,11 +96,10 @@ class C2bPayments:
         return await self.find(receipt)
 
     async def find(self, receipt: str) -> Found:
-        """Raises LookupError."""
-        row: Found | None = await self._db.run(C2bPaymentRow.select().where(C2bPaymentRow.receipt == receipt).first())
-        if row is None:
-            raise LookupError("there is no such payment")
-        return row
+        """Raises NotFound."""
+        query = C2bPaymentRow.select().where(C2bPaymentRow.receipt == receipt).first()
+        found: Found = require_found(await self._db.run(query), "there is no such payment")
+        return found
 
     async def list_payments(self, phone: str | None, limit: int) -> list[Found]:
         found: list[Found] = await self._db.run(
@@ -114,11 +113,11 @@ class C2bPayments:
     async def confirm_again(self, receipt: str) -> int:
         """Post a receipt's confirmation, lost or sent; returns the status of the answer, 0 for none.
 
-        Raises LookupError where its shortcode has registered no addresses.
+        Raises NotFound where its shortcode has registered no addresses.
         """
         row = await self._confirmations.find(receipt)
         if row is None:
-            raise LookupError("this receipt has no confirmation")
+            raise NotFound("this receipt has no confirmation")
         status, _ = await self._poster.post(row["callback_url"], row["body"], row["encoding"])
         return status
 
@@ -196,7 +195,6 @@ class C2bPayments:
             await self._confirmations.confirm(money, manner, registration, third_party)
 
     async def _validate(self, money: C2bMoney, manner: C2bManner, registration: Found) -> Verdict:
-        """Ask the validation address. Without an answer in time, ``ResponseType`` decides."""
         verdict = None
         if manner.validation == "asked":
             body = c2b_body(money, manner, registration["version"], balance=None)

@@ -94,8 +94,6 @@ class Results:
         row: Found | None = await self._db.run(TransactionRow.select().where(TransactionRow.receipt == receipt).first())
         return row
 
-    # -- transaction status ---------------------------------------------------------------------------------------
-
     async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
         """Accept a query; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
         request = read_status(body, https_callbacks=self._settings.https_callbacks)
@@ -130,8 +128,6 @@ class Results:
         returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
         return "0", _transaction_status(row, is_reversed=returned >= row["amount"]), row["receipt"]
 
-    # -- reversal -------------------------------------------------------------------------------------------------
-
     async def reverse(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
         """Accept a reversal; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
         request = read_reversal(body, https_callbacks=self._settings.https_callbacks)
@@ -153,7 +149,6 @@ class Results:
     async def _carry_out(
         self, request: ReversalRequest, conversation_id: str
     ) -> tuple[str, list[tuple[str, Any]], str | None]:
-        """Never return more of a transaction than its amount."""
         refused = REFUSING_INITIATORS.get(request.initiator)
         if refused is not None:
             return refused, [], None
@@ -181,8 +176,6 @@ class Results:
             )
             held = await self._db.fetchval(tables.HELD, request.shortcode, now)
         return "0", _reversal_parameters(row, request, now, held), receipt
-
-    # -- results --------------------------------------------------------------------------------------------------
 
     async def _envelope(
         self,
@@ -212,7 +205,6 @@ class Results:
     async def _take(
         self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
     ) -> tuple[dict[str, str], list[int]]:
-        """Store the results of a habit; returns the acknowledgement and the results to send before it."""
         plan = RESULT_PLANS.get(habit, ResultPlan())
         spelling = await self._controls.habit("callback")
         now = self._clock.now()
@@ -248,7 +240,6 @@ def _party(phone: str, name: str = "") -> str:
 
 
 def _hidden(party: str) -> str:
-    """Mask a party's number."""
     number, _, name = party.partition(" - ")
     return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 

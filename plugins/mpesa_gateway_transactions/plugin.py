@@ -2,19 +2,21 @@
 
 from functools import partial
 
+from mpesa_gateway.construction import provide
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_transactions import COMMANDS
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
 from mpesa_gateway_transactions.api import (
     AllocationRule,
     Allocations,
+    OpenMoney,
     RefundableTransactions,
     ReversibleTransactions,
     Transactions,
 )
-from mpesa_gateway_transactions.commands import transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -52,82 +54,32 @@ def _rules(gateway: Runtime) -> AllocationRules:
     )
 
 
-def _incoming(gateway: Runtime) -> IncomingMoneyRecorder:
-    return IncomingMoneyRecorder(
-        db=gateway.db,
-        clock=gateway.clock,
-        transactions=gateway.port(Transactions),
-        rules=gateway.port(AllocationRules),
-        announcer=Announcer(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox),
-    )
-
-
-def _refunds(gateway: Runtime) -> TransactionRefunds:
-    return TransactionRefunds(
-        db=gateway.db,
-        clock=gateway.clock,
-        transactions=gateway.port(Transactions),
-        rules=gateway.port(AllocationRules),
-        allocations=gateway.port(Allocations),
-    )
-
-
-def _reversals(gateway: Runtime) -> TransactionReversals:
-    return TransactionReversals(
-        db=gateway.db,
-        clock=gateway.clock,
-        outbox=gateway.outbox,
-        rules=gateway.port(AllocationRules),
-    )
-
-
-def _service(gateway: Runtime) -> TransactionService:
-    manual = ManualAllocation(
-        db=gateway.db,
-        clock=gateway.clock,
-        audit=gateway.audit,
-        rules=gateway.port(AllocationRules),
-        incoming=gateway.port(IncomingMoneyRecorder),
-    )
-    return TransactionService(db=gateway.db, manual=manual)
-
-
-def _sweep(gateway: Runtime) -> AnnouncementSweep:
-    return AnnouncementSweep(db=gateway.db, clock=gateway.clock, allocations=gateway.port(Allocations))
-
-
 plugin = Plugin(
     name="transactions",
     summary="Stores one record of each M-Pesa receipt, with the reports that show it.",
     requires=("credentials",),
     id_prefixes=(IdPrefix("txn", "transaction"),),
     provides=(
-        (
-            Transactions,
-            lambda gateway: TransactionRecorder(db=gateway.db, clock=gateway.clock, ids=gateway.ids),
-        ),
+        provide(TransactionRecorder, Transactions),
         (AllocationRules, _rules),
-        (IncomingMoneyRecorder, _incoming),
+        provide(Announcer),
+        provide(IncomingMoneyRecorder),
         (Allocations, lambda gateway: gateway.port(IncomingMoneyRecorder)),
-        (TransactionService, _service),
-        (
-            TransactionOperatorService,
-            lambda gateway: TransactionOperatorService(db=gateway.db, sealer=gateway.sealer),
-        ),
-        (AnnouncementSweep, _sweep),
-        (RefundableTransactions, _refunds),
-        (ReversibleTransactions, _reversals),
-        (
-            ContradictionReview,
-            lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),
-        ),
+        provide(ManualAllocation),
+        provide(TransactionService),
+        provide(TransactionOperatorService),
+        (OpenMoney, lambda gateway: gateway.port(TransactionOperatorService)),
+        provide(AnnouncementSweep),
+        provide(TransactionRefunds, RefundableTransactions),
+        provide(TransactionReversals, ReversibleTransactions),
+        provide(ContradictionReview),
     ),
     tables=Tables(
         models=(TransactionRow, WitnessRow, AllocationRow), migrations="mpesa_gateway_transactions.migrations"
     ),
     scopes=(TRANSACTIONS_READ, TRANSACTIONS_WRITE),
     routes=routes,
-    commands=(transactions,),
+    commands=COMMANDS,
     jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
     publishes=(TransactionReceived, TransactionAllocated, TransactionReversed),
     erasers=(TRANSACTIONS,),

@@ -12,10 +12,9 @@ from mpesa_gateway.http.field_rules import PHONE, WHOLE, Rule, at_most, matching
 from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Receipt, example_id, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway_transactions.api import Direction, TransactionId
+from mpesa_gateway_transactions.money_kinds import MoneyKind
 
 ReversedOutside = Literal["whole", "part"]
-
-MoneyKind = Literal["stk", "c2b", "reversal", "b2c", "b2b", "fee", "other"]
 
 SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 
@@ -144,7 +143,7 @@ class TransactionQuery(TransactionFilters, frozen=True, kw_only=True):
 
 
 class Allocate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What money is for: a payment, or, with a note alone, something dealt with outside the gateway."""
+    """The subject of money: a payment, or, with a note alone, something dealt with outside the gateway."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "payment_id": matching("pay_[0-9a-z]{26}", "must be the id of a payment"),

@@ -12,7 +12,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.db.outbox_admin import EVENTS, EventRow, public_events
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, require_found
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
@@ -67,8 +67,6 @@ class DeliveryService:
 
     async def stop(self) -> None:
         await self._sender.stop()
-
-    # -- creating and enqueueing ----------------------------------------------------------------------------------
 
     async def create_deliveries(self, events: Sequence[PublicEvent]) -> None:
         """Create the deliveries of events, inside the publisher's transaction.
@@ -128,8 +126,6 @@ class DeliveryService:
             if len(rows) < SWEEP and len(orphans) < SWEEP:
                 return assigned
 
-    # -- sending --------------------------------------------------------------------------------------------------
-
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
         """Claim due, unleased deliveries and send them concurrently; returns their number."""
         return await self._sender.deliver(delivery_ids)
@@ -137,8 +133,6 @@ class DeliveryService:
     async def begin(self, delivery_ids: Sequence[str]) -> int:
         """Like ``deliver``, but returns after the claim."""
         return await self._sender.begin(delivery_ids)
-
-    # -- reading and replaying ------------------------------------------------------------------------------------
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
         """Return deliveries, newest first. Raises InvalidFields for a bad cursor."""
@@ -150,7 +144,6 @@ class DeliveryService:
         return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
-        """Return events, newest first. Raises InvalidFields for a bad cursor."""
         found = public_events(env, merchant_id, kind=filters.type)
         found.since, found.until = filters.since, filters.until
         page = await EVENTS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
@@ -158,17 +151,18 @@ class DeliveryService:
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
         """Raises NotFound."""
-        row = await self._db.run(
-            DeliveryRow.select()
-            .where(
-                DeliveryRow.merchant_id == merchant_id,
-                DeliveryRow.env == env,
-                DeliveryRow.delivery_id == delivery_id,
-            )
-            .first()
+        row = require_found(
+            await self._db.run(
+                DeliveryRow.select()
+                .where(
+                    DeliveryRow.merchant_id == merchant_id,
+                    DeliveryRow.env == env,
+                    DeliveryRow.delivery_id == delivery_id,
+                )
+                .first()
+            ),
+            "there is no such delivery",
         )
-        if row is None:
-            raise NotFound("there is no such delivery")
         attempts = await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)
         return DeliveryWithAttempts(
             **msgspec.structs.asdict(_view(row)),
@@ -178,18 +172,19 @@ class DeliveryService:
 
     async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
         """Return an event. Raises NotFound."""
-        row = await self._db.run(
-            EventRow.select(EventRow.body)
-            .where(
-                EventRow.merchant_id == merchant_id,
-                EventRow.env == env,
-                EventRow.event_id == event_id,
-                EventRow.is_public.eq(value=True),
-            )
-            .first()
+        row = require_found(
+            await self._db.run(
+                EventRow.select(EventRow.body)
+                .where(
+                    EventRow.merchant_id == merchant_id,
+                    EventRow.env == env,
+                    EventRow.event_id == event_id,
+                    EventRow.is_public.eq(value=True),
+                )
+                .first()
+            ),
+            "there is no such event",
         )
-        if row is None:
-            raise NotFound("there is no such event")
         return msgspec.json.decode(row["body"], type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:

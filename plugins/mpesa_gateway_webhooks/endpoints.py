@@ -113,7 +113,6 @@ class EndpointService:
         return money_types(self._runtime)
 
     def missing_money_types(self, event_types: Sequence[str] | None) -> list[str]:
-        """Return the types that report moved money and are not in the choice."""
         return [] if event_types is None else [kind for kind in self.money_types if kind not in event_types]
 
     def _known_types(self, event_types: Sequence[str] | None) -> list[str] | None:
@@ -248,7 +247,6 @@ class EndpointService:
         return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
     async def _change(self, caller: Caller, values: dict[Any, Any]) -> dict[str, Any]:
-        """Change the endpoint; returns its id and url. Raises NotFound."""
         changed: list[dict[str, Any]] = await self._db.run(
             EndpointRow.update(values)
             .where(*active_of(caller.merchant_id, caller.env))

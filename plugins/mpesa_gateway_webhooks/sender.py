@@ -114,7 +114,6 @@ class DeliverySender:
         await self.egress.stop()
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim due, unleased deliveries and send them concurrently; returns their number."""
         tasks = await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context()))
         try:
             if tasks:
@@ -142,10 +141,7 @@ class DeliverySender:
         except Exception as problem:  # noqa: BLE001 - the sweep enqueues them later
             log.warning("due_deliveries_not_enqueued", exception=trace(problem))
 
-    # -- claiming -------------------------------------------------------------------------------------------------
-
     async def _claim(self, requested: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
-        """Claim the deliveries of several jobs in one round trip; returns each job's tasks."""
         if self._is_stopping:
             return [[] for _ in requested]
         lease = self._lease()
@@ -188,7 +184,6 @@ class DeliverySender:
         return task
 
     async def _refill(self, endpoint_id: str, limit: EndpointLimit) -> None:
-        """Claim more deliveries of an endpoint before it runs out."""
         try:
             lease = self._lease()
             rows = await self._db.fetch(
@@ -202,8 +197,6 @@ class DeliverySender:
         finally:
             limit.is_refilling = False
             self._limits.remove_if_idle(endpoint_id, limit)
-
-    # -- sending --------------------------------------------------------------------------------------------------
 
     async def _deliver_one(self, row: Row, limit: EndpointLimit, lease: _Lease) -> None:
         delivery_id = row["delivery_id"]
