@@ -33,6 +33,7 @@ from mpesa_gateway_payments.api import (
     PaidBy,
     Payments,
     Proof,
+    Receiver,
     Settled,
     StatementMatching,
     TransactionStatus,
@@ -266,8 +267,12 @@ class LineMatching:
             return
         is_answer = result.is_final and not result.timed_out and result.result_code == "0"
         if is_answer and asked["finding"] == "ambiguous" and result.receipt in {None, asked["receipt"]}:
+            state = transaction_state(result.transaction_status)
             if _agrees(asked, result):
                 await self._learn(asked, result)
+            elif state in {"reversed", "partially_reversed"} and _is_of_line(asked, result):
+                receiver = Receiver(asked["env"], asked["shortcode"])
+                await self._statement_matching.record_reversed(receiver, asked["receipt"], state)
             else:
                 log.error("status_answer_of_other_money", line_id=asked["line_id"], says=result.transaction_status)
                 await self._db.execute(
@@ -369,8 +374,10 @@ class LineMatching:
 
 
 def _agrees(line: Row, result: StatusResulted) -> bool:
-    if transaction_state(result.transaction_status) != "completed":
-        return False
+    return transaction_state(result.transaction_status) == "completed" and _is_of_line(line, result)
+
+
+def _is_of_line(line: Row, result: StatusResulted) -> bool:
     if result.amount_text is not None and result.amount != line["amount"]:
         return False
     at = result.finished_at

@@ -6,7 +6,8 @@ from mpesa_gateway.db.named import Named
 KNOWN = """
 SELECT known.transaction_id, announce_at, announced_at, subject_id, conflict_id, amount_cents, occurred_at,
     account_number, payer, payer_digest, known.kind AS money_kind,
-    known.refund_reserved_cents + known.refunded_cents > 0 AS is_refunded, known.first_source,
+    known.refund_reserved_cents + known.refunded_cents > 0 OR known.reversed_outside IS NOT NULL AS is_refunded,
+    known.first_source,
     (SELECT array_agg(source) FROM transaction_witness WHERE transaction_id = known.transaction_id AND detail IS NULL)
         AS witnesses,
     receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
@@ -74,7 +75,7 @@ ANNOUNCE = """
 WITH due AS (
     SELECT transaction_id FROM transaction
     WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
-        AND direction = 'in' AND refunded_cents = 0
+        AND direction = 'in' AND refunded_cents = 0 AND reversed_outside IS NULL
     ORDER BY env, receipt FOR UPDATE
 )
 UPDATE transaction SET announce_at = NULL, announced_at = $2

@@ -232,6 +232,10 @@ def _require_refundable(row: Row, merchant_id: str) -> None:
         raise Conflict(f"this transaction pays {row['subject_id']}: refund that payment, with `payment_id`")
     if row["subject_kind"] == "payment":
         raise Conflict("this transaction pays another merchant's payment, and is refunded by that merchant")
+    if row["reversed_outside"] is not None:
+        raise Conflict(
+            "M-Pesa reports that this money was reversed outside this gateway: check the amount on its portal"
+        )
     if row["amount_cents"] is None:
         raise Conflict("M-Pesa has reported no readable amount of this transaction: check it on M-Pesa's portal")
 

@@ -32,6 +32,7 @@ class TransactionRow(Table, tablename="transaction"):
     category = Text(default="other")
     refund_reserved_cents = BigInt(default=0)
     refunded_cents = BigInt(default=0)
+    reversed_outside = Text(null=True, default=None)
 
 
 class WitnessRow(Table, tablename="transaction_witness"):
@@ -120,7 +121,7 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
 -- decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
-        AND known.refund_reserved_cents + known.refunded_cents = 0
+        AND known.refund_reserved_cents + known.refunded_cents = 0 AND known.reversed_outside IS NULL
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
             OR known.conflict_id = excluded.subject_id)
         AND (known.announced_at IS NULL OR excluded.announced_at IS NOT NULL))
