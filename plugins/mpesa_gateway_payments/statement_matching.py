@@ -1,7 +1,7 @@
 """Rows that evidence is judged against, and writes of the verdicts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from mpesa_gateway.clock import Clock
@@ -33,6 +33,7 @@ from mpesa_gateway_payments.verdicts import (
     Mismatch,
     NeedsQuery,
     NotAssignable,
+    NotFound,
     PaidBy,
     Payment,
     Rules,
@@ -51,7 +52,7 @@ _TEXTS = {Source.STATEMENT: "found on M-Pesa's statement", Source.C2B: "confirme
 _Group = tuple[str, str, int]
 """Env, receiver and amount."""
 
-_Outgoing = tuple[str, str, str]
+_Receipt = tuple[str, str, str]
 """Env, receiver and receipt."""
 
 
@@ -62,14 +63,25 @@ class _Facts:
     named: dict[str, Payment] = field(default_factory=dict[str, Payment])
     candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
     unallocated: dict[_Group, list[Transaction]] = field(default_factory=dict[_Group, list[Transaction]])
-    outgoing: dict[_Outgoing, Transaction] = field(default_factory=dict[_Outgoing, Transaction])
+    outgoing: dict[_Receipt, Transaction] = field(default_factory=dict[_Receipt, Transaction])
+    allocated: set[_Receipt] = field(default_factory=set[_Receipt])
+    references: dict[_Receipt, str] = field(default_factory=dict[_Receipt, str])
     cut: set[_Group] = field(default_factory=set[_Group])
 
     def judge(self, report: Evidence, rules: Rules) -> Verdict:
-        return matching.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
+        verdict = matching.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
+        is_by_rule = isinstance(verdict, PaidBy) and verdict.by == "rule"
+        # Money of another subject is a witness only.
+        return NotFound() if is_by_rule and _receipt_of(report) in self.allocated else verdict
 
     def whole(self, report: Evidence) -> Evidence:
-        """Incomplete if the limit on candidates was reached."""
+        """Incomplete if the limit on candidates was reached.
+
+        Status answers never show the reference: M-Pesa's other report of the receipt does.
+        """
+        key = _receipt_of(report)
+        if report.source is Source.STATUS_QUERY and key in self.references:
+            report = replace(report, reference=self.references[key])
         return with_part_of_statement(report) if _group(report) in self.cut else report
 
     def payments(self, report: Evidence) -> list[Payment]:
@@ -87,9 +99,8 @@ class _Facts:
     def transactions(self, report: Evidence) -> list[Transaction]:
         group = _group(report)
         found = [] if group is None else list(self.unallocated.get(group, ()))
-        if report.receiver is None or report.receipt is None:
-            return found
-        own = self.outgoing.get((report.receiver.env, report.receiver.number, report.receipt))
+        key = _receipt_of(report)
+        own = None if key is None else self.outgoing.get(key)
         return found if own is None else [*found, own]
 
     def replace(self, payment: Payment) -> None:
@@ -176,8 +187,8 @@ class PaymentStatementMatching:
             return Settled("not_found")
         await lock()
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
-        known = await self._db.fetch(statement_matching_sql.OUTGOING, receiver.env, [report.receipt])
-        if any(one["number"] == receiver.number for one in known):
+        known = await self._db.fetch(statement_matching_sql.KNOWN_RECEIPTS, receiver.env, [report.receipt])
+        if any(one["number"] == receiver.number and one["pays_nothing"] for one in known):
             # A refund of ours.
             return settled
         is_whole = returned == row["amount"]
@@ -246,9 +257,14 @@ class PaymentStatementMatching:
         receipts = sorted({report.receipt for report in reports if report.receipt})
         references = sorted({key for report in reports if (key := (normalised(report.reference) or "").upper())})
         self._note(facts, await self._db.fetch(statement_matching_sql.NAMED, env, receipts, references))
-        for row in await self._db.fetch(statement_matching_sql.OUTGOING, env, receipts):
-            one = Transaction(receipt=row["receipt"], direction=Direction.OUT)
-            facts.outgoing[env, row["number"], one.receipt] = one
+        for row in await self._db.fetch(statement_matching_sql.KNOWN_RECEIPTS, env, receipts):
+            key = env, row["number"], row["receipt"]
+            if row["pays_nothing"]:
+                facts.outgoing[key] = Transaction(receipt=row["receipt"], direction=Direction.OUT)
+            if row["is_allocated"]:
+                facts.allocated.add(key)
+            if row["reference"] is not None:
+                facts.references[key] = row["reference"]
 
     async def _fetch_candidates(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
         wanted = self._wanted(reports)
@@ -310,6 +326,12 @@ def _group(report: Evidence) -> _Group | None:
     if report.receiver is None or not isinstance(report.amount, Kes):
         return None
     return report.receiver.env, report.receiver.number, int(report.amount)
+
+
+def _receipt_of(report: Evidence) -> _Receipt | None:
+    if report.receiver is None or report.receipt is None:
+        return None
+    return report.receiver.env, report.receiver.number, report.receipt
 
 
 def _unsettled(verdict: Verdict) -> Settled:

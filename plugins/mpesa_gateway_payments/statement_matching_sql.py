@@ -84,14 +84,19 @@ ORDER BY payment_id LIMIT 1
 """
 
 # raw SQL: join
-OUTGOING = """
-SELECT receipt, number FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[]) AND NOT is_part
-UNION
-SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
+KNOWN_RECEIPTS = """
+SELECT receipt, number, true AS pays_nothing, false AS is_allocated, NULL AS reference FROM outgoing_receipt
+WHERE env = $1 AND receipt = ANY($2::text[]) AND NOT is_part
+UNION ALL
+SELECT receipt, number, true, false, NULL FROM transaction JOIN receiver USING (receiver_id)
 WHERE transaction.env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
-UNION
-SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
+UNION ALL
+SELECT receipt, number, refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL,
+    COALESCE(subject_kind <> 'payment', false), account_number
+FROM transaction JOIN receiver USING (receiver_id)
 WHERE transaction.env = $1 AND direction = 'in' AND receipt = ANY($2::text[])
-    AND (refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL)
 """
-"""Receipts that pay for nothing at a receiver: reversed as a whole, of our refunds, or refunded without a payment."""
+"""What is known of receipts at their receivers.
+
+``pays_nothing``: reversed as a whole, of our refunds, or refunded without a payment.
+"""

@@ -7,18 +7,21 @@ SELECT found.* FROM (
     LIMIT cardinality($2)
 ) AS wanted CROSS JOIN LATERAL (
     SELECT receipt, receiver.env, receiver.number AS shortcode, transaction.kind, account_number AS reference,
-        COALESCE(note.payer, transaction.payer) AS phone, wanted.value AS amount,
-        note.amount_text, note.moments, note.is_timed, note.is_of_till, note.is_to_us, note.answered_at
-    FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id)
+        COALESCE(note.payer, payer_digest, transaction.payer) AS phone, wanted.value AS amount,
+        COALESCE(amount_text, wanted.value::text) AS amount_text, COALESCE(moments, ARRAY[occurred_at]) AS moments,
+        COALESCE(is_timed, true) AS is_timed, COALESCE(is_of_till, false) AS is_of_till, is_to_us, answered_at
+    FROM transaction JOIN receiver USING (receiver_id)
+        LEFT JOIN statement_note AS note ON note.transaction_id = transaction.transaction_id
+            AND note.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
     WHERE receiver.env = $1 AND receiver.number = wanted.number AND amount_cents = wanted.value * 100::bigint
         AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
         AND transaction.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
-        AND note.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
-        AND note.created_at >= wanted.since AND note.set_aside_at IS NULL
-    ORDER BY note.created_at DESC LIMIT 1000
+        AND COALESCE(note.created_at, occurred_at + interval '2 minutes') >= wanted.since AND set_aside_at IS NULL
+        AND (note.transaction_id IS NOT NULL OR first_source <> 'status' OR account_number IS NOT NULL)
+    ORDER BY transaction.transaction_id DESC LIMIT 1000
 ) AS found
 """
-"""Unallocated money on these receivers' statements, of all merchants, except money known from status answers only.
+"""Unallocated money of these receivers, of all merchants, except money known from status answers only.
 
 A statement shows the last 48 hours, so a note is written at most that long after its transaction. The bound is stated
 for both tables: Postgres infers only equal columns.
