@@ -258,13 +258,13 @@ class PaymentStatementMatching:
         references = sorted({key for report in reports if (key := (normalised(report.reference) or "").upper())})
         self._note(facts, await self._db.fetch(statement_matching_sql.NAMED, env, receipts, references))
         for row in await self._db.fetch(statement_matching_sql.KNOWN_RECEIPTS, env, receipts):
-            key = env, row["number"], row["receipt"]
+            place = env, row["number"], row["receipt"]
             if row["pays_nothing"]:
-                facts.outgoing[key] = Transaction(receipt=row["receipt"], direction=Direction.OUT)
+                facts.outgoing[place] = Transaction(receipt=row["receipt"], direction=Direction.OUT)
             if row["is_allocated"]:
-                facts.allocated.add(key)
+                facts.allocated.add(place)
             if row["reference"] is not None:
-                facts.references[key] = row["reference"]
+                facts.references[place] = row["reference"]
 
     async def _fetch_candidates(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
         wanted = self._wanted(reports)
