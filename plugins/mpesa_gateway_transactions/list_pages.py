@@ -15,6 +15,7 @@ from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.local_time import UNTIL, parse_local
 from mpesa_gateway.ops_contract import PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway_transactions.money_kinds import MoneyKind
 from mpesa_gateway_transactions.operator_service import (
     OPERATORS_EXPORTED,
     SEALED,
@@ -23,7 +24,6 @@ from mpesa_gateway_transactions.operator_service import (
     audited,
     owner_of,
 )
-from mpesa_gateway_transactions.schemas import MoneyKind
 
 LIST = "transactions"
 _A_PAGE = 50
