@@ -28,9 +28,3 @@ def crossed(
     """Return the new state, or None if it is the former one."""
     former, new = state_of(received_cents, expected_cents), state_of(now_received, now_expected)
     return None if new == former else new
-
-
-def as_text(cents: int) -> str:
-    """Return cents in the API's form: ``"500.00"``."""
-    sign, (shillings, rest) = "-" if cents < 0 else "", divmod(abs(cents), 100)
-    return f"{sign}{shillings}.{rest:02}"
