@@ -29,7 +29,7 @@ from mpesa_gateway_payments.views import EXPORTED, exported
 OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
 """The columns of the operators' CSV file."""
 
-REVIEWED = "payment.looked_after"
+REVIEWED = "payment.reviewed"
 _MOST_CHECKS = 50
 """Status queries shown for a payment."""
 
@@ -172,7 +172,7 @@ class PaymentOperatorService:
         now = self._clock.now()
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(
-                PaymentRow.update({PaymentRow.looked_after_at: now, PaymentRow.updated_at: now})
+                PaymentRow.update({PaymentRow.reviewed_at: now, PaymentRow.updated_at: now})
                 .where(PaymentRow.payment_id == payment_id, WhereRaw(tables.NEEDS_REVIEW))
                 .returning(PaymentRow.merchant_id, PaymentRow.env, PaymentRow.mismatch, PaymentRow.reversed_outside)
             )
@@ -180,7 +180,7 @@ class PaymentOperatorService:
                 await self.get(payment_id)
                 raise Conflict("this payment does not need review")
             (row,) = rows
-            await self._transitions.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
+            await self._transitions.step(payment_id, now, "reviewed", Cause.OPERATOR, None, reason)
             await self._audit.record(
                 REVIEWED,
                 merchant_id=row["merchant_id"],
@@ -199,7 +199,7 @@ def audited(filters: OperatorPaymentFilters) -> dict[str, str]:
 
 def needs_review(row: Row) -> bool:
     """True if reported money is not accounted for and no operator has reviewed it."""
-    if row["looked_after_at"] is None and row["reversed_outside"] is not None:
+    if row["reviewed_at"] is None and row["reversed_outside"] is not None:
         return True
     is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
     # Paid with other money than reported: the payer may have paid twice.
@@ -208,4 +208,4 @@ def needs_review(row: Row) -> bool:
     is_other_amount = row["mismatch"] == "amount" and not is_settled
     is_later = row["mismatch"] == "receipt" or row["is_mismatch_of_paid"]
     is_uncounted = is_open or is_later or is_other or is_other_amount
-    return row["mismatch"] is not None and row["looked_after_at"] is None and is_uncounted
+    return row["mismatch"] is not None and row["reviewed_at"] is None and is_uncounted

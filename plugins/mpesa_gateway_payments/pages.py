@@ -220,11 +220,11 @@ _STEP_TEXTS = {
     "reversed": "Refunded in full",
     "partially_reversed": "Refunded in part",
     "reversal_seen": "M-Pesa reports a partial reversal",
-    "looked_after": "Marked as resolved",
+    "reviewed": "Marked as resolved",
 }
 
 
-_STATES = {"looked_after": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
+_STATES = {"reviewed": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
 """States with another name than their step."""
 
 _PUSHED = frozenset({"sent", "unknown", "refused"})
@@ -256,8 +256,8 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     about = [payment_id, *(check.check_id for check in checks)]
     moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
     steps = await service.steps(payment_id)
-    reviewer = await service.reviewer_of(payment_id) if any(step.kind == "looked_after" for step in steps) else ""
-    actors = {"requested": row["requested_by"] or "", "looked_after": reviewer}
+    reviewer = await service.reviewer_of(payment_id) if any(step.kind == "reviewed" for step in steps) else ""
+    actors = {"requested": row["requested_by"] or "", "reviewed": reviewer}
     moments += [
         TimelineEntry(
             at=step.at,

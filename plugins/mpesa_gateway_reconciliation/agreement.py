@@ -22,7 +22,7 @@ STATEMENT_SUMS = """
 WITH line AS (
     SELECT number, kind, subject_kind, amount_cents,
         CASE WHEN note.transaction_id IS NULL THEN amount_cents ELSE note.amount * 100::bigint END AS shown_cents,
-        subject_kind IS NULL AND set_aside_at IS NOT NULL AS is_dismissed,
+        subject_kind IS NULL AND dismissed_at IS NOT NULL AS is_dismissed,
         CASE WHEN subject_kind IS NOT NULL OR first_source <> 'pull' THEN true ELSE is_to_us END AS is_incoming
     FROM (SELECT DISTINCT number, transaction_id FROM unnest($1::uuid[], $2::int[]) AS run (run_id, number)
             JOIN reconciliation_line USING (run_id)) AS listed

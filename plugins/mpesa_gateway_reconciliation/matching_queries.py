@@ -14,7 +14,7 @@ SELECT found.* FROM (
         AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
         AND transaction.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
         AND note.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
-        AND note.created_at >= wanted.since AND note.set_aside_at IS NULL
+        AND note.created_at >= wanted.since AND note.dismissed_at IS NULL
     ORDER BY note.created_at DESC LIMIT 1000
 ) AS found
 """
@@ -34,7 +34,7 @@ ORDER BY transaction_id DESC LIMIT 5
 STORE_FINDINGS = """
 WITH open AS (
     SELECT transaction_id FROM statement_note
-    WHERE transaction_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL
+    WHERE transaction_id = ANY($1::uuid[]) AND payment_id IS NULL AND dismissed_at IS NULL
     ORDER BY transaction_id FOR UPDATE
 ), found AS (
     UPDATE statement_note SET finding = $2 FROM open WHERE statement_note.transaction_id = open.transaction_id
@@ -70,7 +70,7 @@ RETURNING transaction_id
 
 # raw SQL: lock
 LOCK_NOTE = """
-SELECT payment_id, set_aside_at, direction, subject_kind FROM transaction JOIN statement_note USING (transaction_id)
+SELECT payment_id, dismissed_at, direction, subject_kind FROM transaction JOIN statement_note USING (transaction_id)
 WHERE transaction_id = $1 FOR UPDATE
 """
 """Locks the transaction before its note."""
@@ -78,7 +78,7 @@ WHERE transaction_id = $1 FOR UPDATE
 # raw SQL: array
 OPEN_LIKE = """
 SELECT * FROM noted_line
-WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
+WHERE finding = 'ambiguous' AND dismissed_at IS NULL AND line_id = ANY (ARRAY(
     SELECT $4::uuid UNION ALL (
         SELECT transaction_id FROM transaction JOIN receiver USING (receiver_id)
             JOIN statement_note AS note USING (transaction_id)
@@ -87,7 +87,7 @@ WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
             AND transaction.transaction_id >= id_least('txn', $6::timestamptz - interval '48 hours')
             AND note.transaction_id >= id_least('txn', $6::timestamptz - interval '48 hours')
             AND note.merchant_id = $5 AND asked_at IS NOT NULL
-            AND finding = 'ambiguous' AND set_aside_at IS NULL
+            AND finding = 'ambiguous' AND dismissed_at IS NULL
         ORDER BY note.created_at DESC LIMIT 100)))
 ORDER BY line_id
 """

@@ -105,8 +105,8 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
         assert "2 dismissed lines, KES 300" in front
     row = await ops_site.gateway.db.fetchrow("SELECT * FROM noted_line WHERE line_id = $1", line_id)
     assert row is not None
-    assert row["set_aside_by"].startswith("person:per_")
-    entries = (await ops_site.gateway.audit.page(10, None, "statement_line.set_aside", None)).rows
+    assert row["dismissed_by"].startswith("person:per_")
+    entries = (await ops_site.gateway.audit.page(10, None, "statement_line.dismissed", None)).rows
     assert [(entry.subject_id, entry.detail["finding"]) for entry in entries] == [(line_id, "not_found")]
 
 
