@@ -90,8 +90,14 @@ class Layout:
     def _framed(
         self, connection: Connection, session: Session, template: str, own: Mapping[str, Any], status: int
     ) -> Response[str]:
-        visitor, env = session.visitor(session.chosen), env_of(connection)
-        visit = PageRequest(gateway=self._runtime, visitor=visitor, values={}, env=env)
+        within = None if session.host_role else session.chosen
+        visit = PageRequest(
+            gateway=self._runtime,
+            visitor=session.visitor(within),
+            values={},
+            env=env_of(connection),
+            merchant_id=within,
+        )
         values = self._values(connection, session, visit, None)
         text = self._templates.get_template(template).render(values | dict(own))
         return templating.answer(_as_seen(visit, text), status=status)
@@ -116,7 +122,8 @@ class Layout:
     ) -> dict[str, Any]:
         root, now = templating.root(connection), self._runtime.clock.now()
         visitor = visit.visitor
-        menu = [(entry, other) for entry, other in self._registry.menu if visitor.may(other.needs)]
+        reached = session.visitor(session.chosen)
+        menu = [(entry, other) for entry, other in self._registry.menu if reached.may(other.needs)]
 
         def url(path: str = "") -> str:
             return f"{root}ops/{quote(path, safe='/?&=:~%#')}" if path else f"{root}ops"

@@ -49,7 +49,10 @@ class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
 
 
 class PaymentOperatorService:
-    """Lists payments for operators and performs their actions."""
+    """Lists payments for operators and performs their actions.
+
+    ``within`` limits a list to a member's merchant, whatever the filters; the host's people have None.
+    """
 
     def __init__(
         self,
@@ -85,17 +88,21 @@ class PaymentOperatorService:
             raise InvalidFields.field_error("payer", "search for the number again") from None
 
     async def page(
-        self, env: Env, filters: OperatorPaymentFilters, limit: int, *, sees_numbers: bool
+        self, env: Env, filters: OperatorPaymentFilters, limit: int, *, within: str | None, sees_numbers: bool
     ) -> KeysetPage[Row]:
         """Raises InvalidFields. Without ``sees_numbers``, no search finds a part of a phone number."""
-        found = self._conditions(env, filters, sees_numbers=sees_numbers)
+        found = self._conditions(env, filters, within=within, sees_numbers=sees_numbers)
         return await PAYMENTS.page(self._db, found, filters.cursor, limit)
 
-    async def total(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> Total:
-        return await PAYMENTS.total(self._db, self._conditions(env, filters, sees_numbers=sees_numbers))
+    async def total(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None, sees_numbers: bool
+    ) -> Total:
+        return await PAYMENTS.total(self._db, self._conditions(env, filters, within=within, sees_numbers=sees_numbers))
 
-    async def count_newer(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> int:
-        found = self._conditions(env, filters, sees_numbers=sees_numbers)
+    async def count_newer(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None, sees_numbers: bool
+    ) -> int:
+        found = self._conditions(env, filters, within=within, sees_numbers=sees_numbers)
         return await PAYMENTS.count_newer(self._db, found, filters.cursor)
 
     async def count_needing_review(self, env: Env, merchant_id: str | None = None) -> int:
@@ -103,11 +110,13 @@ class PaymentOperatorService:
             return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW_OF, [env], merchant_id))
 
-    def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+    def export(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None
+    ) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
         return PAYMENTS.export(
             self._db,
-            self._conditions(env, filters, sees_numbers=True),
+            self._conditions(env, filters, within=within, sees_numbers=True),
             lambda row: (*exported(row), row["merchant_id"]),
         )
 
@@ -118,8 +127,10 @@ class PaymentOperatorService:
             values["phone"] = str(payer)
         return PaymentFilters(**values)
 
-    def _conditions(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> Conditions:
-        found = conditions(filters.merchant, env, self._plain(filters), sees_numbers=sees_numbers)
+    def _conditions(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None, sees_numbers: bool
+    ) -> Conditions:
+        found = conditions(within or filters.merchant, env, self._plain(filters), sees_numbers=sees_numbers)
         if filters.held:
             found.add(tables.NEEDS_REVIEW)
         return found
