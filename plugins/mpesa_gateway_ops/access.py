@@ -159,7 +159,6 @@ Form = dict[str, list[str]]
 
 
 async def read_checked_form(request: Request[Any, Any, Any]) -> Form:
-    """Return a form's fields. Raises CrossSiteRequest without the session's token."""
     fields = await read_form(request)
     if not session_of(request).has_form_token(first(fields, "form_token")):
         raise CrossSiteRequest("this form belongs to another session: open the page again")

@@ -187,8 +187,6 @@ async def resolve(visit: PageRequest) -> Redirect:
     return Redirect(f"payments/{payment_id}", "Marked as resolved.")
 
 
-# -- parts of other pages ---------------------------------------------------------------------------------------------
-
 _CAUSES = {
     "merchant": "by the merchant",
     "ack": "M-Pesa's answer",

@@ -83,9 +83,6 @@ def _decision(one: Mapping[str, Any]) -> TimelineEntry:
     )
 
 
-# -- allocation -------------------------------------------------------------------------------------------------------
-
-
 class _AllocateQuery(msgspec.Struct, frozen=True, kw_only=True):
     payment_id: str = ""
 

@@ -25,7 +25,6 @@ from mpesa_gateway_transactions.list_pages import LIST
 from mpesa_gateway_transactions.operator_service import TransactionOperatorService
 
 _PATH = "transactions/contradictions"
-_MENU = Menu("Transactions", 15, "Money", "t")
 _ONE = f"{LIST}/{{transaction_id}}"
 
 
