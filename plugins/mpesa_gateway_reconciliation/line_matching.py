@@ -48,9 +48,16 @@ from mpesa_gateway_payments.api import (
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import matching_queries, tables
 from mpesa_gateway_reconciliation.errors import LineSettled
-from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
+from mpesa_gateway_reconciliation.line_evidence import (
+    answered_transaction,
+    evidence_of,
+    is_of_unknown_direction,
+    named_receipts,
+    zone_of,
+)
 from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
 from mpesa_gateway_reconciliation.tables import NoteRow
+from mpesa_gateway_transactions.api import Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +100,7 @@ class LineMatching:
         credentials: Credentials,
         payments: Payments,
         statement_matching: StatementMatching,
+        transactions: Transactions,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -103,6 +111,7 @@ class LineMatching:
         self._credentials = credentials
         self._payments = payments
         self._statement_matching = statement_matching
+        self._transactions = transactions
 
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
         """Return the time zone that the shortcode's latest matched lines prove."""
@@ -289,6 +298,8 @@ class LineMatching:
             result.received_at,
             None if direction is None else direction is Direction.IN,
         )
+        if direction is Direction.IN and is_of_unknown_direction(line):
+            await self._transactions.defer([answered_transaction(line)])
 
     async def _decide_like(self, asked: Row) -> None:
         """The payer's number may decide similar lines too, if the queried line fits their payments."""

@@ -7,6 +7,9 @@ KNOWN = """
 SELECT known.transaction_id, announce_at, announced_at, subject_id, conflict_id, amount_cents, occurred_at,
     account_number, payer, payer_digest, known.kind AS money_kind,
     known.refund_reserved_cents + known.refunded_cents > 0 OR known.reversed_outside IS NOT NULL AS is_refunded,
+    known.first_source,
+    (SELECT array_agg(source) FROM transaction_witness WHERE transaction_id = known.transaction_id AND detail IS NULL)
+        AS witnesses,
     receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS t(env, number, direction, receipt, place)
     LEFT JOIN transaction AS known ON known.env = t.env AND known.direction = t.direction AND known.receipt = t.receipt
@@ -41,6 +44,13 @@ FIND_ALL = f"{_WITH_RECEIVER} WHERE transaction_id = ANY($1::uuid[]) ORDER BY tr
 
 OF_RECEIPT = f"""
 {_WITH_RECEIVER} WHERE transaction.env = $1 AND direction IN ('in', 'out') AND receipt = $2 ORDER BY direction LIMIT 1
+"""
+
+# raw SQL: expression
+SHOWN_IN = """
+SELECT subject_id, kind, first_source || ARRAY(SELECT source FROM transaction_witness AS witness
+    WHERE witness.transaction_id = transaction.transaction_id AND detail IS NULL) AS sources
+FROM transaction WHERE env = $1 AND direction = 'in' AND receipt = $2
 """
 
 LOCK = f"{FIND} FOR UPDATE OF transaction"
