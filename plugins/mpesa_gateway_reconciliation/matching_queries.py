@@ -40,7 +40,7 @@ WITH open AS (
     UPDATE statement_note SET finding = $2 FROM open WHERE statement_note.transaction_id = open.transaction_id
 )
 UPDATE reconciliation_line AS line SET finding = CASE
-    WHEN (SELECT money.subject_id IS NOT NULL AND money.merchant_id = run.merchant_id
+    WHEN (SELECT money.is_settled AND money.merchant_id = run.merchant_id
         FROM transaction AS money, reconciliation_run AS run
         WHERE money.transaction_id = line.transaction_id AND run.run_id = line.run_id) THEN 'already_known'
     WHEN transaction_id IN (SELECT transaction_id FROM open) THEN $2
@@ -53,7 +53,7 @@ WHERE run_id = $3 AND transaction_id = ANY($1::uuid[])
 # raw SQL: expression
 STORE_RUN_FINDING = """
 UPDATE reconciliation_line AS line SET finding = CASE
-    WHEN $3 IN ('not_found', 'ambiguous') AND money.subject_id IS NOT NULL AND money.merchant_id = run.merchant_id
+    WHEN $3 IN ('not_found', 'ambiguous') AND money.is_settled AND money.merchant_id = run.merchant_id
     THEN 'already_known' ELSE $3 END
 FROM transaction AS money, reconciliation_run AS run
 WHERE line.run_id = $1 AND line.transaction_id = $2 AND money.transaction_id = $2 AND run.run_id = $1

@@ -226,7 +226,7 @@ def lines_of(run: Found, finding: str | None) -> Conditions:
 # raw SQL: array
 NOTES_OF_CASE = """
 SELECT *, EXISTS (SELECT 1 FROM transaction AS money
-    WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL) AS is_allocated
+    WHERE money.transaction_id = statement_note.transaction_id AND is_settled) AS is_allocated
 FROM statement_note WHERE transaction_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[])
 FOR UPDATE NOWAIT
 """
@@ -247,8 +247,8 @@ FORGET_NOTES = """
 DELETE FROM statement_note WHERE transaction_id IN (
     SELECT transaction_id FROM statement_note WHERE transaction_id < $1
         AND (finding IN ('already_known', 'recovered', 'not_found') OR dismissed_at IS NOT NULL
-            OR (finding = 'ambiguous' AND (SELECT subject_id FROM transaction AS money
-                WHERE money.transaction_id = statement_note.transaction_id) IS NOT NULL))
+            OR (finding = 'ambiguous' AND (SELECT is_settled FROM transaction AS money
+                WHERE money.transaction_id = statement_note.transaction_id)))
         AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.transaction_id = statement_note.transaction_id)
     ORDER BY transaction_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
@@ -309,7 +309,7 @@ WHERE transaction_id IN (
     WHERE transaction_id IN (SELECT transaction_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
         AND finding = 'not_found' AND dismissed_at IS NULL AND NOT EXISTS (
             SELECT 1 FROM transaction AS money
-            WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL)
+            WHERE money.transaction_id = statement_note.transaction_id AND is_settled)
     ORDER BY transaction_id FOR UPDATE
 ) RETURNING transaction_id
 """

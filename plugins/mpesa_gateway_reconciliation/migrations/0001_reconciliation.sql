@@ -99,14 +99,14 @@ CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding
 -- A note is deleted when no run has its line any more.
 CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction_id);
 
--- Lines with a note, for runs, pages and the judge. finding is the note's. is_known: the money has a subject, whichever
--- report found it and when, so no line of it needs review. A mismatched line of its own subject is a contradiction.
+-- Lines with a note, for runs, pages and the judge. finding is the note's. is_known: the money has a subject or was returned
+-- in full, whichever report found it and when, so no line of it needs review. A mismatched line of its own subject is a contradiction.
 CREATE VIEW noted_line AS
 SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments,
     moments[1] AS paid_at, amount, amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
     payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, dismissed_at,
     dismissed_by, dismissal_reason,
-    subject_id IS NOT NULL AND (finding <> 'mismatched' OR subject_id <> payment_id) AS is_known
+    is_settled AND (finding <> 'mismatched' OR subject_id IS DISTINCT FROM payment_id) AS is_known
 FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id);
 
 -- All lines: those of transactions without a note have the facts of their first report. Lines of money that has a
@@ -129,5 +129,5 @@ SELECT transaction_id AS line_id,
     CASE WHEN note.env IS NULL THEN occurred_at ELSE settled_at END AS settled_at, dismissed_at, dismissed_by,
     dismissal_reason
 FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id)
-    CROSS JOIN LATERAL (SELECT subject_id IS NOT NULL
-        AND (finding IS DISTINCT FROM 'mismatched' OR subject_id <> payment_id) AS is_known) AS allocated;
+    CROSS JOIN LATERAL (SELECT is_settled
+        AND (finding IS DISTINCT FROM 'mismatched' OR subject_id IS DISTINCT FROM payment_id) AS is_known) AS allocated;
