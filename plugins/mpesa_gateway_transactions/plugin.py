@@ -9,7 +9,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions import COMMANDS
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, OpenMoney, RefundableTransactions, Transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -60,6 +60,7 @@ plugin = Plugin(
         provide(ManualAllocation),
         provide(TransactionService),
         provide(TransactionOperatorService),
+        (OpenMoney, lambda gateway: gateway.port(TransactionOperatorService)),
         provide(AnnouncementSweep),
         provide(TransactionRefunds, RefundableTransactions),
         provide(ContradictionReview),
