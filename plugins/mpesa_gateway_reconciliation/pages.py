@@ -162,6 +162,7 @@ async def line(visit: PageRequest) -> Rendered:
             "runs": await service.runs_of(row["line_id"]),
             "candidates": await service.candidates(row) if is_open else (),
             "is_open": is_open,
+            "dismissed_by": await visit.name_of(row["dismissed_by"] or ""),
             "can_dismiss": row["dismissed_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
             "fields": {"reason": visit.text("reason")},
         },
