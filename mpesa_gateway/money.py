@@ -69,3 +69,15 @@ class Kes(int):
 
     def __repr__(self) -> str:
         return f"Kes({int(self)})"
+
+
+def cents_text(cents: int) -> str:
+    """Return cents in the API's format: ``"500.05"``."""
+    shillings, rest = divmod(abs(cents), 100)
+    return f"{'-' if cents < 0 else ''}{shillings}.{rest:02}"
+
+
+def payable(cents: int | None) -> Kes | None:
+    """Return whole KES that a payment can ask for; None for another amount."""
+    shillings, rest = divmod(cents or 0, 100)
+    return Kes(shillings) if rest == 0 and MINIMUM <= shillings <= MAXIMUM else None

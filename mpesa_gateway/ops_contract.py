@@ -150,6 +150,8 @@ class PageRequest:
         if self.merchant_id is not None and not self.values and "merchant" not in kind.__struct_fields__:
             raise TypeError(f"{kind.__name__} has no filter `merchant`: this page cannot be limited to a merchant")
         query, checks = dict(self.query), FieldChecks()
+        if self.merchant_id is not None and "merchant" in kind.__struct_fields__:
+            query["merchant"] = [self.merchant_id]
         for each in msgspec.structs.fields(kind):
             texts = query.get(each.encode_name, ())
             if is_moment(each.type) and len(texts) == 1 and texts[0]:

@@ -16,7 +16,8 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "initiator",
         "message": "refunds and status queries are off: mpesa.initiator is not stored",
-        "fix": "PUT /v1/merchant/providers, with mpesa.initiator and mpesa.initiator_password",
+        "fix": "store the credentials again at /ops/credentials/mer_01jdk3v8rc4x9m2q7ztbn5wgae/edit?env=sandbox, or "
+        "with PUT /v1/merchant/providers, with mpesa.initiator and mpesa.initiator_password",
     }
 
     name: str

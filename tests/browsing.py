@@ -240,7 +240,11 @@ async def set_up_factor(browser: Browser) -> list[str]:
 
 
 def _page(response: niquests.Response) -> Page:
-    return Page(response.status_code or 0, str(response.url), response.headers, response.text or "")
+    """Return the page. Raises AssertionError for one that shows a person's id where their name belongs."""
+    page = Page(response.status_code or 0, str(response.url), response.headers, response.text or "")
+    if "html" in (response.headers.get("content-type") or ""):
+        assert "person:per_" not in page.words, f"{page.url}: {page.words}"
+    return page
 
 
 @asynccontextmanager

@@ -83,7 +83,7 @@ class Collisions:
             self.refund_resolution,
             self.pull,
             self.assign,
-            self.set_aside,
+            self.dismiss,
             self.webhook_secret,
             self.webhook_address,
             self.webhook_replay,
@@ -247,17 +247,17 @@ class Collisions:
             path = f"/v1/payments/mpesa/statement-lines/{found}/assign"
             await self._ask("POST", path, {"payment_id": self._made["id"]})
 
-    async def set_aside(self) -> None:
+    async def dismiss(self) -> None:
         """An operator closes a line, or all lines of a run."""
-        desk = self._services.get(ReconciliationOperatorService)
+        operators = self._services.get(ReconciliationOperatorService)
         if self._chance.random() < 0.5:
             found = await self._one(self._LOOSE)
             if found is not None:
-                await desk.dismiss(found, "seen to", actor="a person")
+                await operators.dismiss(found, "seen to", actor="a person")
             return
         run = await self._one("SELECT run_id FROM reconciliation_run ORDER BY run_id DESC LIMIT 2")
         if run is not None:
-            await desk.dismiss_all(run, "seen to", actor="a person")
+            await operators.dismiss_all(run, "seen to", actor="a person")
 
     # -- webhooks --------------------------------------------------------------------------------------------------
 

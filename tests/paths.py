@@ -103,8 +103,8 @@ class Paths:
         """A payment with a mismatched amount is closed by an operator."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
-        desk = self.harness.gateway.services.get(PaymentOperatorService)
-        await desk.resolve(made["id"], "seen to", actor="a person")
+        operators = self.harness.gateway.services.get(PaymentOperatorService)
+        await operators.resolve(made["id"], "seen to", actor="a person")
 
     async def waiting(self) -> None:
         """A callback arrives before its subject is known, and an operator replays it."""
@@ -206,15 +206,15 @@ class Paths:
         calls = [self.call_back("stk", one["id"], body) for one, body in zip(made, bodies, strict=True)]
         await asyncio.gather(*calls[::-1])
 
-    async def set_aside(self) -> None:
+    async def dismiss(self) -> None:
         """Unmatched lines: an operator closes one, then all of the run."""
         lines = [line(f"LOOSE{number:05}", 77, reference="nothing") for number in range(3)]
         self.daraja.add_answers("pullquery", page(*lines))
         run = (await self.harness.api.call("POST", RUN, {})).data
-        desk = self.harness.gateway.services.get(ReconciliationOperatorService)
+        operators = self.harness.gateway.services.get(ReconciliationOperatorService)
         sql = "SELECT line_id FROM noted_line WHERE receipt = 'LOOSE00001'"
-        await desk.dismiss(await self.harness.gateway.db.fetchval(sql), "seen to", actor="a person")
-        assert await desk.dismiss_all(run["id"], "seen to", actor="a person") == 2
+        await operators.dismiss(await self.harness.gateway.db.fetchval(sql), "seen to", actor="a person")
+        assert await operators.dismiss_all(run["id"], "seen to", actor="a person") == 2
 
     async def read_before_paid(self) -> tuple[dict[str, Any], str]:
         """A statement shows a payment's receipt before its callback; return both, paid, with an unresolved line."""
@@ -430,7 +430,7 @@ class Paths:
         yield self.reported_reversed()
         yield self.ended()
         yield self.batched()
-        yield self.set_aside()
+        yield self.dismiss()
         yield self.undecided()
         yield self.contradicted()
         yield self.allocated()

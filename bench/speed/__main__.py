@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.speed import seed, thin
+from bench.speed.announcements import AnnouncementRounds
 from bench.speed.c2b import C2bContests
 from bench.speed.contests import Contest, Contests, Effort
 from bench.speed.deliveries import DeliveryRounds
@@ -42,6 +43,7 @@ OPERATIONS = (
     "create",
     "callback",
     "c2b",
+    "announcements",
     "read",
     "deliveries",
     "reconciliation",
@@ -120,10 +122,10 @@ class Run:
                 self._print_pages(found["pages"])
             peers = [site.fastapi("fastapi"), site.django("django")] if self._has_peers else []
             made = self._contests(contests, shop, gateway, thin_app, peers, operations)
-            if "c2b" in operations:
+            if {"c2b", "announcements"} & set(operations):
                 c2b = C2bContests(site, shop, self._effort)
                 await c2b.prepare()
-                made += c2b.contests(gateway)
+                made += c2b.contests(gateway) if "c2b" in operations else []
             for contest in made:
                 await contest.play(self._effort.rounds, self._say)
                 found["contests"][contest.name] = contest.summary()
@@ -139,6 +141,10 @@ class Run:
     ) -> None:
         """Run the measurements without peers, as often as there are rounds."""
         rounds = range(self._effort.rounds)
+        if "announcements" in operations:
+            announced = AnnouncementRounds(self._site, shop, gateway, self._effort.seconds)
+            found["announcements"] = await announced.measure(self._effort.rounds)
+            self._print_work("announcements", found["announcements"])
         if "reconciliation" in operations:
             lines = min(LINES, self._payments)
             found["reconciliation"] = [await reconcile(self._site, shop, gateway, lines) for _ in rounds]

@@ -15,7 +15,7 @@ from bench.speed.load import request, write_requests
 from bench.speed.seed import connect, tag
 from bench.speed.site import Contestant, load
 
-_TOKEN = f"s-rcv_{'0' * 26}.{'be' * 16}"
+TOKEN = f"s-rcv_{'0' * 26}.{'be' * 16}"
 """The token of the registered address."""
 
 _ACCOUNTS = 10_000
@@ -48,7 +48,7 @@ class C2bContests(Contests):
         """Store a registered address and account numbers."""
         connection = await connect(self._site.database("gateway"), "mpesa")
         try:
-            await connection.execute(_ADDRESS, self._shop.merchant_id, hashlib.sha256(_TOKEN.encode()).digest())
+            await connection.execute(_ADDRESS, self._shop.merchant_id, hashlib.sha256(TOKEN.encode()).digest())
             stem = f"{time.time_ns() // 1_000_000:012x}{tag('acc')}"
             await connection.execute(_ACCOUNT_NUMBERS, self._shop.merchant_id, stem, _ACCOUNTS)
         finally:
@@ -113,12 +113,17 @@ class C2bContests(Contests):
 
 
 def _posted(kind: str, receipt: str, account_number: str) -> bytes:
-    """Return a request of Safaricom's, with a masked payer as version 2 sends it."""
+    """Return a request of Safaricom's."""
+    return request("POST", f"/v1/cb/{kind}/{TOKEN}", {}, posted_body(kind, receipt, account_number))
+
+
+def posted_body(kind: str, receipt: str, account_number: str, amount: int = 731) -> bytes:
+    """Return the JSON body, with a masked payer as version 2 sends it. ``amount`` is in KES."""
     body = {
         "TransactionType": "Pay Bill",
         "TransID": receipt,
         "TransTime": (datetime.now(UTC) + timedelta(hours=3)).strftime("%Y%m%d%H%M%S"),
-        "TransAmount": "731.00",
+        "TransAmount": f"{amount}.00",
         "BusinessShortCode": "174379",
         "BillRefNumber": account_number,
         "InvoiceNumber": "",
@@ -127,4 +132,4 @@ def _posted(kind: str, receipt: str, account_number: str) -> bytes:
         "MSISDN": "2547 ***** 149",
         "FirstName": "JOHN",
     }
-    return request("POST", f"/v1/cb/{kind}/{_TOKEN}", {}, json.dumps(body).encode())
+    return json.dumps(body).encode()

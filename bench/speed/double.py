@@ -1,7 +1,8 @@
 """A fast Daraja in its own process, which accepts every push at once, and the merchants' servers.
 
 ``/hook`` answers webhooks at once, ``/slow`` after seconds, ``/silent`` never: the worst kind of dead endpoint. A
-statement is stored with ``POST /statement`` and returned in pages of 100. The load generator's maximum is measured on
+statement is stored with ``POST /statement`` and returned in pages of 100. ``/receipts`` returns the time at which each
+receipt of ``transaction.received`` arrived. The load generator's maximum is measured on
 ``/``.
 """
 
@@ -25,6 +26,7 @@ HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 101))
 
 _SLOW = Late(_OK, 8.0)
 _PAGE = 100
+_RECEIPT = re.compile(rb'"receipt":\s*"([A-Z0-9]+)"')
 _OFFSET = re.compile(rb'"OffSetValue":\s*"?([0-9]+)')
 
 
@@ -35,6 +37,7 @@ class Double:
         # Ids must differ between runs on one database.
         self._numbers = itertools.count(time.time_ns())
         self.hooks = 0
+        self.receipts = dict[str, float]()
         self.statement: list[Any] = []
         self._answers: dict[bytes, Callable[[bytes], bytes | Late | None]] = {
             b"POST /mpesa/stkpush/v1/processrequest": self._push,
@@ -44,6 +47,7 @@ class Double:
             b"GET /oauth": lambda _: _TOKEN,
             b"POST /pulltransactions/v1/query": self._page,
             b"POST /statement": self._keep,
+            b"GET /receipts": lambda _: response(json.dumps(self.receipts).encode()),
             b"GET /hooks": lambda _: response(str(self.hooks).encode()),
         }
 
@@ -61,8 +65,10 @@ class Double:
             b'"ResponseDescription": "Success", "CustomerMessage": "Success"}' % (number, number)
         )
 
-    def _hook(self, _: bytes) -> bytes:
+    def _hook(self, body: bytes) -> bytes:
         self.hooks += 1
+        if b'"transaction.received"' in body and (found := _RECEIPT.search(body)):
+            self.receipts.setdefault(found[1].decode(), time.time())
         return _OK
 
     def _keep(self, body: bytes) -> bytes:

@@ -110,7 +110,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         "result_desc": _one("'The service request is processed successfully.'"),
         "outcome_is_final": _one("false", "boolean"),
         "is_mismatch_of_paid": _one("false", "boolean"),
-        "looked_after_at": _one("NULL", "timestamptz"),
+        "reviewed_at": _one("NULL", "timestamptz"),
         "due_at": _one("NULL", "timestamptz"),
         "expires_at": _one(known % "expires_at", "timestamptz"),
         "updated_at": now,

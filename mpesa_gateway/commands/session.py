@@ -9,7 +9,7 @@ import asyncio
 import functools
 import getpass
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,6 +195,16 @@ async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
         seen = f"there are {len(active)} active merchants" if active else "there is no active merchant"
         raise CommandFailed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")
     return active[0]
+
+
+async def names_of_actors(gateway: Gateway, actors: Iterable[str]) -> Mapping[str, str]:
+    """Return the names of the actors that are persons, by actor."""
+    from mpesa_gateway.ops_contract import ActorNames
+
+    wanted, found = list(actors), dict[str, str]()
+    for names in gateway.contributed(ActorNames):
+        found |= await names.read(gateway, wanted)
+    return found
 
 
 def env_of(*, is_live: bool) -> Env:

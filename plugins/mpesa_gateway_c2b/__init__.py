@@ -6,7 +6,7 @@ COMMANDS = (
     CommandEntry(
         "c2b",
         "mpesa_gateway_c2b.commands:c2b",
-        "Register shortcodes for payments that nobody asked for, and show their registration.",
+        "Register shortcodes for payer-initiated payments, and show their registration.",
     ),
     CommandEntry(
         "accounts", "mpesa_gateway_c2b.commands:accounts", "Show account numbers and the money that they have received."

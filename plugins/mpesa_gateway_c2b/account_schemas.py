@@ -12,8 +12,8 @@ from mpesa_gateway.errors import FieldChecks
 from mpesa_gateway.http.field_rules import Rule, checked_by_service
 from mpesa_gateway.http.fields import Amount, Receipt, Yes, id_field, named
 from mpesa_gateway.http.query import ListQuery
-from mpesa_gateway.money import InvalidAmount, Kes
-from mpesa_gateway_c2b.account_states import AccountState, as_text, normalise, state_of
+from mpesa_gateway.money import InvalidAmount, Kes, cents_text
+from mpesa_gateway_c2b.account_states import AccountState, normalise, state_of
 
 AccountId = Annotated[str, id_field("acc")]
 State = Annotated[AccountState, named("AccountState")]
@@ -207,7 +207,7 @@ class OfShortcode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def _text(cents: int | None) -> str | None:
-    return None if cents is None else as_text(cents)
+    return None if cents is None else cents_text(cents)
 
 
 def account_view(row: Row) -> AccountView:
@@ -230,8 +230,8 @@ def _fields(row: Row) -> dict[str, Any]:
         "expected": _text(expected),
         "min": _text(row["min_cents"]),
         "max": _text(row["max_cents"]),
-        "received": as_text(received),
-        "outstanding": None if expected is None else as_text(max(expected - received, 0)),
+        "received": cents_text(received),
+        "outstanding": None if expected is None else cents_text(max(expected - received, 0)),
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
     }
@@ -251,7 +251,7 @@ def _entry(row: Row) -> AccountEntry:
     return AccountEntry(
         type=_TYPES[source[:3]],
         id=source,
-        amount=as_text(row["amount_cents"]),
+        amount=cents_text(row["amount_cents"]),
         receipt=row["receipt"],
         transaction_id=row["transaction_id"],
         at=row["occurred_at"] or row["at"],

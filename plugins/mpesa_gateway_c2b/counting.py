@@ -8,12 +8,12 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.money import Kes
+from mpesa_gateway.money import Kes, cents_text, payable
 from mpesa_gateway_c2b import account_tables
-from mpesa_gateway_c2b.account_states import AccountState, as_cents, as_text, crossed, normalise
+from mpesa_gateway_c2b.account_states import AccountState, as_cents, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
-from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, HELD, PUSH, is_held, is_of_another, requestable
+from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, HELD, PUSH, is_held, is_of_another
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
 from mpesa_gateway_transactions.events import TransactionReversed
@@ -75,7 +75,7 @@ class AccountCounting:
             account_tables.MAY_HAVE,
             [money.receiver_id for _, money, _ in candidates],
             [row["merchant_id"] for row, _, _ in candidates],
-            [requestable(money.amount_cents) for _, money, _ in candidates],
+            [payable(money.amount_cents) for _, money, _ in candidates],
             [money.occurred_at - PUSH for _, money, _ in candidates],
             [money.occurred_at + CLOCKS_DIFFER for _, money, _ in candidates],
             [money.occurred_at > fresh_since for _, money, _ in candidates],
@@ -220,8 +220,8 @@ def _event(state: AccountState, row: Row, received: int, amount: int | None) -> 
         account_id=row["account_id"],
         account_number=row["number"],
         shortcode=row["shortcode"],
-        expected=as_text(expected),
-        received=as_text(received),
-        outstanding=as_text(max(expected - received, 0)),
-        amount=None if amount is None else as_text(amount),
+        expected=cents_text(expected),
+        received=cents_text(received),
+        outstanding=cents_text(max(expected - received, 0)),
+        amount=None if amount is None else cents_text(amount),
     )

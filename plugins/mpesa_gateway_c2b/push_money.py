@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.money import MAXIMUM
 from mpesa_gateway.phone import PhoneMatch, compare
 from mpesa_gateway_c2b.account_states import normalise
 
@@ -34,9 +33,3 @@ def is_of_another(payment: Row, payer: str | None) -> bool:
     if payer is None or payment["erased_at"] is not None:
         return False
     return compare(payer, payment["phone"]) is PhoneMatch.OTHER
-
-
-def requestable(amount_cents: int | None) -> int | None:
-    """Return whole KES that a payment can ask for, otherwise None."""
-    shillings, cents = divmod(amount_cents or 0, 100)
-    return shillings if cents == 0 and 0 < shillings <= MAXIMUM else None

@@ -16,7 +16,8 @@ async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> 
         Missing(
             name="c2b",
             message=f"payer-initiated payments to {one.shortcode} are seen late, by Pull: C2B is not registered",
-            fix=f"POST /v1/merchant/shortcodes/{one.shortcode}/c2b, once",
+            fix=f"once: `mpesa-gateway c2b register {one.shortcode} --live`, or "
+            f"POST /v1/merchant/shortcodes/{one.shortcode}/c2b",
             shortcode=one.shortcode,
         )
         for one in await gateway.port(Credentials).all_active(merchant_id, env)

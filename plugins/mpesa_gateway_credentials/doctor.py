@@ -16,18 +16,11 @@ from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import UnsealError
 from mpesa_gateway_credentials.api import MpesaCredentials
-from mpesa_gateway_credentials.reader import CredentialReader
-from mpesa_gateway_credentials.readiness import foreign_receiver, missing_fields
+from mpesa_gateway_credentials.reader import CredentialReader, how_to_store
+from mpesa_gateway_credentials.readiness import again, foreign_receiver, missing_fields
 
 SANDBOX_SHORTCODE = "174379"
 """Daraja's public shortcode for first payments."""
-
-_AGAIN = "store the credentials again: PUT /v1/merchant/providers"
-_AGAIN_AT = "store the credentials again: PUT /v1/merchant/shortcodes/"
-
-
-def _again(credentials: MpesaCredentials) -> str:
-    return _AGAIN if credentials.is_default else f"{_AGAIN_AT}{credentials.shortcode}"
 
 
 async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
@@ -46,7 +39,8 @@ async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIte
         )
         return
     except UnsealError as refusal:
-        yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
+        fix = f"store the credentials again: {how_to_store(merchant.merchant_id, context.env)}"
+        yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", fix)
         return
     for credentials in active:
         prefix = "" if len(active) == 1 else f"shortcode {credentials.shortcode}: "
@@ -74,7 +68,7 @@ def _completeness(credentials: MpesaCredentials, context: CheckContext) -> Itera
         yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are complete")
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
         text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode"
-        yield problem("credentials.live", text, f"{_again(credentials)}, the live ones")
+        yield problem("credentials.live", text, f"{again(credentials)}, the live ones")
     elif credentials.env == "sandbox" and context.is_live and "live" not in context.require_merchant.envs:
         yield note(
             "credentials.live",
@@ -98,18 +92,18 @@ def _addresses(credentials: MpesaCredentials, context: CheckContext) -> Iterator
                 name=f"credentials.{name}",
                 level=Level.PROBLEM if credentials.env == "live" else context.if_live,
                 text=f"its {name} {' and '.join(wrong)}",
-                fix=f"{_again(credentials)} without {name}, to use the gateway's own address",
+                fix=f"{again(credentials)} without {name}, to use the gateway's own address",
             )
 
 
 def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, stored_at: datetime) -> CheckResult:
     # Without Safaricom's private key only the form and the date can be checked.
-    name, again = "credentials.initiator", f"{_again(credentials)}, with initiator_password: it is encrypted here"
+    name, fix = "credentials.initiator", f"{again(credentials)}, with initiator_password: it is encrypted here"
     secret = credentials.security_credential
     try:
         sealed = base64.b64decode(secret.reveal() if secret else "", validate=True)
     except (binascii.Error, ValueError):
-        return problem(name, "its security_credential is not base64, so it is no encrypted password", again)
+        return problem(name, "its security_credential is not base64, so it is no encrypted password", fix)
     try:
         certificate = certificate_for(gateway.config.daraja, credentials.env)
     except CertificateError:
@@ -117,10 +111,10 @@ def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, sto
     numbers = certificate.public_key.public_numbers()
     if len(sealed) != (numbers.n.bit_length() + 7) // 8 or int.from_bytes(sealed, "big") >= numbers.n:
         text = f"its security_credential was not encrypted with the current {credentials.env} certificate"
-        return problem(name, text, again)
+        return problem(name, text, fix)
     if stored_at < certificate.not_before:
         text = f"its initiator's password was stored before the current {credentials.env} certificate was valid"
-        return warning(name, text, again)
+        return warning(name, text, fix)
     return ok(name, f"its initiator's password fits the current {credentials.env} certificate")
 
 
@@ -129,7 +123,7 @@ async def _token(gateway: Runtime, credentials: MpesaCredentials) -> CheckResult
         await gateway.daraja.verify(credentials.daraja)
     except Rejected as fault:
         text = f"M-Pesa returns no access token: {fault.meaning}"
-        return problem("credentials.token", text, fault.mitigation or _again(credentials))
+        return problem("credentials.token", text, fault.mitigation or again(credentials))
     except NotSent as fault:
         return warning(
             "credentials.token", f"M-Pesa could not be asked for an access token: {fault.meaning}", "try again later"

@@ -15,7 +15,10 @@ from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
-_NO_CREDENTIALS = "this merchant has no live credentials for {}: store them first, with PUT /v1/merchant/providers"
+_NO_CREDENTIALS = (
+    "this merchant has no live credentials for {}: store them first, at /ops/credentials or with "
+    "PUT /v1/merchant/providers"
+)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
 """Fields that are stored sealed and shown masked."""
 
+
+def how_to_store(merchant_id: str, env: Env) -> str:
+    """Return how to store the credentials of the default shortcode: the page for persons, the call for programs."""
+    page = f"/ops/credentials/{merchant_id}/edit?env={env}"
+    return f"enter them at {page}, or call PUT /v1/merchant/providers with a key that starts with {key_prefix(env)}"
+
+
 NO_SHORTCODE = "there is no such active shortcode: GET /v1/merchant/shortcodes lists the stored ones"
 
 _OPENED = tuple(name for name in MpesaCredentials.__dataclass_fields__ if name != "shortcode")
@@ -88,13 +95,11 @@ class CredentialReader:
         if shortcode is not None:
             raise ProviderNotConfigured(
                 f"no M-Pesa credentials for {env} shortcode {shortcode} are stored, or it is retired: "
-                "GET /v1/merchant/shortcodes lists the stored ones",
+                f"/ops/credentials/{merchant_id}?env={env}, `mpesa-gateway shortcodes list` and "
+                "GET /v1/merchant/shortcodes list the stored ones",
                 field="shortcode",
             )
-        raise ProviderNotConfigured(
-            f"no M-Pesa credentials for {env} are stored: PUT /v1/merchant/providers with a key that starts "
-            f"with {key_prefix(env)}"
-        )
+        raise ProviderNotConfigured(f"no M-Pesa credentials for {env} are stored: {how_to_store(merchant_id, env)}")
 
     async def active(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
         for row in await self._active(merchant_id, env):
@@ -115,8 +120,8 @@ class CredentialReader:
             raise ProviderNotConfigured("there is no such shortcode")
         if row["wiped_at"] is not None:
             raise ProviderNotConfigured(
-                f"the credentials of {row['env']} shortcode {row['number']} were retired and erased: store them again "
-                f"with PUT /v1/merchant/providers and a key that starts with {key_prefix(row['env'])}"
+                f"the credentials of {row['env']} shortcode {row['number']} were retired and erased: "
+                f"{how_to_store(row['merchant_id'], row['env'])}"
             )
         return self._opened(row)
 

@@ -26,9 +26,11 @@ async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> l
 
 
 def again(credentials: MpesaCredentials) -> str:
-    if credentials.is_default:
-        return "PUT /v1/merchant/providers again"
-    return f"PUT /v1/merchant/shortcodes/{credentials.shortcode} again"
+    """Return the ways to store its credentials again: the page for persons, the call for programs."""
+    number, merchant_id = credentials.shortcode, credentials.merchant_id
+    form, call = ("edit", "providers") if credentials.is_default else (f"shortcodes/{number}", f"shortcodes/{number}")
+    page = f"/ops/credentials/{merchant_id}/{form}?env={credentials.env}"
+    return f"store the credentials again at {page}, or with PUT /v1/merchant/{call}"
 
 
 def missing_fields(credentials: MpesaCredentials) -> Iterator[Missing]:

@@ -111,23 +111,42 @@ async def admit(connection: Connection, *, is_used: bool) -> Session:
         raise NotSignedIn("sign in at /ops/login")
     connection.state.ops_env = await _chosen_env(connection, gateway)
     connection.state.ops_session = session
-    connection.state.ops_visitor = session.visitor(session.chosen)
+    connection.state.ops_visitor = session.visitor()
     return session
 
 
 async def admit_to(connection: Connection, session: Session, found: RegisteredPage[Any]) -> str | None:
-    """Return the merchant that limits a member's request; None for the host's people.
+    """Return the merchant that limits the request; None for the host's people.
 
+    The visitor has the permissions for exactly this merchant, so a membership gives none for another merchant's money.
     Raises NotAllowed, SecondFactorMissing, and NotFound for an object of another merchant.
     """
     gateway: Runtime = connection.app.state.gateway
-    needs, merchant_id = found.it.needs, session.chosen
+    needs = found.it.needs
     if is_of_merchant(needs) and found.values and session.memberships:
-        merchant_id = await gateway.port(PageRegistry).owner_of(found)
-        if session.host_role is None and merchant_id not in session.memberships:
-            raise NotFound("there is no such page")
-    require_permission(connection, session, needs, merchant_id)
-    return None if session.host_role is not None else merchant_id
+        within = await _own_merchant(gateway, session, found)
+    else:
+        within = None if needs in host_permissions(session.host_role) else session.chosen
+    require_permission(connection, session, needs, within)
+    return within
+
+
+async def _own_merchant(gateway: Runtime, session: Session, found: RegisteredPage[Any]) -> str | None:
+    """Return the object's merchant if the person is a member of it; None for the host's people.
+
+    For a member, the object of another merchant and one that does not exist are answered alike: raises NotFound.
+    """
+    try:
+        owner = await gateway.port(PageRegistry).owner_of(found)
+    except NotFound:
+        if session.host_role is not None:
+            raise
+        owner = None
+    if owner in session.memberships:
+        return owner
+    if session.host_role is None:
+        raise NotFound("there is no such page")
+    return None
 
 
 def require_permission(connection: Connection, session: Session, needs: Permission, merchant_id: str | None) -> None:

@@ -38,9 +38,9 @@ _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 class Layout:
     """Renders pages."""
 
-    def __init__(self, runtime: Runtime, desk: PageRegistry) -> None:
+    def __init__(self, runtime: Runtime, registry: PageRegistry) -> None:
         self._runtime = runtime
-        self._desk = desk
+        self._registry = registry
         packages = {
             plugin.name: plugin.pages.templates for plugin in runtime.contributed(Plugin) if plugin.pages.templates
         }
@@ -90,8 +90,14 @@ class Layout:
     def _framed(
         self, connection: Connection, session: Session, template: str, own: Mapping[str, Any], status: int
     ) -> Response[str]:
-        visitor, env = session.visitor(session.chosen), env_of(connection)
-        visit = PageRequest(gateway=self._runtime, visitor=visitor, values={}, env=env)
+        within = None if session.host_role else session.chosen
+        visit = PageRequest(
+            gateway=self._runtime,
+            visitor=session.visitor(within),
+            values={},
+            env=env_of(connection),
+            merchant_id=within,
+        )
         values = self._values(connection, session, visit, None)
         text = self._templates.get_template(template).render(values | dict(own))
         return templating.answer(_as_seen(visit, text), status=status)
@@ -116,7 +122,8 @@ class Layout:
     ) -> dict[str, Any]:
         root, now = templating.root(connection), self._runtime.clock.now()
         visitor = visit.visitor
-        menu = [(entry, other) for entry, other in self._desk.menu if visitor.may(other.needs)]
+        reached = session.visitor(session.chosen)
+        menu = [(entry, other) for entry, other in self._registry.menu if reached.may(other.needs)]
 
         def url(path: str = "") -> str:
             return f"{root}ops/{quote(path, safe='/?&=:~%#')}" if path else f"{root}ops"
@@ -130,7 +137,7 @@ class Layout:
         def ident(object_id: str | None, label: str | None = None) -> Markup:
             if not object_id:
                 return escape(templating.ABSENT)
-            path = self._desk.path_of(object_id)
+            path = self._registry.path_of(object_id)
             shown = Markup("<code>{}</code>").format(object_id) if label is None else label
             return (
                 Markup("{}").format(shown) if path is None else Markup('<a href="{}">{}</a>').format(url(path), shown)
@@ -191,7 +198,7 @@ class Layout:
     async def _panels(self, visit: PageRequest, place: str, about: str, values: Mapping[str, Any]) -> list[Markup]:
         chosen = [
             (plugin, panel)
-            for plugin, panel in self._desk.panels
+            for plugin, panel in self._registry.panels
             if panel.place == place and visit.visitor.may(panel.needs)
         ]
         return [
@@ -215,7 +222,7 @@ class Layout:
         return drawn or None
 
     async def _moments(self, place: str, about: str) -> list[TimelineEntry]:
-        readers = [trace.read(self._runtime, about) for trace in self._desk.traces if trace.place == place]
+        readers = [trace.read(self._runtime, about) for trace in self._registry.traces if trace.place == place]
         found = await asyncio.gather(*map(run_safely, readers))
         return sorted((moment for part in found if part is not None for moment in part), key=lambda moment: moment.at)
 

@@ -61,8 +61,9 @@ async def merchant(visit: PageRequest) -> Rendered:
 
 
 def _grantable(visit: PageRequest) -> Sequence[Scope]:
-    """A member cannot create a key for the whole gateway."""
-    return visit.gateway.scopes.all if visit.merchant_id is None else visit.gateway.scopes.of_merchants
+    """Only an admin of the host can create a key for the whole gateway."""
+    is_admin = visit.visitor.may(Permission.ADMINISTER)
+    return visit.gateway.scopes.all if is_admin else visit.gateway.scopes.of_merchants
 
 
 async def create_key(visit: PageRequest) -> Redirect:

@@ -96,8 +96,8 @@ async def any_action(
     request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
 ) -> Response[Any]:
     """Run a plugin's action, recorded in the audit log first."""
-    desk = gateway.port(PageRegistry)
-    found = desk.act_at(path)
+    registry = gateway.port(PageRegistry)
+    found = registry.act_at(path)
     session = await admit(request, is_used=True)
     if found is None:
         raise NotFound("there is no such page")
@@ -142,10 +142,10 @@ def _step_up(
 
 
 async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) -> Response[Any]:
-    desk = gateway.port(PageRegistry)
-    found = desk.page_at(path)
+    registry = gateway.port(PageRegistry)
+    found = registry.page_at(path)
     session = await admit(request, is_used=found is None or not found.it.is_part)
-    act = desk.act_at(path)
+    act = registry.act_at(path)
     if act is not None and (found is None or len(found.values) > len(act.values)):
         # A reload of an action's address.
         return redirect(_below(request, _filled(act.it.back, act.values)))

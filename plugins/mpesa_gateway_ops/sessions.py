@@ -65,23 +65,26 @@ class Session:
         return hmac.compare_digest(text.encode(), self.form_token.encode())
 
     def granted(self, merchant_id: str | None) -> frozenset[Permission]:
-        """Permissions by role, for an object of this merchant, with or without a second factor."""
+        """Permissions for this merchant, or for all merchants at once, with or without a second factor."""
         member = self.memberships.get(merchant_id or "")
         return host_permissions(self.host_role) | member_permissions(member) | {Permission.ACCOUNT}
 
+    def held(self, merchant_id: str | None) -> frozenset[Permission]:
+        """The permissions that the session can use without setting up a second factor first."""
+        member = self.memberships.get(merchant_id or "")
+        if not self.lacks_factor:
+            return self.granted(merchant_id)
+        parts = ((self.host_role, host_permissions(self.host_role)), (member, member_permissions(member)))
+        weak = (permissions for role, permissions in parts if role not in ALWAYS_STRONG)
+        return frozenset(each for part in weak for each in part if not GRANTS[each].is_strong) | {Permission.ACCOUNT}
+
     def visitor(self, merchant_id: str | None = None) -> Visitor:
         member = self.memberships.get(merchant_id or "")
-        granted = self.granted(merchant_id)
-        if self.lacks_factor:
-            is_all_strong = bool({self.host_role, member} & ALWAYS_STRONG)
-            granted = frozenset(each for each in granted if not GRANTS[each].is_strong and not is_all_strong) | {
-                Permission.ACCOUNT
-            }
         return Visitor(
             name=self.name,
             role=self.host_role or member or "no role",
             actor=self.actor,
-            permissions=granted,
+            permissions=self.held(merchant_id),
             is_fresh=self.is_fresh,
             person_id=self.person_id,
             session_key=self.owner if self.is_ours else "",

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.money import MAXIMUM, Kes
+from mpesa_gateway.money import Kes, payable
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.evidence import Direction, Evidence, Proof, Receiver, Source
@@ -99,16 +99,11 @@ async def expect_payments(gateway: Runtime, money: Sequence[IncomingMoney]) -> l
         MAY_BE_EXPLAINED,
         [one.env for one in money],
         [one.number for one in money],
-        [_requestable(one.amount_cents) for one in money],
+        [payable(one.amount_cents) for one in money],
         [one.occurred_at - within for one in money],
         gateway.clock.now() - RECENT_PUSH,
     )
     return [row["is_expected"] for row in rows]
-
-
-def _requestable(amount_cents: int | None) -> int | None:
-    shillings, cents = divmod(amount_cents or 0, 100)
-    return shillings if cents == 0 and 0 < shillings <= MAXIMUM else None
 
 
 async def assign_payment(gateway: Runtime, choice: Assignment) -> FoundSubject:

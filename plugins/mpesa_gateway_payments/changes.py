@@ -196,7 +196,7 @@ class PaymentChange:
                 received_receipt=reported.receipt,
                 received_phone=self._unless_erased(reported.phone),
                 is_mismatch_of_paid=is_of_paid,
-                looked_after_at=None,
+                reviewed_at=None,
                 updated_at=at,
                 due_at=None,
                 claim=None,
@@ -209,7 +209,7 @@ class PaymentChange:
         else:
             # The first review does not cover this one.
             is_of_paid = is_of_paid or row["is_mismatch_of_paid"]
-            self._set(is_mismatch_of_paid=is_of_paid, looked_after_at=None, updated_at=at)
+            self._set(is_mismatch_of_paid=is_of_paid, reviewed_at=None, updated_at=at)
         self._noted.add(detail)
         self._step(at, "mismatched", cause, reported.code, detail)
         self._publish_mismatch(of, reported.amount_shown, reported.receipt)

@@ -29,7 +29,7 @@ from mpesa_gateway_payments.views import EXPORTED, exported
 OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
 """The columns of the operators' CSV file."""
 
-REVIEWED = "payment.looked_after"
+REVIEWED = "payment.reviewed"
 _MOST_CHECKS = 50
 """Status queries shown for a payment."""
 
@@ -49,7 +49,10 @@ class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
 
 
 class PaymentOperatorService:
-    """Lists payments for operators and performs their actions."""
+    """Lists payments for operators and performs their actions.
+
+    ``within`` limits a list to a member's merchant, whatever the filters; the host's people have None.
+    """
 
     def __init__(
         self,
@@ -85,17 +88,21 @@ class PaymentOperatorService:
             raise InvalidFields.field_error("payer", "search for the number again") from None
 
     async def page(
-        self, env: Env, filters: OperatorPaymentFilters, limit: int, *, sees_numbers: bool
+        self, env: Env, filters: OperatorPaymentFilters, limit: int, *, within: str | None, sees_numbers: bool
     ) -> KeysetPage[Row]:
         """Raises InvalidFields. Without ``sees_numbers``, no search finds a part of a phone number."""
-        found = self._conditions(env, filters, sees_numbers=sees_numbers)
+        found = self._conditions(env, filters, within=within, sees_numbers=sees_numbers)
         return await PAYMENTS.page(self._db, found, filters.cursor, limit)
 
-    async def total(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> Total:
-        return await PAYMENTS.total(self._db, self._conditions(env, filters, sees_numbers=sees_numbers))
+    async def total(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None, sees_numbers: bool
+    ) -> Total:
+        return await PAYMENTS.total(self._db, self._conditions(env, filters, within=within, sees_numbers=sees_numbers))
 
-    async def count_newer(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> int:
-        found = self._conditions(env, filters, sees_numbers=sees_numbers)
+    async def count_newer(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None, sees_numbers: bool
+    ) -> int:
+        found = self._conditions(env, filters, within=within, sees_numbers=sees_numbers)
         return await PAYMENTS.count_newer(self._db, found, filters.cursor)
 
     async def count_needing_review(self, env: Env, merchant_id: str | None = None) -> int:
@@ -103,11 +110,13 @@ class PaymentOperatorService:
             return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
         return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW_OF, [env], merchant_id))
 
-    def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+    def export(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None
+    ) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
         return PAYMENTS.export(
             self._db,
-            self._conditions(env, filters, sees_numbers=True),
+            self._conditions(env, filters, within=within, sees_numbers=True),
             lambda row: (*exported(row), row["merchant_id"]),
         )
 
@@ -118,8 +127,10 @@ class PaymentOperatorService:
             values["phone"] = str(payer)
         return PaymentFilters(**values)
 
-    def _conditions(self, env: Env, filters: OperatorPaymentFilters, *, sees_numbers: bool) -> Conditions:
-        found = conditions(filters.merchant, env, self._plain(filters), sees_numbers=sees_numbers)
+    def _conditions(
+        self, env: Env, filters: OperatorPaymentFilters, *, within: str | None, sees_numbers: bool
+    ) -> Conditions:
+        found = conditions(within or filters.merchant, env, self._plain(filters), sees_numbers=sees_numbers)
         if filters.held:
             found.add(tables.NEEDS_REVIEW)
         return found
@@ -172,7 +183,7 @@ class PaymentOperatorService:
         now = self._clock.now()
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(
-                PaymentRow.update({PaymentRow.looked_after_at: now, PaymentRow.updated_at: now})
+                PaymentRow.update({PaymentRow.reviewed_at: now, PaymentRow.updated_at: now})
                 .where(PaymentRow.payment_id == payment_id, WhereRaw(tables.NEEDS_REVIEW))
                 .returning(PaymentRow.merchant_id, PaymentRow.env, PaymentRow.mismatch, PaymentRow.reversed_outside)
             )
@@ -180,7 +191,7 @@ class PaymentOperatorService:
                 await self.get(payment_id)
                 raise Conflict("this payment does not need review")
             (row,) = rows
-            await self._transitions.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
+            await self._transitions.step(payment_id, now, "reviewed", Cause.OPERATOR, None, reason)
             await self._audit.record(
                 REVIEWED,
                 merchant_id=row["merchant_id"],
@@ -199,7 +210,7 @@ def audited(filters: OperatorPaymentFilters) -> dict[str, str]:
 
 def needs_review(row: Row) -> bool:
     """True if reported money is not accounted for and no operator has reviewed it."""
-    if row["looked_after_at"] is None and row["reversed_outside"] is not None:
+    if row["reviewed_at"] is None and row["reversed_outside"] is not None:
         return True
     is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
     # Paid with other money than reported: the payer may have paid twice.
@@ -208,4 +219,4 @@ def needs_review(row: Row) -> bool:
     is_other_amount = row["mismatch"] == "amount" and not is_settled
     is_later = row["mismatch"] == "receipt" or row["is_mismatch_of_paid"]
     is_uncounted = is_open or is_later or is_other or is_other_amount
-    return row["mismatch"] is not None and row["looked_after_at"] is None and is_uncounted
+    return row["mismatch"] is not None and row["reviewed_at"] is None and is_uncounted

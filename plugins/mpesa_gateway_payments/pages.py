@@ -57,14 +57,16 @@ _A_PAGE = 50
 
 async def payments(visit: PageRequest) -> Rendered:
     service = visit.gateway.port(PaymentOperatorService)
-    filters, problems = OperatorPaymentFilters(), visit.problems
+    problems = visit.problems
     try:
         filters = read_filters(visit)
-        page = await service.page(visit.env, filters, _A_PAGE, sees_numbers=sees_numbers_of(visit))
+        page = await service.page(
+            visit.env, filters, _A_PAGE, within=visit.merchant_id, sees_numbers=sees_numbers_of(visit)
+        )
         payer = service.payer_of(filters)
     except InvalidFields as refused:
-        problems, payer = (*problems, *refused.problems), None
-        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE, sees_numbers=False)
+        filters, problems, payer = OperatorPaymentFilters(), (*problems, *refused.problems), None
+        page = await service.page(visit.env, filters, _A_PAGE, within=visit.merchant_id, sees_numbers=False)
     whose = await visit.merchant_names(page.rows)
     chosen = {name: value for name in TEXTS if (value := filter_value(visit, name))}
     sealed = service.terms.open(filters.terms) if filters.terms else {}
@@ -95,7 +97,7 @@ async def payments(visit: PageRequest) -> Rendered:
 
 async def total(visit: PageRequest) -> Rendered:
     service, sees_numbers = visit.gateway.port(PaymentOperatorService), sees_numbers_of(visit)
-    found = await service.total(visit.env, read_filters(visit), sees_numbers=sees_numbers)
+    found = await service.total(visit.env, read_filters(visit), within=visit.merchant_id, sees_numbers=sees_numbers)
     return Rendered("total.html", {"total": found})
 
 
@@ -103,7 +105,7 @@ async def newer(visit: PageRequest) -> Rendered:
     """Count the payments created since the list was drawn."""
     filters = read_filters(visit)
     service, sees_numbers = visit.gateway.port(PaymentOperatorService), sees_numbers_of(visit)
-    count = await service.count_newer(visit.env, filters, sees_numbers=sees_numbers)
+    count = await service.count_newer(visit.env, filters, within=visit.merchant_id, sees_numbers=sees_numbers)
     kept = {
         name: value
         for name, values in visit.query.items()
@@ -125,9 +127,8 @@ async def export(visit: PageRequest) -> Response[Any]:
         env=visit.env,
         detail={"filters": audited(filters)},
     )
-    return await stream_csv(
-        "payments.csv", OPERATORS_EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
-    )
+    rows = visit.gateway.port(PaymentOperatorService).export(visit.env, filters, within=visit.merchant_id)
+    return await stream_csv("payments.csv", OPERATORS_EXPORTED, rows)
 
 
 async def owner_of(gateway: Runtime, payment_id: str) -> str | None:
@@ -220,11 +221,11 @@ _STEP_TEXTS = {
     "reversed": "Refunded in full",
     "partially_reversed": "Refunded in part",
     "reversal_seen": "M-Pesa reports a partial reversal",
-    "looked_after": "Marked as resolved",
+    "reviewed": "Marked as resolved",
 }
 
 
-_STATES = {"looked_after": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
+_STATES = {"reviewed": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
 """States with another name than their step."""
 
 _PUSHED = frozenset({"sent", "unknown", "refused"})
@@ -256,8 +257,8 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     about = [payment_id, *(check.check_id for check in checks)]
     moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
     steps = await service.steps(payment_id)
-    reviewer = await service.reviewer_of(payment_id) if any(step.kind == "looked_after" for step in steps) else ""
-    actors = {"requested": row["requested_by"] or "", "looked_after": reviewer}
+    reviewer = await service.reviewer_of(payment_id) if any(step.kind == "reviewed" for step in steps) else ""
+    actors = {"requested": row["requested_by"] or "", "reviewed": reviewer}
     moments += [
         TimelineEntry(
             at=step.at,

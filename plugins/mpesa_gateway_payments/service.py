@@ -256,7 +256,8 @@ class PaymentService:
             credentials = None
         if credentials is None or credentials.retired_at is not None:
             raise ShortcodeRetired(
-                f"{subject}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                f"{subject}, which is not configured any more: store it again, at /ops/credentials or with "
+                "PUT /v1/merchant/providers, or send "
                 "a new Idempotency-Key to ask at the present shortcode"
             )
         credentials.check_use()

@@ -5,7 +5,7 @@ MOST_CANDIDATES = 1000
 
 # raw SQL: expression
 REVERSED_OUTSIDE = """
-UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $3,
+UPDATE payment SET reversed_outside = $2, reviewed_at = NULL, updated_at = $3,
     refunded = CASE WHEN $2 = 'whole' THEN amount ELSE refunded END,
     status = CASE WHEN $2 = 'whole' THEN 'reversed' ELSE status END
 WHERE payment_id = $1 AND status = 'completed' AND refunded = 0 AND refund_reserved = 0

@@ -44,7 +44,7 @@ class PaymentRow(Table, tablename="payment"):
     refund_reserved = Integer()
     refunded = Integer()
     claim = JSONB(null=True, default=None)
-    looked_after_at = Timestamptz(null=True, default=None)
+    reviewed_at = Timestamptz(null=True, default=None)
     reversed_outside = Text(null=True, default=None)
     asked = Integer()
     due_at = Timestamptz(null=True, default=None)
@@ -273,7 +273,7 @@ LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF paymen
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
-WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::uuid[])
+WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND reviewed_at IS NULL)) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
 """Payments that are due or need review. Served by payment_due and payment_held."""
@@ -292,7 +292,7 @@ ORDER BY payment_id DESC LIMIT 10
 """
 
 NEEDS_REVIEW = """
-looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
+reviewed_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
     OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """

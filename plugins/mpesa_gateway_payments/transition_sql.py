@@ -18,7 +18,7 @@ _COLUMNS = {
     "received_receipt": "text",
     "received_phone": "text",
     "claim": "text",
-    "looked_after_at": "timestamptz",
+    "reviewed_at": "timestamptz",
     "due_at": "timestamptz",
     "expires_at": "timestamptz",
     "updated_at": "timestamptz",

@@ -2,6 +2,7 @@
 
 from mpesa_gateway.construction import provide
 from mpesa_gateway.plugin import Plugin
+from mpesa_gateway_qr.doctor import CHECKS
 from mpesa_gateway_qr.operations import OPERATIONS
 from mpesa_gateway_qr.routes import routes
 from mpesa_gateway_qr.service import QrCodes
@@ -13,4 +14,5 @@ plugin = Plugin(
     routes=routes,
     operations=OPERATIONS,
     provides=(provide(QrCodes),),
+    checks=CHECKS,
 )

@@ -20,10 +20,10 @@ _LONGEST_QUERIED = timedelta(days=3)
 # raw SQL: aggregate
 STATEMENT_SUMS = """
 WITH line AS (
-    SELECT number, kind, subject_kind, amount_cents,
+    SELECT number, kind, is_settled, amount_cents,
         CASE WHEN note.transaction_id IS NULL THEN amount_cents ELSE note.amount * 100::bigint END AS shown_cents,
-        subject_kind IS NULL AND set_aside_at IS NOT NULL AS is_dismissed,
-        CASE WHEN subject_kind IS NOT NULL OR first_source <> 'pull' THEN true ELSE is_to_us END AS is_incoming
+        NOT is_settled AND dismissed_at IS NOT NULL AS is_dismissed,
+        CASE WHEN is_settled OR first_source <> 'pull' THEN true ELSE is_to_us END AS is_incoming
     FROM (SELECT DISTINCT number, transaction_id FROM unnest($1::uuid[], $2::int[]) AS run (run_id, number)
             JOIN reconciliation_line USING (run_id)) AS listed
         JOIN transaction USING (transaction_id) LEFT JOIN statement_note AS note USING (transaction_id)
@@ -31,11 +31,11 @@ WITH line AS (
 )
 SELECT number, kind, is_incoming, coalesce(sum(shown_cents), 0)::bigint AS amount,
     count(*) FILTER (WHERE shown_cents IS NULL) AS unreadable,
-    count(*) FILTER (WHERE subject_kind IS NULL AND NOT is_dismissed) AS unmatched,
+    count(*) FILTER (WHERE NOT is_settled AND NOT is_dismissed) AS unmatched,
     count(*) FILTER (WHERE is_dismissed) AS dismissed,
     coalesce(sum(shown_cents) FILTER (WHERE is_dismissed), 0)::bigint AS dismissed_amount,
-    coalesce(sum(amount_cents) FILTER (WHERE subject_kind IS NOT NULL), 0)::bigint AS matched_amount,
-    coalesce(sum(amount_cents) FILTER (WHERE subject_kind IS NOT NULL AND shown_cents IS NULL), 0)::bigint
+    coalesce(sum(amount_cents) FILTER (WHERE is_settled), 0)::bigint AS matched_amount,
+    coalesce(sum(amount_cents) FILTER (WHERE is_settled AND shown_cents IS NULL), 0)::bigint
         AS uncompared_amount
 FROM line GROUP BY number, kind, is_incoming
 """

@@ -36,7 +36,9 @@ async def _check_shortcode(
         make = problem if credentials.env == "live" else note
         text = f"Pull is not registered for {shortcode}: payments with a lost callback are not recovered"
         named = "" if credentials.is_default else f"?shortcode={shortcode}"
-        fix = f"POST /v1/payments/mpesa/pull/register{named}, once, with its API key"
+        page = f"/ops/credentials/{merchant_id}?env={credentials.env}"
+        call = f"POST /v1/payments/mpesa/pull/register{named}"
+        fix = f"once: the button Register at {page}, or {call} with its API key"
         yield make("reconciliation.registered", text, fix)
         return
     yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {since:%Y-%m-%d}")

@@ -35,7 +35,7 @@ async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
 
 async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
-        is_open = row["set_aside_at"] is None and not row["is_allocated"]
+        is_open = row["dismissed_at"] is None and not row["is_allocated"]
         if is_open and row["finding"] in {"new", "ambiguous"}:
             return f"{row['transaction_id']} needs review"
         if max(row["created_at"], row["settled_at"] or row["created_at"]) >= case.before:
@@ -48,10 +48,10 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
         # A NULL would be filled by a late answer.
         payer = ERASED if case.number.is_in(row["payer"]) else row["payer"]
-        reason = row["set_aside_reason"] and case.number.without(row["set_aside_reason"])
-        if (payer, reason) != (row["payer"], row["set_aside_reason"]):
+        reason = row["dismissal_reason"] and case.number.without(row["dismissal_reason"])
+        if (payer, reason) != (row["payer"], row["dismissal_reason"]):
             await gateway.db.run(
-                NoteRow.update({NoteRow.payer: payer, NoteRow.set_aside_reason: reason}).where(
+                NoteRow.update({NoteRow.payer: payer, NoteRow.dismissal_reason: reason}).where(
                     NoteRow.transaction_id == row["transaction_id"]
                 )
             )

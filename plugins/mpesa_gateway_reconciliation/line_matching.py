@@ -82,7 +82,7 @@ _ALLOCATED = "this money is allocated already: its transaction states what it is
 
 
 class _LineSettledConcurrently(Exception):
-    """The line was assigned or set aside concurrently."""
+    """The line was assigned or dismissed concurrently."""
 
 
 class LineMatching:
@@ -385,7 +385,7 @@ def _is_of_line(line: Row, result: StatusResulted) -> bool:
 
 
 def _require_open(line: Row | None) -> None:
-    if line is None or line["payment_id"] is not None or line["set_aside_at"] is not None:
+    if line is None or line["payment_id"] is not None or line["dismissed_at"] is not None:
         raise _LineSettledConcurrently
     if _is_for_something_else(line):
         raise _LineSettledConcurrently

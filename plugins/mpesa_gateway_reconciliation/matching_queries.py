@@ -16,7 +16,7 @@ SELECT found.* FROM (
     WHERE receiver.env = $1 AND receiver.number = wanted.number AND amount_cents = wanted.value * 100::bigint
         AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
         AND transaction.transaction_id >= id_least('txn', wanted.since - interval '48 hours')
-        AND COALESCE(note.created_at, occurred_at + interval '2 minutes') >= wanted.since AND set_aside_at IS NULL
+        AND COALESCE(note.created_at, occurred_at + interval '2 minutes') >= wanted.since AND dismissed_at IS NULL
         AND (note.transaction_id IS NOT NULL OR first_source <> 'status' OR account_number IS NOT NULL)
     ORDER BY transaction.transaction_id DESC LIMIT 1000
 ) AS found
@@ -37,13 +37,13 @@ ORDER BY transaction_id DESC LIMIT 5
 STORE_FINDINGS = """
 WITH open AS (
     SELECT transaction_id FROM statement_note
-    WHERE transaction_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL
+    WHERE transaction_id = ANY($1::uuid[]) AND payment_id IS NULL AND dismissed_at IS NULL
     ORDER BY transaction_id FOR UPDATE
 ), found AS (
     UPDATE statement_note SET finding = $2 FROM open WHERE statement_note.transaction_id = open.transaction_id
 )
 UPDATE reconciliation_line AS line SET finding = CASE
-    WHEN (SELECT money.subject_id IS NOT NULL AND money.merchant_id = run.merchant_id
+    WHEN (SELECT money.is_settled AND money.merchant_id = run.merchant_id
         FROM transaction AS money, reconciliation_run AS run
         WHERE money.transaction_id = line.transaction_id AND run.run_id = line.run_id) THEN 'already_known'
     WHEN transaction_id IN (SELECT transaction_id FROM open) THEN $2
@@ -56,7 +56,7 @@ WHERE run_id = $3 AND transaction_id = ANY($1::uuid[])
 # raw SQL: expression
 STORE_RUN_FINDING = """
 UPDATE reconciliation_line AS line SET finding = CASE
-    WHEN $3 IN ('not_found', 'ambiguous') AND money.subject_id IS NOT NULL AND money.merchant_id = run.merchant_id
+    WHEN $3 IN ('not_found', 'ambiguous') AND money.is_settled AND money.merchant_id = run.merchant_id
     THEN 'already_known' ELSE $3 END
 FROM transaction AS money, reconciliation_run AS run
 WHERE line.run_id = $1 AND line.transaction_id = $2 AND money.transaction_id = $2 AND run.run_id = $1
@@ -73,7 +73,7 @@ RETURNING transaction_id
 
 # raw SQL: lock
 LOCK_NOTE = """
-SELECT payment_id, set_aside_at, direction, subject_kind FROM transaction JOIN statement_note USING (transaction_id)
+SELECT payment_id, dismissed_at, direction, subject_kind FROM transaction JOIN statement_note USING (transaction_id)
 WHERE transaction_id = $1 FOR UPDATE
 """
 """Locks the transaction before its note."""
@@ -81,7 +81,7 @@ WHERE transaction_id = $1 FOR UPDATE
 # raw SQL: array
 OPEN_LIKE = """
 SELECT * FROM noted_line
-WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
+WHERE finding = 'ambiguous' AND dismissed_at IS NULL AND line_id = ANY (ARRAY(
     SELECT $4::uuid UNION ALL (
         SELECT transaction_id FROM transaction JOIN receiver USING (receiver_id)
             JOIN statement_note AS note USING (transaction_id)
@@ -90,7 +90,7 @@ WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
             AND transaction.transaction_id >= id_least('txn', $6::timestamptz - interval '48 hours')
             AND note.transaction_id >= id_least('txn', $6::timestamptz - interval '48 hours')
             AND note.merchant_id = $5 AND asked_at IS NOT NULL
-            AND finding = 'ambiguous' AND set_aside_at IS NULL
+            AND finding = 'ambiguous' AND dismissed_at IS NULL
         ORDER BY note.created_at DESC LIMIT 100)))
 ORDER BY line_id
 """

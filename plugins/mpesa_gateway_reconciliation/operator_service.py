@@ -117,15 +117,15 @@ class ReconciliationOperatorService:
             rows = await self._db.run(
                 NoteRow.update(
                     {
-                        NoteRow.set_aside_at: now,
-                        NoteRow.set_aside_by: actor,
-                        NoteRow.set_aside_reason: reason,
+                        NoteRow.dismissed_at: now,
+                        NoteRow.dismissed_by: actor,
+                        NoteRow.dismissal_reason: reason,
                     }
                 )
                 .where(
                     NoteRow.transaction_id == line_id,
                     NoteRow.finding.is_in(["not_found", "mismatched", "ambiguous"]),
-                    NoteRow.set_aside_at.is_null(),
+                    NoteRow.dismissed_at.is_null(),
                 )
                 .returning(NoteRow.merchant_id, NoteRow.env, NoteRow.finding)
             )
@@ -134,7 +134,7 @@ class ReconciliationOperatorService:
                 raise Conflict("this line belongs to a payment, or is already dismissed")
             (row,) = rows
             await self._audit.record(
-                "statement_line.set_aside",
+                "statement_line.dismissed",
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=line_id,
@@ -143,13 +143,13 @@ class ReconciliationOperatorService:
             )
 
     async def dismiss_all(self, run_id: str, reason: str, *, actor: str) -> int:
-        """Set aside a run's lines without a payment; return their number. Raises InvalidFields and NotFound."""
+        """Dismiss a run's lines without a payment; return their number. Raises InvalidFields and NotFound."""
         now, run = self._clock.now(), await self.run(run_id)
         require_reason(reason, "what this money is")
         async with self._db.transaction():
-            rows = await self._db.fetch(tables.SET_ASIDE_OF_RUN, run_id, now, actor, reason)
+            rows = await self._db.fetch(tables.DISMISS_OF_RUN, run_id, now, actor, reason)
             await self._audit.record(
-                "statement_lines.set_aside",
+                "statement_lines.dismissed",
                 merchant_id=run["merchant_id"],
                 actor=actor,
                 subject_id=run_id,

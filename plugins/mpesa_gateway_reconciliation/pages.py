@@ -162,7 +162,8 @@ async def line(visit: PageRequest) -> Rendered:
             "runs": await service.runs_of(row["line_id"]),
             "candidates": await service.candidates(row) if is_open else (),
             "is_open": is_open,
-            "can_set_aside": row["set_aside_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
+            "dismissed_by": await visit.name_of(row["dismissed_by"] or ""),
+            "can_dismiss": row["dismissed_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
             "fields": {"reason": visit.text("reason")},
         },
     )
@@ -319,7 +320,7 @@ PAGES = Pages(
     ),
     acts=(
         Action("reconciliation", "run", run_now, Permission.RESOLVE),
-        Action("reconciliation/{run_id}", "set_aside_all", dismiss_all, Permission.RESOLVE),
+        Action("reconciliation/{run_id}", "dismiss_all", dismiss_all, Permission.RESOLVE),
         Action("reconciliation/lines/{line_id}", "dismiss", dismiss, Permission.RESOLVE),
         Action("reconciliation/lines/{line_id}/match", "resolve", resolve, Permission.RESOLVE),
         Action(

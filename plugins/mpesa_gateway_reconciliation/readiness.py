@@ -19,7 +19,8 @@ async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> 
                 Missing(
                     name="pull",
                     message=f"reconciliation is off: Pull is not registered for {number}",
-                    fix=f"POST /v1/payments/mpesa/pull/register{named}, once",
+                    fix=f"once: the button Register at /ops/credentials/{merchant_id}?env={env}, or POST "
+                    f"/v1/payments/mpesa/pull/register{named}",
                     shortcode=number,
                 )
             )

@@ -68,9 +68,9 @@ class NoteRow(Table, tablename="statement_note"):
     answered_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
-    set_aside_at = Timestamptz(null=True, default=None)
-    set_aside_by = Text(null=True, default=None)
-    set_aside_reason = Text(null=True, default=None)
+    dismissed_at = Timestamptz(null=True, default=None)
+    dismissed_by = Text(null=True, default=None)
+    dismissal_reason = Text(null=True, default=None)
 
 
 class RunLineRow(Table, tablename="reconciliation_line"):
@@ -121,7 +121,7 @@ ORDER BY last.run_id NULLS FIRST, shortcode_id
 # raw SQL: upsert
 STORE_LINES = Named("""
 WITH locked AS (
-    SELECT transaction_id, finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL AS is_open
+    SELECT transaction_id, finding IN ('new', 'not_found', 'ambiguous') AND dismissed_at IS NULL AS is_open
     FROM statement_note WHERE transaction_id = ANY($transaction_id::uuid[])
     ORDER BY transaction_id FOR UPDATE
 ), given AS (
@@ -145,7 +145,7 @@ WITH locked AS (
             FROM (SELECT excluded.is_timed AND known.payment_id IS NULL AND known.answered_at IS NULL
                 AND (NOT known.is_timed OR cardinality(excluded.moments) < cardinality(known.moments)) AS learns
             ) AS merged)
-    RETURNING transaction_id, finding, set_aside_at
+    RETURNING transaction_id, finding, dismissed_at
 )
 INSERT INTO reconciliation_line (run_id, transaction_id, finding)
 SELECT $run_id, given.transaction_id, CASE
@@ -153,7 +153,7 @@ SELECT $run_id, given.transaction_id, CASE
     WHEN noted.finding IS NULL THEN
         CASE WHEN locked.is_open AND is_paid THEN 'new' ELSE given.finding END
     WHEN noted.finding = 'recovered' THEN 'already_known'
-    WHEN noted.finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE noted.finding END
+    WHEN noted.finding IN ('not_found', 'ambiguous') AND dismissed_at IS NULL THEN 'new' ELSE noted.finding END
 FROM given LEFT JOIN noted ON noted.transaction_id = given.transaction_id
     LEFT JOIN locked ON locked.transaction_id = given.transaction_id
 ORDER BY given.transaction_id
@@ -176,7 +176,7 @@ ORDER BY line_id
 
 REVERSALS_OF_RUN = """
 SELECT noted_line.* FROM reconciliation_line JOIN noted_line ON line_id = transaction_id
-WHERE run_id = $1 AND line_id > $2 AND kind ILIKE '%revers%' AND payment_id IS NULL AND set_aside_at IS NULL
+WHERE run_id = $1 AND line_id > $2 AND kind ILIKE '%revers%' AND payment_id IS NULL AND dismissed_at IS NULL
 ORDER BY line_id LIMIT 200
 """
 
@@ -206,7 +206,7 @@ RUN_LINES = KeysetList(
     prefix="txn",
     source="reconciliation_line JOIN reconciliation_run USING (run_id) JOIN statement ON line_id = transaction_id",
     columns="""transaction_id, line_id, statement.env, receipt, amount, amount_text, phone, reference, kind, moments,
-        paid_at, asked_at, set_aside_at, statement.finding, reconciliation_line.finding AS run_finding,
+        paid_at, asked_at, dismissed_at, statement.finding, reconciliation_line.finding AS run_finding,
         CASE WHEN statement.merchant_id = reconciliation_run.merchant_id THEN payment_id END AS payment_id""",
     of_env=(),
     of_merchants=False,
@@ -226,7 +226,7 @@ def lines_of(run: Found, finding: str | None) -> Conditions:
 # raw SQL: array
 NOTES_OF_CASE = """
 SELECT *, EXISTS (SELECT 1 FROM transaction AS money
-    WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL) AS is_allocated
+    WHERE money.transaction_id = statement_note.transaction_id AND is_settled) AS is_allocated
 FROM statement_note WHERE transaction_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[])
 FOR UPDATE NOWAIT
 """
@@ -246,9 +246,9 @@ DELETE FROM reconciliation_run WHERE run_id IN (SELECT run_id FROM old)
 FORGET_NOTES = """
 DELETE FROM statement_note WHERE transaction_id IN (
     SELECT transaction_id FROM statement_note WHERE transaction_id < $1
-        AND (finding IN ('already_known', 'recovered', 'not_found') OR set_aside_at IS NOT NULL
-            OR (finding = 'ambiguous' AND (SELECT subject_id FROM transaction AS money
-                WHERE money.transaction_id = statement_note.transaction_id) IS NOT NULL))
+        AND (finding IN ('already_known', 'recovered', 'not_found') OR dismissed_at IS NOT NULL
+            OR (finding = 'ambiguous' AND (SELECT is_settled FROM transaction AS money
+                WHERE money.transaction_id = statement_note.transaction_id)))
         AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.transaction_id = statement_note.transaction_id)
     ORDER BY transaction_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
@@ -263,7 +263,7 @@ SELECT * FROM statement WHERE env = $2 AND line_id = $3 AND (merchant_id = $1 OR
 """
 """A line of this merchant, or one that its runs have read."""
 
-UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL AND NOT is_known"
+UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND dismissed_at IS NULL AND NOT is_known"
 """Noted lines of money without a subject, and contradictions, that await review."""
 
 # raw SQL: join
@@ -302,14 +302,14 @@ GROUP BY world, open.finding
 """
 
 # raw SQL: join
-SET_ASIDE_OF_RUN = """
-UPDATE statement_note SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
+DISMISS_OF_RUN = """
+UPDATE statement_note SET dismissed_at = $2, dismissed_by = $3, dismissal_reason = $4
 WHERE transaction_id IN (
     SELECT transaction_id FROM statement_note
     WHERE transaction_id IN (SELECT transaction_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
-        AND finding = 'not_found' AND set_aside_at IS NULL AND NOT EXISTS (
+        AND finding = 'not_found' AND dismissed_at IS NULL AND NOT EXISTS (
             SELECT 1 FROM transaction AS money
-            WHERE money.transaction_id = statement_note.transaction_id AND subject_id IS NOT NULL)
+            WHERE money.transaction_id = statement_note.transaction_id AND is_settled)
     ORDER BY transaction_id FOR UPDATE
 ) RETURNING transaction_id
 """

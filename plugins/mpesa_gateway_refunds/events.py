@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from mpesa_gateway.db.engine import Found
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
+from mpesa_gateway.money import cents_text
 from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 from mpesa_gateway_transactions.api import RefundedMoney
@@ -124,21 +125,17 @@ def transaction_refunded(row: Found, money: RefundedMoney, receipt: str | None) 
         subject_id=money.transaction_id,
         transaction_id=money.transaction_id,
         shortcode=money.number,
-        amount=_wire(money.amount_cents),
+        amount=cents_text(money.amount_cents),
         currency="KES",
         provider="mpesa",
         receipt=money.receipt,
         account_number=money.account_number,
         allocated_to=None if subject is None else {"type": subject.kind, "id": subject.subject_id},
         refund_id=row["refund_id"],
-        refund_amount=_wire(money.refund_cents),
-        refunded_amount=_wire(money.refunded_cents),
+        refund_amount=cents_text(money.refund_cents),
+        refunded_amount=cents_text(money.refunded_cents),
         reversal_receipt=receipt,
     )
-
-
-def _wire(cents: int) -> str:
-    return f"{cents // 100}.{cents % 100:02}"
 
 
 class ReversalResulted(QueryResulted, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from mpesa_gateway.invariant import Invariant
 INVARIANTS = (
     Invariant(
         name="sums_are_the_payments",
-        sentence="What a payment has refunded and set aside are the sums of its refunds",
+        sentence="The refunded and reserved amounts of a payment are the sums of its refunds",
         sql="""
             SELECT payment.payment_id FROM payment LEFT JOIN (
                 SELECT payment_id, COALESCE(sum(amount) FILTER (WHERE status = 'completed'), 0) AS gone,
@@ -30,7 +30,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="sums_are_the_transactions",
-        sentence="What a transaction has refunded and set aside are the sums of its refunds",
+        sentence="The refunded and reserved amounts of a transaction are the sums of its refunds",
         sql="""
             SELECT transaction.transaction_id FROM transaction LEFT JOIN (
                 SELECT transaction_id, COALESCE(sum(amount) FILTER (WHERE status = 'completed'), 0) AS gone,

@@ -46,6 +46,7 @@ def export_refunds(
 def _conditions(merchant_id: str, env: Env, filters: RefundFilters) -> Conditions:
     found = Conditions(env, merchant_id, filters.since, filters.until)
     found.equal(payment_id=filters.payment_id, transaction_id=filters.transaction_id, status=filters.status)
+    found.equal(shortcode=filters.shortcode)
     if filters.needs_attention is not None:
         found.add(f"attention IS {'NOT ' if filters.needs_attention else ''}NULL")
     return found

@@ -133,6 +133,7 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     payment_id: str | None = None
     transaction_id: str | None = None
+    shortcode: str | None = None
     status: RefundStatus | None = None
     since: Moment | None = None
     until: Moment | None = None

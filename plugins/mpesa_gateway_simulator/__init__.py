@@ -9,6 +9,6 @@ COMMANDS = (
     CommandEntry(
         "demo",
         "mpesa_gateway_simulator.commands:demo",
-        "Play 21 steps against the running `up`; without one, start it for as long as the demo takes.",
+        "Play 23 steps against the running `up`; without one, start it for as long as the demo takes.",
     ),
 )

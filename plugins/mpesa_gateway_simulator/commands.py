@@ -1,4 +1,4 @@
-"""``mpesa-gateway demo``: runs 21 steps against a running gateway and checks each."""
+"""``mpesa-gateway demo``: runs 23 steps against a running gateway and checks each."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ _LOOK = 0.2
 @click.option("--data", metavar="FOLDER", help="The data folder of the `up` to play against.")
 @pass_session
 def demo(session: Session, data: str | None) -> None:
-    """Play 21 steps against the running `up`; without one, start it for as long as the demo takes.
+    """Play 23 steps against the running `up`; without one, start it for as long as the demo takes.
 
     Credentials, webhook, a payment paid on a simulated phone, its signed webhook, a cancelled one, a repeated
     callback, the list; then lost callbacks, a refund, and forged callbacks. The demo has a merchant and a shortcode

@@ -17,7 +17,15 @@ from mpesa_gateway.security.scopes import ADMIN, Scope
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
 from mpesa_gateway_simulator.demo_c2b import play_c2b
-from mpesa_gateway_simulator.demo_clients import Cashiers, DemoClients, Phones, ProgressDisplay, expect, run_receiver
+from mpesa_gateway_simulator.demo_clients import (
+    Cashiers,
+    DemoClients,
+    Phones,
+    ProgressDisplay,
+    credentials_of,
+    expect,
+    run_receiver,
+)
 from mpesa_gateway_simulator.demo_faults import play_faults
 
 ACTOR = "cli:demo"
@@ -26,7 +34,7 @@ ACTOR = "cli:demo"
 _SILENCE = 1.5
 """Seconds to wait for a second webhook."""
 
-STEPS = 21
+STEPS = 23
 
 # raw SQL: array
 _REMOVE_REFUSED = """
@@ -43,21 +51,22 @@ async def play(gateway: Runtime, console: Console) -> None:
     """Run all steps against the gateway with this configuration. Raises UnexpectedAnswer.
 
     ``gateway`` is a started one on the same database that creates the demo's merchant and keys. At the end the
-    operator's key is revoked and the merchant deactivated.
+    operator's key is revoked and the merchants deactivated.
     """
     async with niquests.AsyncSession(disable_http3=True) as http, run_receiver() as receiver:
         http.trust_env = False
         began = gateway.clock.now()
         merchant_id = (await gateway.merchants.create("Demo story", actor=ACTOR)).merchant_id
 
-        async def key(name: str, *scopes: Scope) -> tuple[str, Secret]:
-            made, secret = await gateway.api_keys.create(
-                merchant_id, name=name, scopes=scopes, env="sandbox", actor=ACTOR
-            )
+        neighbour_id = (await gateway.merchants.create("Demo neighbour", actor=ACTOR)).merchant_id
+
+        async def key(name: str, *scopes: Scope, owner: str = merchant_id) -> tuple[str, Secret]:
+            made, secret = await gateway.api_keys.create(owner, name=name, scopes=scopes, env="sandbox", actor=ACTOR)
             return made.key_id, secret
 
         shop_key_id, shop_key = await key("demo", *gateway.scopes.of_merchants)
         cashier_key_id, cashier_key = await key("demo cashier", *gateway.scopes.of_merchants)
+        _, neighbour_key = await key("demo neighbour", *gateway.scopes.of_merchants, owner=neighbour_id)
         operator_key_id, operator_key = await key("demo operator", ADMIN)
         story = ProgressDisplay(console, STEPS)
         base = gateway.config.public_url
@@ -69,6 +78,7 @@ async def play(gateway: Runtime, console: Console) -> None:
             Phones(Api(http, gateway.config.daraja.sandbox_url)),
             receiver,
             shortcode=f"6{zlib.crc32(merchant_id.encode()) % 100_000:05}",
+            neighbour=Api(http, base, neighbour_key),
         )
         try:
             with story.live():
@@ -78,7 +88,8 @@ async def play(gateway: Runtime, console: Console) -> None:
             await gateway.db.execute(_REMOVE_REFUSED, Ids.least("ref", began), pushes)
         finally:
             await gateway.api_keys.revoke(merchant_id, operator_key_id, actor=ACTOR)
-            await gateway.merchants.deactivate(merchant_id, actor=ACTOR)
+            for each in (merchant_id, neighbour_id):
+                await gateway.merchants.deactivate(each, actor=ACTOR)
 
 
 async def _run_first_steps(players: DemoClients) -> None:
@@ -97,8 +108,7 @@ async def _store_credentials(players: DemoClients) -> None:
         given = CREDENTIALS["mpesa"]
         masked = {name: f"****{given[name][-4:]}" for name in ("consumer_key", "consumer_secret", "passkey")}
         plain = {"env": "sandbox", "shortcode": players.shortcode, "initiator": given["initiator"]}
-        credentials = CREDENTIALS | {"mpesa": given | {"shortcode": players.shortcode}}
-        stored = await players.api.data("PUT", "/v1/merchant/providers", credentials)
+        stored = await players.api.data("PUT", "/v1/merchant/providers", credentials_of(players.shortcode))
         credential = stored["config_summary"].get("security_credential")
         expect("how the encrypted initiator password starts", "****", str(credential)[:4])
         summary = masked | plain | {"security_credential": credential, "nominated_number": "2547****149"}

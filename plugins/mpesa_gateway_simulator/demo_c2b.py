@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, PAYING_PHONE, SILENT_PHONE
-from mpesa_gateway_simulator.demo_clients import DemoClients, expect
+from mpesa_gateway_simulator.demo_clients import DemoClients, credentials_of, expect, poll
 
 _ACCOUNT = "HOUSE 7B"
 _EXPECTED = 1200
@@ -21,6 +21,8 @@ async def play_c2b(players: DemoClients, now: Callable[[], datetime]) -> None:
     await _claim(players)
     await _complete_push(players)
     await _lose_confirmation(players, began)
+    await _share(players)
+    await _pay_as_a_stranger(players)
 
 
 async def _account(players: DemoClients) -> dict[str, Any]:
@@ -102,3 +104,40 @@ async def _lose_confirmation(players: DemoClients, began: datetime) -> None:
         expect("the receipt, as M-Pesa has it", paid["receipt"], payment["receipt"])
         await players.receiver.wait_for_webhook("payment.completed", payment["id"])
         say(f"receipt {payment['receipt']} from the statement, by its account number; webhook sent")
+
+
+async def _share(players: DemoClients) -> None:
+    with players.story.step("Two merchants share the shortcode: each sees its own money") as say:
+        await players.neighbour.data("PUT", "/v1/merchant/providers", credentials_of(players.shortcode))
+        body = {"amount": 275, "phone": PAYING_PHONE}
+        theirs = await players.neighbour.data("POST", "/v1/payments", body, status=201, Idempotency_Key="demo-shared")
+        path = f"/v1/payments/{theirs['id']}"
+        async for _ in poll("the neighbour's completed payment"):
+            theirs = await players.neighbour.data("GET", path)
+            if theirs["status"] == "completed":
+                break
+        await players.api.call("GET", path, status=404)
+        money = f"/v1/transactions?receipt={theirs['receipt']}"
+        expect("what the neighbour sees", 1, len(await players.neighbour.data("GET", money)))
+        expect("what the merchant sees of it", [], await players.api.data("GET", money))
+        say(f"receipt {theirs['receipt']} to {players.shortcode} is the neighbour's alone")
+
+
+async def _pay_as_a_stranger(players: DemoClients) -> None:
+    with players.story.step("A stranger pays the amount of an open payment: the payment is not completed") as say:
+        body = {"amount": 420, "phone": ASKING_PHONE}
+        payment = await players.api.data("POST", "/v1/payments", body, status=201, Idempotency_Key="demo-stranger")
+        paid = await players.phones.pay(PAYING_PHONE, players.shortcode, "STRANGER", 420, validation="not_enabled")
+        found: list[dict[str, Any]] = []
+        async for _ in poll("the stranger's transaction"):
+            found = await players.api.data("GET", f"/v1/transactions?receipt={paid['receipt']}")
+            if found:
+                break
+        expect("what the money is for", None, found[0]["allocated_to"])
+        now = await players.api.data("GET", f"/v1/payments/{payment['id']}")
+        expect("the status and the receipt", ("pending", None), (now["status"], now["receipt"]))
+        await players.phones.answer(payment["provider_ref"], "cancel")
+        ended = await players.settled(payment["id"], "failed")
+        expect("the receipt after the cancellation", None, ended["receipt"])
+        await players.api.data("POST", f"/v1/transactions/{found[0]['id']}/allocate", {"note": "a stranger's, by hand"})
+        say(f"receipt {paid['receipt']} stays unallocated until a person decides")

@@ -15,10 +15,16 @@ from litestar.types import Receive, Scope, Send
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from mpesa_gateway.standalone.sample_credentials import CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
 
 _PATIENCE = 10.0
 """Seconds until an expected change counts as missing."""
+
+
+def credentials_of(shortcode: str) -> dict[str, Any]:
+    """Return the body that stores the sample credentials with this shortcode."""
+    return CREDENTIALS | {"mpesa": CREDENTIALS["mpesa"] | {"shortcode": shortcode}}
 
 
 def expect(what: str, expected: Any, seen: Any) -> None:
@@ -232,6 +238,8 @@ class DemoClients:
     phones: Phones
     receiver: Receiver
     shortcode: str
+    neighbour: Api
+    """A second merchant."""
 
     async def settled(self, payment_id: str, status: str) -> dict[str, Any]:
         async for _ in poll(f"a payment that is {status}"):

@@ -83,7 +83,7 @@ async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[A
 
 async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str, problems: tuple[Problem, ...]) -> str:
     query = read_params(request, _Query)
-    controls, diary = gateway.port(Controls), gateway.port(ExchangeLog)
+    controls, exchanges = gateway.port(Controls), gateway.port(ExchangeLog)
     phone = await gateway.port(Phones).read_phone(query.phone)
     now = gateway.clock.now()
     root = templating.root(request)
@@ -100,7 +100,7 @@ async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str
         styles={name: behaviour.summary for name, behaviour in IN_HAND.items()},
         numbers={PREFIX + digits: behaviour.summary for digits, behaviour in BEHAVIOURS.items()},
         knobs={name: await controls.knob(name) for name in _TURNED},
-        lines=list(diary.lines)[:_SHOWN],
+        lines=list(exchanges.lines)[:_SHOWN],
         when=partial(templating.when, now=now),
         stream=urlencode({"phone": phone.number}),
         problems=problems,

@@ -23,9 +23,9 @@ ANSWER_WITHIN = 10.0
 class CallbackPoster:
     """An HTTP client that never raises: an address without an answer has status 0."""
 
-    def __init__(self, *, names: NameResolver, diary: ExchangeLog) -> None:
+    def __init__(self, *, names: NameResolver, exchanges: ExchangeLog) -> None:
         self._names = names
-        self._diary = diary
+        self._exchanges = exchanges
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
@@ -69,7 +69,7 @@ class CallbackPoster:
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
         ms = round((time.perf_counter() - began) * 1000)
         log.info("simulator_called_back", status=status, ms=ms)
-        self._diary.record_sent(url, body, status, text, ms)
+        self._exchanges.record_sent(url, body, status, text, ms)
         return status, text
 
     @property

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import msgspec
 import rich_click as click
 
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
-from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, actor, env_of, merchant_of, pass_session
+from mpesa_gateway.commands.session import (
+    LIVE,
+    MERCHANT,
+    Session,
+    actor,
+    env_of,
+    merchant_of,
+    names_of_actors,
+    pass_session,
+)
 from mpesa_gateway.phone import mask_within
 from mpesa_gateway_transactions.money_kinds import MoneyKind
 
@@ -98,10 +107,11 @@ def show_(session: Session, transaction_id: str, *, is_live: bool, as_json: bool
     """Show a transaction with its witnesses and allocations. Phone numbers are masked."""
     from mpesa_gateway_transactions.service import TransactionService
 
-    async def work(gateway: Gateway) -> TransactionDetails:
-        return await gateway.port(TransactionService).get(None, env_of(is_live=is_live), transaction_id)
+    async def work(gateway: Gateway) -> tuple[TransactionDetails, Mapping[str, str]]:
+        service = gateway.port(TransactionService)
+        return await _with_names(gateway, await service.get(None, env_of(is_live=is_live), transaction_id))
 
-    _print(session.run(work), as_json=as_json)
+    _print(*session.run(work), as_json=as_json)
 
 
 @transactions.command()
@@ -125,19 +135,23 @@ def allocate(
     wanted = read_body(msgspec.json.encode({name: value for name, value in given.items() if value}), Allocate)
     env = env_of(is_live=is_live)
 
-    async def work(gateway: Gateway) -> TransactionDetails:
+    async def work(gateway: Gateway) -> tuple[TransactionDetails, Mapping[str, str]]:
         service = gateway.port(TransactionService)
         await service.allocate(None, env, transaction_id, wanted, actor=actor())
-        return await service.get(None, env, transaction_id)
+        return await _with_names(gateway, await service.get(None, env, transaction_id))
 
-    _print(session.run(work), as_json=as_json)
+    _print(*session.run(work), as_json=as_json)
 
 
 def _parameter(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _print(found: TransactionDetails, *, as_json: bool) -> None:
+async def _with_names(gateway: Gateway, found: TransactionDetails) -> tuple[TransactionDetails, Mapping[str, str]]:
+    return found, await names_of_actors(gateway, (decision.by for decision in found.allocations))
+
+
+def _print(found: TransactionDetails, names: Mapping[str, str], *, as_json: bool) -> None:
     details = _masked(found)
     if as_json:
         print_json(details)
@@ -155,7 +169,7 @@ def _print(found: TransactionDetails, *, as_json: bool) -> None:
         decided = zip(decisions, found.allocations, strict=True)
         show(
             ("at", "allocated_to", "by", "note"),
-            [(at.at, one["allocated_to"]["id"], one["by"], one["note"]) for one, at in decided],
+            [(at.at, one["allocated_to"]["id"], names.get(one["by"], one["by"]), one["note"]) for one, at in decided],
             absent="-",
         )
 

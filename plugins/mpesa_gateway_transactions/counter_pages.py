@@ -60,7 +60,11 @@ async def counter(visit: PageRequest) -> Rendered:
     if visit.merchant_id is not None:
         offered = await service.shortcodes(visit.merchant_id, visit.env)
     shortcode = visit.text("shortcode") or query.shortcode or (offered[0] if offered else "")
-    page = await service.page(visit.env, _filters(visit, query, shortcode), _AT_COUNTER) if shortcode else None
+    page = (
+        await service.page(visit.env, _filters(visit, query, shortcode), _AT_COUNTER, within=visit.merchant_id)
+        if shortcode
+        else None
+    )
     all_open = {"open": "true", "shortcode": shortcode}
     return Rendered(
         "counter.html",
@@ -90,10 +94,12 @@ async def changes(visit: PageRequest) -> Rendered:
     ).read_query(_CounterQuery)
     service, shortcode = visit.gateway.port(TransactionOperatorService), query.shortcode or ""
     filters = _filters(visit, query, shortcode)
-    count = await service.count_newer(visit.env, filters)
+    count = await service.count_newer(visit.env, filters, within=visit.merchant_id)
     cursor, rows = query.cursor, list[Row]()
     if count and not query.busy:
-        newest = await service.page(visit.env, msgspec.structs.replace(filters, cursor=None), _AT_COUNTER)
+        newest = await service.page(
+            visit.env, msgspec.structs.replace(filters, cursor=None), _AT_COUNTER, within=visit.merchant_id
+        )
         cursor, rows = newest.first, list(newest.rows[:count])
     return Rendered(
         "counter_changes.html",

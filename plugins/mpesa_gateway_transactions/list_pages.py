@@ -72,7 +72,7 @@ def read_filters(visit: PageRequest) -> OperatorTransactionFilters:
 def waiting(visit: PageRequest) -> OperatorTransactionFilters:
     """Return the filters of recent money that needs a decision."""
     since = (visit.gateway.clock.now() - RECENT).replace(hour=0, minute=0, second=0, microsecond=0)
-    return OperatorTransactionFilters(merchant=visit.merchant_id, open=True, since=since)
+    return OperatorTransactionFilters(open=True, since=since)
 
 
 def waiting_query(visit: PageRequest) -> str:
@@ -84,17 +84,21 @@ async def transactions(visit: PageRequest) -> Rendered:
     service, filters, problems = visit.gateway.port(TransactionOperatorService), None, visit.problems
     try:
         filters = read_filters(visit)
-        page = await service.page(visit.env, filters, _A_PAGE)
+        page = await service.page(visit.env, filters, _A_PAGE, within=visit.merchant_id)
     except InvalidFields as refused:
         problems = (*problems, *refused.problems)
-        page = await service.page(visit.env, OperatorTransactionFilters(merchant=visit.merchant_id), _A_PAGE)
+        page = await service.page(visit.env, OperatorTransactionFilters(), _A_PAGE, within=visit.merchant_id)
     chosen = {name: value for name in _TEXTS if (value := visit.text(name) or "".join(visit.query.get(name, ())))}
     if visit.merchant_id is not None:
         chosen.pop("merchant", None)
     kept = chosen if filters is None or filters.terms is None else chosen | {"terms": filters.terms}
     typed = {name: (filters and getattr(filters, name)) or visit.text(name) for name in SEALED}
     is_first = filters is None or filters.cursor is None
-    first = await service.page(visit.env, waiting(visit), _FIRST) if is_first and not kept else None
+    first = (
+        await service.page(visit.env, waiting(visit), _FIRST, within=visit.merchant_id)
+        if is_first and not kept
+        else None
+    )
     return Rendered(
         "transactions.html",
         {
@@ -116,14 +120,17 @@ async def transactions(visit: PageRequest) -> Rendered:
 
 
 async def total(visit: PageRequest) -> Rendered:
-    found = await visit.gateway.port(TransactionOperatorService).total(visit.env, read_filters(visit))
+    service = visit.gateway.port(TransactionOperatorService)
+    found = await service.total(visit.env, read_filters(visit), within=visit.merchant_id)
     return Rendered("transactions_total.html", {"total": found})
 
 
 async def newer(visit: PageRequest) -> Rendered:
     """Count the transactions recorded since the list was drawn."""
     filters = read_filters(visit)
-    count = await visit.gateway.port(TransactionOperatorService).count_newer(visit.env, filters)
+    count = await visit.gateway.port(TransactionOperatorService).count_newer(
+        visit.env, filters, within=visit.merchant_id
+    )
     left_out = {"cursor", "env"}
     kept = {name: text for name, texts in visit.query.items() if name not in left_out and (text := "".join(texts))}
     return Rendered("transactions_newer.html", {"count": count, "here": urlencode(kept)})
@@ -142,7 +149,7 @@ async def export(visit: PageRequest) -> Response[Any]:
         env=visit.env,
         detail={"filters": audited(filters)},
     )
-    rows = visit.gateway.port(TransactionOperatorService).export(visit.env, filters)
+    rows = visit.gateway.port(TransactionOperatorService).export(visit.env, filters, within=visit.merchant_id)
     return await stream_csv("transactions.csv", OPERATORS_EXPORTED, rows)
 
 

@@ -128,7 +128,8 @@ def _add_filters(found: Conditions, filters: TransactionFilters) -> Msisdn | Non
     if filters.direction is not None:
         found.parts.append("direction = 'out'" if filters.direction == "out" else "direction = 'in'")
     if filters.allocated is not None:
-        found.parts.append(f"subject_id IS {'NOT ' if filters.allocated else ''}NULL")
+        # The index is of money without a subject.
+        found.parts.append("is_settled" if filters.allocated else "subject_id IS NULL AND NOT is_settled")
     found.equal(category=filters.kind)
     if filters.account_number is not None:
         found.add("upper(account_number) = upper({}::text)", filters.account_number.replace("\x00", ""))

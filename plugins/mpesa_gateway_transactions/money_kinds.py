@@ -1,4 +1,4 @@
-"""What money was moved for."""
+"""The kinds of money."""
 
 from typing import Literal
 

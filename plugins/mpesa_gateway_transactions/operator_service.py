@@ -49,42 +49,53 @@ class OperatorTransactionFilters(TransactionFilters, frozen=True, kw_only=True):
 
 
 class TransactionOperatorService:
-    """Lists and finds transactions. A chosen merchant limits a list to what the merchant sees."""
+    """Lists and finds transactions. A chosen merchant limits a list to what the merchant sees.
+
+    ``within`` limits a list to a member's merchant, whatever the filters; the host's people have None.
+    """
 
     def __init__(self, *, db: Database, sealer: Sealer) -> None:
         self._db = db
         self._list = TransactionList(db)
         self.terms = Terms(sealer, place="transactions")
 
-    async def page(self, env: Env, filters: OperatorTransactionFilters, limit: int) -> KeysetPage[Row]:
+    async def page(
+        self, env: Env, filters: OperatorTransactionFilters, limit: int, *, within: str | None
+    ) -> KeysetPage[Row]:
         """Raises InvalidFields."""
         wanted = TransactionQuery(**_values(filters), limit=limit, cursor=filters.cursor)
-        listing, found = await self._conditions(env, filters, wanted)
+        listing, found = await self._conditions(within, env, filters, wanted)
         return await listing.page(self._db, found, wanted.cursor, wanted.limit)
 
     async def numbers(self, rows: Sequence[Row]) -> dict[str, str]:
         """Return the receivers' shortcodes by their id."""
         return dict(await numbers_of(self._db, rows))
 
-    async def total(self, env: Env, filters: OperatorTransactionFilters) -> Total:
-        listing, found = await self._conditions(env, filters)
+    async def total(self, env: Env, filters: OperatorTransactionFilters, *, within: str | None) -> Total:
+        listing, found = await self._conditions(within, env, filters)
         return await listing.total(self._db, found)
 
-    async def count_newer(self, env: Env, filters: OperatorTransactionFilters) -> int:
-        listing, found = await self._conditions(env, filters)
+    async def count_newer(self, env: Env, filters: OperatorTransactionFilters, *, within: str | None) -> int:
+        listing, found = await self._conditions(within, env, filters)
         return await listing.count_newer(self._db, found, filters.cursor)
 
     async def _conditions(
-        self, env: Env, filters: OperatorTransactionFilters, wanted: TransactionFilters | None = None
+        self,
+        within: str | None,
+        env: Env,
+        filters: OperatorTransactionFilters,
+        wanted: TransactionFilters | None = None,
     ) -> tuple[KeysetList, Conditions]:
-        listing, found = await self._list.conditions(filters.merchant, env, wanted or _plain(filters))
+        listing, found = await self._list.conditions(within or filters.merchant, env, wanted or _plain(filters))
         if filters.open:
             found.parts += _OPEN
         return listing, found
 
-    async def export(self, env: Env, filters: OperatorTransactionFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+    async def export(
+        self, env: Env, filters: OperatorTransactionFilters, *, within: str | None
+    ) -> AsyncGenerator[list[Sequence[Any]]]:
         """Yield rows of OPERATORS_EXPORTED, of all merchants without a chosen one."""
-        listing, found = await self._conditions(env, filters)
+        listing, found = await self._conditions(within, env, filters)
         async for rows in listing.export(self._db, found, lambda row: row):
             numbers = await self.numbers(rows)
             yield [(*exported(row, numbers[row["receiver_id"]]), row["merchant_id"]) for row in rows]

@@ -70,7 +70,7 @@ async def contradicting(visit: PageRequest) -> Sequence[AttentionItem]:
 async def unallocated(visit: PageRequest) -> Sequence[AttentionItem]:
     """Name money of the last days that needs a decision."""
     service = visit.gateway.port(TransactionOperatorService)
-    found = await service.total(visit.env, list_pages.waiting(visit))
+    found = await service.total(visit.env, list_pages.waiting(visit), within=visit.merchant_id)
     if not found.count:
         return ()
     what = "transaction is" if found.count == 1 else "transactions are"

@@ -110,7 +110,10 @@ class TransactionDetails(TransactionView, frozen=True, kw_only=True):
 
 
 class TransactionFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Filters of transactions; they can be combined. ``since`` and ``until`` compare the time of the first report."""
+    """Filters of transactions; they can be combined. ``since`` and ``until`` compare the time of the first report.
+
+    ``allocated`` is true for money that has a subject or was returned in full.
+    """
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "shortcode": NUMBER,

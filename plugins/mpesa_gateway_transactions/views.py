@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.money import cents_text
 from mpesa_gateway_transactions.schemas import AllocatedTo, AllocationView, Payer, TransactionView, Witness
 
 Values: TypeAlias = Row | Mapping[str, Any]
@@ -12,7 +13,7 @@ Values: TypeAlias = Row | Mapping[str, Any]
 
 def cents(amount: int | None) -> str | None:
     """Return an amount in the API's format."""
-    return None if amount is None else f"{amount // 100}.{amount % 100:02}"
+    return None if amount is None else cents_text(amount)
 
 
 def subject_of(row: Values) -> AllocatedTo | None:

@@ -275,4 +275,6 @@ def _busy() -> RateLimited:
 
 
 def _none_set(env: Env) -> NotFound:
-    return NotFound(f"no {env} webhook is set: PUT /v1/merchant/webhook first")
+    return NotFound(
+        f"no {env} webhook is set: set one on the merchant's page under /ops, or with PUT /v1/merchant/webhook, first"
+    )

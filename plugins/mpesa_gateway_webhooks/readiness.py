@@ -13,7 +13,8 @@ async def missing_endpoint(gateway: Runtime, merchant_id: str, env: Env) -> list
         Missing(
             name="webhook",
             message=f"webhooks are off: no endpoint is set; {env} events wait for one (GET /v1/events shows them)",
-            fix=f"PUT /v1/merchant/webhook, with a key that starts with {key_prefix(env)}",
+            fix=f"set it at /ops/merchants/{merchant_id}/webhook?env={env}, or with PUT /v1/merchant/webhook and a key "
+            f"that starts with {key_prefix(env)}",
         )
     ]
 

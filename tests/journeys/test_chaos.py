@@ -356,14 +356,14 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     "a refund too many": (
         [copy("refund", "kept.refund_id = {refund}", refund_id=literal("rfd"), amount="300000")],
         {
-            "lost: What a payment has refunded and set aside are the sums of its refunds, not so",
+            "lost: The refunded and reserved amounts of a payment are the sums of its refunds, not so",
             "doubled: completed refunds and reversals differ in number",
             "untold: A refund that went through has exactly one event payment.reversed or transaction.refunded, not so",
         },
     ),
-    "money set aside for nothing": (
+    "money reserved for nothing": (
         ["UPDATE payment SET refund_reserved = 1 WHERE payment_id = {one}"],
-        {"lost: What a payment has refunded and set aside are the sums of its refunds, not so"},
+        {"lost: The refunded and reserved amounts of a payment are the sums of its refunds, not so"},
     ),
     "a deleted event": (
         [

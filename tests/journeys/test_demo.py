@@ -63,7 +63,7 @@ def pasted_lines(output: str) -> str:
 def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert "All 21 steps passed" in played.stdout
+    assert "All 23 steps passed" in played.stdout
     assert machine.processes() == {}
 
     process = machine.up()
@@ -84,7 +84,7 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
 
     played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert "21/21" in played.stdout
+    assert "21/23" in played.stdout
     assert "\x1b" not in played.stdout
     assert asyncio.run(left_by_the_demo(machine)) == (0, 0, 0)
     assert logged_secrets(machine, key[0]) == []
@@ -134,7 +134,7 @@ def test_demo_with_a_failing_step_exits_nonzero(machine: Machine, running: "subp
     finally:
         os.kill(worker, signal.SIGCONT)
     assert played.returncode == 1
-    assert "✗ 6/21 Webhook received" in played.stdout
+    assert "✗ 6/23 Webhook received" in played.stdout
     assert played.stderr == (
         "mpesa-gateway: the demo stopped: a payment.completed webhook was expected within 10 seconds and did not come\n"
     )

@@ -423,7 +423,7 @@ async def answer_about(harness: Harness, line_id: str, receipt: str) -> None:
 
 NOTE = """
 INSERT INTO statement_note (transaction_id, receiver_id, merchant_id, env, moments, amount, amount_text, payer, finding,
-    is_timed, is_of_till, created_at, asked_at, set_aside_at, set_aside_by, set_aside_reason)
+    is_timed, is_of_till, created_at, asked_at, dismissed_at, dismissed_by, dismissal_reason)
 SELECT transaction_id, receiver_id, merchant_id, env, ARRAY[occurred_at], 60, '60', $1, 'ambiguous', true, false,
     occurred_at, occurred_at, occurred_at, 'a person', 'known' FROM transaction
 """

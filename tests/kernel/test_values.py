@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpesa_gateway.clock import SetClock, daraja_timestamp, from_daraja_timestamp, rfc3339
 from mpesa_gateway.db.json_codec import dumps, loads
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.money import InvalidAmount, Kes
+from mpesa_gateway.money import InvalidAmount, Kes, cents_text, payable
 from mpesa_gateway.phone import InvalidPhone, Msisdn, PhoneMatch, compare, mask_phones
 from mpesa_gateway.secret import Secret
 
@@ -46,6 +46,31 @@ def test_kes_of_other_values_is_refused_with_a_sentence(value: Decimal | str | i
 def test_kes_parse_json_of_other_numbers_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidAmount, match=r"\w"):
         Kes.parse_json(raw)
+
+
+@pytest.mark.parametrize(
+    ("cents", "text"), [(0, "0.00"), (5, "0.05"), (50_000, "500.00"), (-5, "-0.05"), (-50_005, "-500.05")]
+)
+def test_cents_text_of_any_sign_is_the_amount(cents: int, text: str) -> None:
+    assert cents_text(cents) == text
+    assert Decimal(text) * 100 == cents
+
+
+@pytest.mark.parametrize(
+    ("cents", "amount"),
+    [
+        (None, None),
+        (0, None),
+        (99, None),
+        (-100, None),
+        (100, 1),
+        (150, None),
+        (25_000_000, 250_000),
+        (25_000_100, None),
+    ],
+)
+def test_payable_of_cents_is_a_whole_amount_that_a_payment_can_have(cents: int | None, amount: int | None) -> None:
+    assert payable(cents) == amount
 
 
 @given(st.sampled_from("17"), st.integers(0, 99_999_999))

@@ -38,7 +38,7 @@ CREATE TABLE payment (
     accepted_at timestamptz,
     completed_at timestamptz,
     due_at timestamptz,
-    looked_after_at timestamptz,
+    reviewed_at timestamptz,
     erased_at timestamptz,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     provider text NOT NULL CHECK (provider = 'mpesa'),
@@ -84,7 +84,7 @@ CREATE TABLE payment (
     CONSTRAINT payment_due_while_open CHECK (status = 'pending' OR due_at IS NULL OR claim IS NOT NULL
         OR (status = 'failed' AND failure_reason = 'expired' AND checkout_request_id IS NOT NULL)),
     CONSTRAINT payment_erased_when_ended CHECK (erased_at IS NULL OR status <> 'pending'),
-    CONSTRAINT payment_looked_after_what_waited CHECK (looked_after_at IS NULL OR mismatch IS NOT NULL
+    CONSTRAINT payment_reviewed_what_waited CHECK (reviewed_at IS NULL OR mismatch IS NOT NULL
         OR reversed_outside IS NOT NULL),
     CONSTRAINT payment_own_reference_form CHECK (NOT reference_is_ours OR reference ~ '^[A-Z2-7]{12}$'),
     CONSTRAINT payment_phone_check CHECK ( CASE WHEN erased_at IS NULL THEN phone ~ '^254[17][0-9]{8}$'
@@ -122,7 +122,7 @@ CREATE INDEX payment_metadata_value ON payment USING gin (payment_metadata(merch
 CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id) WHERE NOT reference_is_ours;
 CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, payment_id);
 CREATE INDEX payment_held ON payment (merchant_id, env, payment_id)
-    WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
+    WHERE reviewed_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
 
 -- Steps other than those in the payment's columns.
 CREATE TABLE payment_step (
@@ -131,7 +131,7 @@ CREATE TABLE payment_step (
     at timestamptz NOT NULL,
     kind text NOT NULL CHECK (kind IN ('requested', 'sent', 'unsent', 'unknown', 'refused', 'completed', 'failed',
         'expired', 'mismatched', 'receipt_learnt', 'asked', 'confirming', 'unconfirmed', 'refund_asked',
-        'refund_failed', 'reversed', 'partially_reversed', 'looked_after', 'reversal_seen')),
+        'refund_failed', 'reversed', 'partially_reversed', 'reviewed', 'reversal_seen')),
     cause text NOT NULL CHECK (cause IN ('merchant', 'ack', 'fault', 'callback', 'stk_query', 'expiry', 'status_query',
         'statement', 'c2b', 'reversal', 'operator')),
     result_code text,
@@ -226,7 +226,7 @@ UNION ALL
 SELECT payment_id, accepted_at, 'sent', 'ack', '0', '', 1, 0 FROM payment WHERE accepted_at IS NOT NULL
 UNION ALL
 SELECT payment_id, at, kind, cause, result_code, detail, CASE WHEN kind IN ('receipt_learnt', 'refund_asked',
-    'refund_failed', 'partially_reversed', 'reversed', 'reversal_seen', 'looked_after') THEN 4 ELSE 2 END, number
+    'refund_failed', 'partially_reversed', 'reversed', 'reversal_seen', 'reviewed') THEN 4 ELSE 2 END, number
 FROM payment_step WHERE kind <> 'requested'
 UNION ALL
 SELECT payment_id, completed_at, 'completed', completed_by, result_code, COALESCE(result_desc, CASE

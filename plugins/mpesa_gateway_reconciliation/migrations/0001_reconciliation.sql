@@ -70,18 +70,18 @@ CREATE TABLE statement_note (
     answered_at timestamptz,
     created_at timestamptz NOT NULL,
     settled_at timestamptz,
-    set_aside_at timestamptz,
-    set_aside_by text,
-    set_aside_reason text,
+    dismissed_at timestamptz,
+    dismissed_by text,
+    dismissal_reason text,
     CONSTRAINT statement_note_payment_where_found
         CHECK ((payment_id IS NOT NULL) = (finding IN ('already_known', 'recovered', 'mismatched'))),
     CONSTRAINT statement_note_settled_with_its_payment CHECK ((settled_at IS NULL) = (payment_id IS NULL)),
-    CONSTRAINT statement_note_set_aside_says_why CHECK (
-        num_nulls(set_aside_at, set_aside_by, set_aside_reason) IN (0, 3) AND set_aside_reason <> '')
+    CONSTRAINT statement_note_dismissed_says_why CHECK (
+        num_nulls(dismissed_at, dismissed_by, dismissal_reason) IN (0, 3) AND dismissal_reason <> '')
 );
 -- Listed by the time of payment.
 CREATE INDEX statement_note_unresolved ON statement_note (merchant_id, env, (moments[1]), transaction_id)
-    WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
+    WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND dismissed_at IS NULL;
 CREATE INDEX statement_note_payment ON statement_note (payment_id) WHERE payment_id IS NOT NULL;
 CREATE INDEX statement_note_payer ON statement_note (merchant_id, payer) WHERE payment_id IS NULL AND payer IS NOT NULL;
 CREATE INDEX statement_note_zone ON statement_note (receiver_id, transaction_id) WHERE zone IS NOT NULL;
@@ -99,14 +99,14 @@ CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding
 -- A note is deleted when no run has its line any more.
 CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction_id);
 
--- Lines with a note, for runs, pages and the judge. finding is the note's. is_known: the money has a subject, whichever
--- report found it and when, so no line of it needs review. A mismatched line of its own subject is a contradiction.
+-- Lines with a note, for runs, pages and the judge. finding is the note's. is_known: the money has a subject or was returned
+-- in full, whichever report found it and when, so no line of it needs review. A mismatched line of its own subject is a contradiction.
 CREATE VIEW noted_line AS
 SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments,
     moments[1] AS paid_at, amount, amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
-    payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, set_aside_at,
-    set_aside_by, set_aside_reason,
-    subject_id IS NOT NULL AND (finding <> 'mismatched' OR subject_id <> payment_id) AS is_known
+    payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, dismissed_at,
+    dismissed_by, dismissal_reason,
+    is_settled AND (finding <> 'mismatched' OR subject_id IS DISTINCT FROM payment_id) AS is_known
 FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id);
 
 -- All lines: those of transactions without a note have the facts of their first report. Lines of money that has a
@@ -126,8 +126,8 @@ SELECT transaction_id AS line_id,
         WHEN is_known AND finding = 'mismatched' THEN NULL ELSE payment_id END AS payment_id,
     COALESCE(is_timed, true) AS is_timed, COALESCE(is_of_till, false) AS is_of_till, is_to_us, zone, asked_at,
     answered_at, COALESCE(note.created_at, occurred_at) AS created_at,
-    CASE WHEN note.env IS NULL THEN occurred_at ELSE settled_at END AS settled_at, set_aside_at, set_aside_by,
-    set_aside_reason
+    CASE WHEN note.env IS NULL THEN occurred_at ELSE settled_at END AS settled_at, dismissed_at, dismissed_by,
+    dismissal_reason
 FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id)
-    CROSS JOIN LATERAL (SELECT subject_id IS NOT NULL
-        AND (finding IS DISTINCT FROM 'mismatched' OR subject_id <> payment_id) AS is_known) AS allocated;
+    CROSS JOIN LATERAL (SELECT is_settled
+        AND (finding IS DISTINCT FROM 'mismatched' OR subject_id IS DISTINCT FROM payment_id) AS is_known) AS allocated;

@@ -43,6 +43,9 @@ CREATE TABLE transaction (
     account_number text,
     subject_kind text,
     reversed_outside text CHECK (reversed_outside IN ('whole', 'part')),
+    -- Nothing of the money is left to decide: it has a subject, or all of it was returned.
+    is_settled boolean NOT NULL GENERATED ALWAYS AS (subject_id IS NOT NULL OR reversed_outside IS NOT DISTINCT FROM 'whole'
+        OR (amount_cents > 0 AND refunded_cents = amount_cents) IS TRUE) STORED,
     first_source text NOT NULL CHECK (first_source <> ''),
     -- The kind that merchants see: money_category() of the row.
     category text NOT NULL DEFAULT 'other'

@@ -11,7 +11,7 @@ from mpesa_gateway.events import Event
 from mpesa_gateway.plugin import Subscriber
 from mpesa_gateway.testing.fixtures import PublishedEvents
 from mpesa_gateway.testing.serving import INITIATED, shop
-from mpesa_gateway_c2b.account_states import as_text, crossed, normalise, state_of
+from mpesa_gateway_c2b.account_states import crossed, normalise, state_of
 from mpesa_gateway_c2b.accounts import AccountNumbers
 from mpesa_gateway_c2b.counting import AccountCounting, Entry
 from mpesa_gateway_c2b.events import AccountEvent
@@ -306,7 +306,3 @@ def test_state_by_received_and_expected(received: int, expected: int | None, sta
 def test_numbers_are_compared_without_case_width_and_blanks() -> None:
     assert normalise("  house \t 7 ") == normalise("HOUSE 7") == normalise("\uff28OUSE 7") == "HOUSE 7"
     assert normalise(None) == ""
-
-
-def test_cents_are_written_with_two_places() -> None:
-    assert [as_text(cents) for cents in (0, 5, 100, -150)] == ["0.00", "0.05", "1.00", "-1.50"]

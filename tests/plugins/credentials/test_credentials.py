@@ -1,5 +1,6 @@
 """Protects stored credentials: validated, sealed, shown masked and separate by merchant and env."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,9 @@ async def test_credentials_removed_refuse_verification_and_payments(harness: Har
     for refused in (await harness.api.call("POST", VERIFY), await harness.api.pay("254711000001", key="a")):
         assert (refused.status, refused.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
         assert "PUT /v1/merchant/providers" in refused.error["message"]
+        assert re.search(
+            r"enter them at /ops/credentials/mer_\w{26}/edit\?env=(sandbox|live),", refused.error["message"]
+        )
     again = await harness.api.call("DELETE", f"{PROVIDERS}/mpesa")
     assert (again.status, again.error["code"]) == (404, "NOT_FOUND")
     assert await harness.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 0

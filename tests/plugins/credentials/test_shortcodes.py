@@ -274,7 +274,7 @@ async def test_wipe_retired_keeps_secrets_of_a_payment_that_needs_review(site: T
     assert (await shop.live.call("DELETE", f"{PROVIDERS}/mpesa")).data["open"] == {"payments": 1, "refunds": 0}
     clock.advance(timedelta(days=9))
     assert await store.wipe_retired() == 0
-    await site.gateway.db.execute("UPDATE payment SET looked_after_at = now()")
+    await site.gateway.db.execute("UPDATE payment SET reviewed_at = now()")
     assert await store.wipe_retired() == 1
 
 

@@ -193,7 +193,7 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
         )
         assert "does not need review" in again.words
     timeline = (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
-    assert (timeline[-1]["kind"], timeline[-1]["cause"]) == ("looked_after", "operator")
+    assert (timeline[-1]["kind"], timeline[-1]["cause"]) == ("reviewed", "operator")
 
 
 @pytest.mark.parametrize("amount", [20, 500])

@@ -89,7 +89,7 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
         filled = {"form_token": token, "reason": "Paid at the till"}
         answer = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert "Dismissed. Later runs skip this line." in answer.words
-        assert "Paid at the till" in answer.words
+        assert re.search(r"Dismissed \S.* by (?!person:)\w.*: Paid at the till", answer.words)
         again = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert (again.status, "is already dismissed" in again.words) == (409, True)
         run = await reconcile(ops_site, browser)
@@ -105,8 +105,8 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
         assert "2 dismissed lines, KES 300" in front
     row = await ops_site.gateway.db.fetchrow("SELECT * FROM noted_line WHERE line_id = $1", line_id)
     assert row is not None
-    assert row["set_aside_by"].startswith("person:per_")
-    entries = (await ops_site.gateway.audit.page(10, None, "statement_line.set_aside", None)).rows
+    assert row["dismissed_by"].startswith("person:per_")
+    entries = (await ops_site.gateway.audit.page(10, None, "statement_line.dismissed", None)).rows
     assert [(entry.subject_id, entry.detail["finding"]) for entry in entries] == [(line_id, "not_found")]
 
 

@@ -47,7 +47,7 @@ CASES = {
     "payment_check4": [OPEN % "due_at = NULL"],
     "payment_due_while_open": [PAID % "due_at = now()", FAILED % "due_at = now(), failure_reason = 'other'"],
     "payment_erased_when_ended": [OPEN % "phone = 'erased', erased_at = now()"],
-    "payment_looked_after_what_waited": [PAID % "looked_after_at = now()"],
+    "payment_reviewed_what_waited": [PAID % "reviewed_at = now()"],
     "payment_phone_check": [OPEN % "phone = '0700000020'", PAID % "erased_at = now()"],
     "payment_refunds_are_of_money": [OPEN % "refund_reserved = 1"],
     "payment_refunds_fit": [PAID % "refund_reserved = amount + 1"],

@@ -207,7 +207,7 @@ def row_of(one: Payment) -> dict[str, Any]:
         "is_mismatch_of_paid": False,
         "received_amount": None,
         "received_phone": None,
-        "looked_after_at": None,
+        "reviewed_at": None,
         "due_at": None if ended or one.mismatch else NOON,
         "expires_at": NOON + timedelta(minutes=15),
         "updated_at": NOON,

@@ -189,7 +189,7 @@ async def test_callback_with_wrong_amount_after_a_query_completion_needs_review(
 async def test_waits_for_a_person_in_sql_and_python_agree(harness: Harness) -> None:
     columns = (
         "SELECT $1::text AS status, $2::text AS mismatch, $3::text AS receipt, $4::text AS received_receipt, "
-        "NULL::timestamptz AS looked_after_at, NULL::text AS reversed_outside, $5::boolean AS is_mismatch_of_paid"
+        "NULL::timestamptz AS reviewed_at, NULL::text AS reversed_outside, $5::boolean AS is_mismatch_of_paid"
     )
     sql = f"SELECT *, ({tables.NEEDS_REVIEW}) AS waits FROM ({columns}) AS payment"  # noqa: S608 - constants
     every = product(

@@ -88,7 +88,7 @@ async def test_unreadable_amount_of_a_paid_line_is_not_known(harness: Harness, d
 async def test_dismissed_line_counts_with_the_amount_of_the_statement(harness: Harness, daraja: Daraja) -> None:
     await run(harness, daraja, row(RECEIPT, 300))
     await harness.gateway.db.execute(
-        "UPDATE statement_note SET amount = 200, set_aside_at = now(), set_aside_by = 'test', set_aside_reason = 'till'"
+        "UPDATE statement_note SET amount = 200, dismissed_at = now(), dismissed_by = 'test', dismissal_reason = 'till'"
     )
     found = await compared(harness)
     assert (found.state, found.statement, found.dismissed_amount) == ("explained", 200, 200)
@@ -118,7 +118,7 @@ async def test_line_of_an_unknown_type_is_counted_and_not_added_up(harness: Harn
         found = await compared(harness)
         assert (found.state, found.statement) == (state, statement)
     await harness.gateway.db.execute(
-        "UPDATE statement_note SET set_aside_at = now(), set_aside_by = 'test', set_aside_reason = 'settlement'"
+        "UPDATE statement_note SET dismissed_at = now(), dismissed_by = 'test', dismissal_reason = 'settlement'"
     )
     found = await compared(harness)
     assert (found.state, found.dismissed, found.dismissed_amount, found.unproven) == ("explained", 1, 0, 0)

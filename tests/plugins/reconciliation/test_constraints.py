@@ -41,9 +41,9 @@ CASES = {
     ],
     "statement_note_amount_check": [NOTE % "amount = -1"],
     "statement_note_payment_where_found": [NOTE % "finding = 'recovered'"],
-    "statement_note_set_aside_says_why": [
-        NOTE % "set_aside_at = now()",
-        NOTE % "set_aside_at = now(), set_aside_by = 'ann', set_aside_reason = ''",
+    "statement_note_dismissed_says_why": [
+        NOTE % "dismissed_at = now()",
+        NOTE % "dismissed_at = now(), dismissed_by = 'ann', dismissal_reason = ''",
     ],
     "statement_note_settled_with_its_payment": [NOTE % "settled_at = now()"],
     "statement_note_env_is_its_payments": [

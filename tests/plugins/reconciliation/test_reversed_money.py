@@ -286,3 +286,44 @@ def test_decide_each_state_adds_what_is_known(
     money = {"reversed_outside": known, "amount_cents": 500, "refunded_cents": gone, "refund_reserved_cents": reserved}
     seen = ReportedReversal(env="live", number="1", receipts=(RECEIPT,), is_whole=whole, amount_cents=amount)
     assert decide(money, seen) == change
+
+
+@pytest.mark.parametrize("way", ["refund before", "refund after", "line", "answer"])
+async def test_line_of_money_returned_in_full_waits_for_nobody(harness: Harness, daraja: Daraja, way: str) -> None:
+    transaction_id = await money(harness, "loose")
+    line = row(RECEIPT, reference="UNKNOWN")
+    if way == "refund before":
+        await refund_in_full(harness, daraja, transaction_id)
+    else:
+        await run(harness, daraja, line)
+        assert await waiting(harness) == 1
+    if way == "refund after":
+        await refund_in_full(harness, daraja, transaction_id)
+    elif way in {"line", "answer"}:
+        await report(harness, daraja, way)
+    assert await waiting(harness) == 0
+    again = await run(harness, daraja, line)
+    assert (again["already_known"], again["not_found"], again["ambiguous"]) == (1, 0, 0)
+    for wanted, count in (("true", 1), ("false", 0)):
+        listed = await harness.api.call("GET", f"/v1/transactions?direction=in&allocated={wanted}&count=true")
+        assert (len(listed.data), listed.body["meta"]["total"]) == (count, count)
+    assert await broken_invariants(harness.gateway) == {}
+
+
+async def test_line_of_money_returned_in_part_waits(harness: Harness, daraja: Daraja) -> None:
+    await money(harness, "loose")
+    await run(harness, daraja, row(RECEIPT, reference="UNKNOWN"), row(BACK, 200, reference=RECEIPT, **REVERSAL))
+    assert await waiting(harness) == 1
+    listed = (await harness.api.call("GET", "/v1/transactions?direction=in&allocated=false")).data
+    assert [one["refunded_amount"] for one in listed] == ["200.00"]
+
+
+async def refund_in_full(harness: Harness, daraja: Daraja, transaction_id: str) -> None:
+    made = await harness.api.call("POST", "/v1/refunds", {"transaction_id": transaction_id})
+    assert made.status == 201
+    (question,) = daraja.requests_of("reversal")
+    done = result(0, transaction_id=BACK, says={"OriginalTransactionID": RECEIPT, "Amount": "500.00"})
+    assert (await harness.api.call("POST", question["ResultURL"].removeprefix(harness.base), done)).status == 200
+    for shortcode, count in (("174379", 1), ("600638", 0)):
+        listed = await harness.api.call("GET", f"/v1/refunds?shortcode={shortcode}")
+        assert len(listed.data) == count

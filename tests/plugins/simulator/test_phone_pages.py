@@ -289,13 +289,13 @@ async def test_phone_page_loads_its_own_files_only(harness: Harness) -> None:
 
 
 def test_exchange_log_shows_amounts_verbatim_and_no_secret() -> None:
-    diary = ExchangeLog(SystemClock(), ChangeSignal())
-    diary.record_received(
+    exchanges = ExchangeLog(SystemClock(), ChangeSignal())
+    exchanges.record_received(
         "stkpush", b'{"Password": "hidden", "Amount": 1250.00, "PhoneNumber": 254711000001}', 200, {"a": [1]}
     )
-    diary.record_received("stkpush", b'{"Password": "hidden", "Amount": 1250.00, ', 400, "no")
-    for line in diary.lines:
+    exchanges.record_received("stkpush", b'{"Password": "hidden", "Amount": 1250.00, ', 400, "no")
+    for line in exchanges.lines:
         assert "1250.00" in line.body
         assert "hidden" not in line.body
-    assert "2547****001" in diary.lines[1].body
-    assert diary.lines[1].answer == '{\n  "a": [\n    1\n  ]\n}'
+    assert "2547****001" in exchanges.lines[1].body
+    assert exchanges.lines[1].answer == '{\n  "a": [\n    1\n  ]\n}'

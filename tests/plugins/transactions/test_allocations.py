@@ -56,7 +56,7 @@ HOST = Plugin(
 )
 
 
-class Desk:
+class TwoShops:
     """A gateway with a rule of its own, and two merchants."""
 
     def __init__(self, gateway: Gateway, api: Api, other: Api) -> None:
@@ -100,89 +100,89 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(values: dict[str, Any]) -> AsyncGenerator[Desk]:
+async def shops(values: dict[str, Any]) -> AsyncGenerator[TwoShops]:
     async with (
         running_gateway(values, plugins=(HOST,)) as (gateway, base),
         shop(gateway, base) as api,
         shop(gateway, base) as other,
     ):
         COUNTED.clear()
-        desk = Desk(gateway, api, other)
-        desk.merchant_id, desk.other_id = [
+        shops = TwoShops(gateway, api, other)
+        shops.merchant_id, shops.other_id = [
             (await each.call("GET", "/v1/merchant/me")).data["id"] for each in (api, other)
         ]
-        yield desk
+        yield shops
 
 
-async def test_receive_own_reference_completes_a_failed_payment_whatever_its_status(desk: Desk) -> None:
-    payment = (await desk.api.pay("254700000020", 500, key="a")).data
-    await desk.gateway.db.execute(
+async def test_receive_own_reference_completes_a_failed_payment_whatever_its_status(shops: TwoShops) -> None:
+    payment = (await shops.api.pay("254700000020", 500, key="a")).data
+    await shops.gateway.db.execute(
         "UPDATE payment SET status = 'failed', failure_reason = 'expired', due_at = NULL WHERE payment_id = $1",
         payment["id"],
     )
-    (one,) = await desk.receive(desk.report("TKC0000001", account_number=payment["reference"].lower()))
+    (one,) = await shops.receive(shops.report("TKC0000001", account_number=payment["reference"].lower()))
     assert one.subject == Subject("payment", payment["id"])
-    paid = (await desk.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    paid = (await shops.api.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (paid["status"], paid["receipt"], paid["timeline"][-1]["cause"]) == ("completed", "TKC0000001", "c2b")
-    (row,) = await desk.rows("transaction")
+    (row,) = await shops.rows("transaction")
     assert (row["subject_id"], row["first_source"]) == (payment["id"], "c2b")
-    (noted,) = await desk.rows("allocation")
+    (noted,) = await shops.rows("allocation")
     assert (noted["transaction_id"], noted["number"], noted["by"]) == (one.transaction_id, 1, "own_reference")
     # The same report again allocates nothing anew.
-    await desk.receive(desk.report("TKC0000001", account_number=payment["reference"]))
-    assert len(await desk.rows("allocation")) == 1
+    await shops.receive(shops.report("TKC0000001", account_number=payment["reference"]))
+    assert len(await shops.rows("allocation")) == 1
 
 
 @pytest.mark.parametrize(
     "differs", [{"amount_cents": 49_900}, {"amount_cents": 50_050}, {"account_number": "ANOTHER"}, {"direction": "out"}]
 )
 async def test_receive_other_amount_reference_or_direction_completes_nothing(
-    desk: Desk, differs: dict[str, Any]
+    shops: TwoShops, differs: dict[str, Any]
 ) -> None:
-    payment = (await desk.api.pay("254700000020", 500, key="a")).data
-    report = desk.report("TKC0000001", **({"account_number": payment["reference"]} | differs))
-    (one,) = await desk.receive(report)
+    payment = (await shops.api.pay("254700000020", 500, key="a")).data
+    report = shops.report("TKC0000001", **({"account_number": payment["reference"]} | differs))
+    (one,) = await shops.receive(report)
     assert one.subject is None
-    assert (await desk.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "pending"
-    assert await desk.rows("allocation") == []
+    assert (await shops.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "pending"
+    assert await shops.rows("allocation") == []
 
 
-async def test_receive_money_of_a_rule_is_allocated_and_its_plugin_told_once(desk: Desk) -> None:
+async def test_receive_money_of_a_rule_is_allocated_and_its_plugin_told_once(shops: TwoShops) -> None:
     for number in range(10):
-        same = desk.report(f"TKR{number:07}", account_number="RENT")
-        found = await asyncio.gather(*(desk.receive(same) for _ in range(4)), return_exceptions=True)
+        same = shops.report(f"TKR{number:07}", account_number="RENT")
+        found = await asyncio.gather(*(shops.receive(same) for _ in range(4)), return_exceptions=True)
         assert {one[0].subject for one in found if not isinstance(one, BaseException)} == {RENT}
-    assert len(COUNTED) == len(await desk.rows("allocation")) == 10
-    assert {row["subject_kind"] for row in await desk.rows("transaction")} == {"rent"}
+    assert len(COUNTED) == len(await shops.rows("allocation")) == 10
+    assert {row["subject_kind"] for row in await shops.rows("transaction")} == {"rent"}
 
 
-async def test_receive_several_reports_with_a_payments_are_left_to_single_calls(desk: Desk) -> None:
-    payment = (await desk.api.pay("254700000020", 500, key="a")).data
+async def test_receive_several_reports_with_a_payments_are_left_to_single_calls(shops: TwoShops) -> None:
+    payment = (await shops.api.pay("254700000020", 500, key="a")).data
     both = [
-        desk.report("TKR0000001", account_number="RENT"),
-        desk.report("TKC0000001", account_number=payment["reference"]),
+        shops.report("TKR0000001", account_number="RENT"),
+        shops.report("TKC0000001", account_number=payment["reference"]),
     ]
     with pytest.raises(ConcurrentUpdate):
-        await desk.receive(*both)
-    assert await desk.rows("transaction") == []
-    assert [one.subject for each in both for one in await desk.receive(each)] == [
+        await shops.receive(*both)
+    assert await shops.rows("transaction") == []
+    assert [one.subject for each in both for one in await shops.receive(each)] == [
         RENT,
         Subject("payment", payment["id"]),
     ]
     # Known subjects are no obstacle.
-    assert len(await desk.receive(*both)) == 2
+    assert len(await shops.receive(*both)) == 2
 
 
-async def test_receive_money_that_another_witness_recorded_first_is_allocated(desk: Desk) -> None:
-    report = desk.report("TKR0000001", source="pull", account_number="RENT")
-    await desk.record(report)
+async def test_receive_money_that_another_witness_recorded_first_is_allocated(shops: TwoShops) -> None:
+    report = shops.report("TKR0000001", source="pull", account_number="RENT")
+    await shops.record(report)
     # A report without an account number uses the recorded one.
-    (one,) = await desk.receive(replace(report, source="status", account_number=None))
+    (one,) = await shops.receive(replace(report, source="status", account_number=None))
     assert (one.subject, one.is_new) == (RENT, False)
 
 
-async def test_receive_stranger_or_unknown_receiver_is_unallocated_or_refused(desk: Desk) -> None:
-    (one,) = await desk.receive(desk.report("TKC0000001", account_number="whatever"))
+async def test_receive_stranger_or_unknown_receiver_is_unallocated_or_refused(shops: TwoShops) -> None:
+    (one,) = await shops.receive(shops.report("TKC0000001", account_number="whatever"))
     assert (one.subject, one.is_new) == (None, True)
     with pytest.raises(ValueError, match="unknown receiver"):
-        await desk.receive(desk.report("TKC0000002", number="999999"))
+        await shops.receive(shops.report("TKC0000002", number="999999"))

@@ -9,9 +9,9 @@ import pytest
 
 from mpesa_gateway_transactions.api import Subject
 from tests.identifiers import identifier
-from tests.plugins.transactions.test_allocations import NUMBER, Desk, desk
+from tests.plugins.transactions.test_allocations import NUMBER, TwoShops, shops
 
-__all__ = ["desk"]
+__all__ = ["shops"]
 
 PATH = "/v1/transactions"
 
@@ -20,17 +20,17 @@ INSERT INTO receiver (receiver_id, env, number, kind, created_at) VALUES ($1, 's
 """
 
 
-async def fill(desk: Desk) -> list[str]:
+async def fill(shops: TwoShops) -> list[str]:
     """Record five transactions, oldest first, and return their ids."""
-    await desk.gateway.db.execute(OTHER_RECEIVER, identifier("rcv"))
+    await shops.gateway.db.execute(OTHER_RECEIVER, identifier("rcv"))
     reports = [
-        desk.report("TKA0000001", account_number="Order 7", payer="254711000001", payer_name="JOHN"),
-        desk.report("TKA0000002", amount_cents=70_050, payer_digest="0" * 64),
-        desk.report("TKA0000003", number="600000", amount_cents=None),
-        desk.report("TKA0000004", direction="out", kind="Business Payment to Customer via API B2C", amount_cents=100),
-        desk.report("TKR0000005", account_number="RENT", amount_cents=300_000),
+        shops.report("TKA0000001", account_number="Order 7", payer="254711000001", payer_name="JOHN"),
+        shops.report("TKA0000002", amount_cents=70_050, payer_digest="0" * 64),
+        shops.report("TKA0000003", number="600000", amount_cents=None),
+        shops.report("TKA0000004", direction="out", kind="Business Payment to Customer via API B2C", amount_cents=100),
+        shops.report("TKR0000005", account_number="RENT", amount_cents=300_000),
     ]
-    return [(await desk.receive(report))[0].transaction_id for report in reports]
+    return [(await shops.receive(report))[0].transaction_id for report in reports]
 
 
 @pytest.mark.parametrize(
@@ -56,23 +56,23 @@ async def fill(desk: Desk) -> list[str]:
     ],
 )
 async def test_list_filter_returns_the_matching_transactions_with_their_sum(
-    desk: Desk, query: str, places: list[int]
+    shops: TwoShops, query: str, places: list[int]
 ) -> None:
-    ids = await fill(desk)
+    ids = await fill(shops)
     cents = [50_000, 70_050, 0, 100, 300_000]
-    answer = await desk.api.call("GET", f"{PATH}?count=true&{query}")
+    answer = await shops.api.call("GET", f"{PATH}?count=true&{query}")
     assert [one["id"] for one in answer.data] == [ids[place - 1] for place in places]
     amount = sum(cents[place - 1] for place in places)
     assert answer.body["meta"]["total"] == len(places)
     assert answer.body["meta"]["total_amount"] == f"{amount // 100}.{amount % 100:02}"
 
 
-async def test_list_pages_are_complete_and_the_view_has_every_field(desk: Desk) -> None:
-    ids = await fill(desk)
+async def test_list_pages_are_complete_and_the_view_has_every_field(shops: TwoShops) -> None:
+    ids = await fill(shops)
     found: list[dict[str, Any]] = []
     cursor = ""
     for _ in ids:
-        answer = await desk.api.call("GET", f"{PATH}?limit=2{cursor}")
+        answer = await shops.api.call("GET", f"{PATH}?limit=2{cursor}")
         found += answer.data
         if not answer.body["meta"]["has_more"]:
             break
@@ -85,10 +85,10 @@ async def test_list_pages_are_complete_and_the_view_has_every_field(desk: Desk) 
     assert found[2]["amount"] is None
 
 
-async def test_get_shows_witnesses_and_allocations(desk: Desk) -> None:
-    *_, last = await fill(desk)
-    await desk.receive(desk.report("TKR0000005", source="pull", amount_cents=200))
-    shown = (await desk.api.call("GET", f"{PATH}/{last}")).data
+async def test_get_shows_witnesses_and_allocations(shops: TwoShops) -> None:
+    *_, last = await fill(shops)
+    await shops.receive(shops.report("TKR0000005", source="pull", amount_cents=200))
+    shown = (await shops.api.call("GET", f"{PATH}/{last}")).data
     assert [(one["source"], one["detail"]) for one in shown["witnesses"]] == [
         ("c2b", None),
         ("pull", "reports 200 cents, not 300000"),
@@ -98,9 +98,9 @@ async def test_get_shows_witnesses_and_allocations(desk: Desk) -> None:
     assert shown["allocated_to"]["type"] == "rent"
 
 
-async def test_export_has_the_rows_of_the_list(desk: Desk) -> None:
-    ids = await fill(desk)
-    answer = await desk.api.download(f"{PATH}/export?direction=in")
+async def test_export_has_the_rows_of_the_list(shops: TwoShops) -> None:
+    ids = await fill(shops)
+    answer = await shops.api.download(f"{PATH}/export?direction=in")
     rows = list(csv.DictReader(io.StringIO(answer.text or "")))
     assert [row["id"] for row in rows] == [ids[place] for place in (4, 2, 1, 0)]
     assert (rows[-1]["amount"], rows[-1]["shortcode"], rows[-1]["payer_phone"]) == ("500.00", NUMBER, "254711000001")
@@ -110,14 +110,14 @@ async def test_export_has_the_rows_of_the_list(desk: Desk) -> None:
     ("query", "field"),
     [("receipt=x", "receipt"), ("phone=7", "phone"), ("min_amount=1.5", "min_amount"), ("shortcode=ab", "shortcode")],
 )
-async def test_list_unreadable_filter_is_422_and_names_the_field(desk: Desk, query: str, field: str) -> None:
-    answer = await desk.api.call("GET", f"{PATH}?{query}")
+async def test_list_unreadable_filter_is_422_and_names_the_field(shops: TwoShops, query: str, field: str) -> None:
+    answer = await shops.api.call("GET", f"{PATH}?{query}")
     assert (answer.status, answer.body["errors"][0]["field"]) == (422, field)
 
 
-async def test_another_merchants_money_is_not_found(desk: Desk) -> None:
-    ids = await fill(desk)
-    other = desk.other
+async def test_another_merchants_money_is_not_found(shops: TwoShops) -> None:
+    ids = await fill(shops)
+    other = shops.other
     assert (await other.call("GET", PATH)).data == []
     for path in (f"{PATH}/{ids[0]}", f"{PATH}/{identifier('txn', 9)}", f"{PATH}/nonsense"):
         assert (await other.call("GET", path)).status == 404
@@ -126,20 +126,20 @@ async def test_another_merchants_money_is_not_found(desk: Desk) -> None:
 
 
 @pytest.mark.as_owner
-async def test_owner_of_a_receiver_sees_what_another_merchant_is_paid_there(desk: Desk) -> None:
+async def test_owner_of_a_receiver_sees_what_another_merchant_is_paid_there(shops: TwoShops) -> None:
     # Only live receivers have owners.
-    await desk.gateway.db.execute("ALTER TABLE receiver DROP CONSTRAINT receiver_sandbox_has_no_owner")
-    ids = await fill(desk)
-    owner, user = desk.merchant_id, desk.other_id
-    await desk.gateway.db.execute("UPDATE receiver SET owner_id = $1 WHERE number = $2", owner, NUMBER)
-    used = desk.report("TKU0000001", merchant_id=user, source="stk", payer="254711000009")
-    (one,) = await desk.record(replace(used, subject=Subject("payment", identifier("pay", 7))))
+    await shops.gateway.db.execute("ALTER TABLE receiver DROP CONSTRAINT receiver_sandbox_has_no_owner")
+    ids = await fill(shops)
+    owner, user = shops.merchant_id, shops.other_id
+    await shops.gateway.db.execute("UPDATE receiver SET owner_id = $1 WHERE number = $2", owner, NUMBER)
+    used = shops.report("TKU0000001", merchant_id=user, source="stk", payer="254711000009")
+    (one,) = await shops.record(replace(used, subject=Subject("payment", identifier("pay", 7))))
     assert one is not None
-    listed = await desk.api.call("GET", f"{PATH}?count=true")
+    listed = await shops.api.call("GET", f"{PATH}?count=true")
     assert [each["id"] for each in listed.data] == [one.transaction_id, *ids[::-1]]
     assert listed.body["meta"]["total"] == 6
-    found = (await desk.api.call("GET", f"{PATH}?phone=254711000009&shortcode={NUMBER}")).data
+    found = (await shops.api.call("GET", f"{PATH}?phone=254711000009&shortcode={NUMBER}")).data
     assert [each["id"] for each in found] == [one.transaction_id]
-    assert (await desk.api.call("GET", f"{PATH}/{one.transaction_id}")).status == 200
+    assert (await shops.api.call("GET", f"{PATH}/{one.transaction_id}")).status == 200
     # The other merchant sees its payment's money alone.
-    assert [each["id"] for each in (await desk.other.call("GET", PATH)).data] == [one.transaction_id]
+    assert [each["id"] for each in (await shops.other.call("GET", PATH)).data] == [one.transaction_id]

@@ -125,16 +125,16 @@ TRANSACTIONS = ("transaction.received", "transaction.refunded", "transaction.rev
 
 
 async def test_choice_without_events_about_money_is_shown_to_operators(merchant: WebhookMerchant) -> None:
-    desk = merchant.gateway.services.get(WebhookOperatorService)
+    operators = merchant.gateway.services.get(WebhookOperatorService)
     money = merchant.endpoints.money_types
     assert money == ["payment.completed", "payment.mismatched", "payment.reversed", *TRANSACTIONS]
     for chosen, count in ((None, 0), (money, 0), (merchant.endpoints.event_types, 0), (money[1:], 1)):
         await merchant.endpoints.set_url(merchant.caller(), merchant.receiver.url, chosen)
-        assert [await desk.count_without_money(env) for env in ENVS] == [count, 0], chosen
+        assert [await operators.count_without_money(env) for env in ENVS] == [count, 0], chosen
     text = "1 webhook endpoint leaves out events about moved money"
     assert text in [item.text for item in await failing_webhooks(host_visit(merchant.gateway))]
     await merchant.gateway.merchants.deactivate(merchant.merchant_id, actor="test")
-    assert await desk.count_without_money("sandbox") == 0
+    assert await operators.count_without_money("sandbox") == 0
 
 
 async def test_delivered_test_proves_the_present_address_only(merchant: WebhookMerchant) -> None:

@@ -189,16 +189,16 @@ async def test_event_waiting_too_long_is_dead_and_can_be_replayed(
 
 
 async def test_waiting_events_are_shown_to_operators(merchant: WebhookMerchant) -> None:
-    desk = merchant.gateway.services.get(WebhookOperatorService)
-    assert [await desk.waiting(env) for env in ENVS] == [(0, None), (0, None)]
+    operators = merchant.gateway.services.get(WebhookOperatorService)
+    assert [await operators.waiting(env) for env in ENVS] == [(0, None), (0, None)]
     await merchant.publish("live")
     await merchant.publish("live")
-    assert (await desk.waiting("sandbox"), (await desk.waiting("live"))[0]) == ((0, None), 1)
+    assert (await operators.waiting("sandbox"), (await operators.waiting("live"))[0]) == ((0, None), 1)
     assert [concern.text for concern in await failing_webhooks(host_visit(merchant.gateway, "live"))] == [
         "1 merchant with events and no live webhook endpoint"
     ]
     await merchant.set("live")
-    assert await desk.waiting("live") == (0, None)
+    assert await operators.waiting("live") == (0, None)
 
 
 async def test_assign_undelivered_in_batches_gives_each_merchant_its_own_events(
