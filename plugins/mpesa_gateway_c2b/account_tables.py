@@ -124,9 +124,14 @@ FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[])
         AND source_id >= id_least('txn', since)
     JOIN transaction ON transaction_id = source_id
 WHERE occurred_at BETWEEN since AND until
+    OR (first_source = 'c2b' AND occurred_at BETWEEN since - $5::interval AND until
+        AND source_id < id_least('txn', until))
 ORDER BY source_id
 """
-"""Transactions of account numbers that may be the money of a payment without receipt."""
+"""Transactions of account numbers that may be the money of a payment without receipt.
+
+By M-Pesa's time or, of a confirmation, by that of its arrival: M-Pesa's clock may be behind.
+"""
 
 COUNTED = "SELECT source_id, account_id, amount_cents FROM account_entry WHERE source_id = ANY($1::uuid[])"
 

@@ -2,18 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes, cents_text, payable
 from mpesa_gateway_c2b import account_tables
 from mpesa_gateway_c2b.account_states import AccountState, as_cents, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
-from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, HELD, PUSH, is_held, is_of_another
+from mpesa_gateway_c2b.push_money import (
+    CLOCKS_DIFFER,
+    HELD,
+    PUSH,
+    is_held,
+    is_of_another,
+    latest_push,
+)
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
 from mpesa_gateway_transactions.events import TransactionReversed
@@ -77,7 +86,7 @@ class AccountCounting:
             [row["merchant_id"] for row, _, _ in candidates],
             [payable(money.amount_cents) for _, money, _ in candidates],
             [money.occurred_at - PUSH for _, money, _ in candidates],
-            [money.occurred_at + CLOCKS_DIFFER for _, money, _ in candidates],
+            [self._until(money) for _, money, _ in candidates],
             [money.occurred_at > fresh_since for _, money, _ in candidates],
             [money.account_number for _, money, _ in candidates],
             [money.transaction_id for _, money, _ in candidates],
@@ -86,6 +95,11 @@ class AccountCounting:
             is_held([one for one in payments if one["place"] == place], number, money.payer_digest or money.payer)
             for place, (_, money, number) in enumerate(candidates, start=1)
         ]
+
+    def _until(self, money: IncomingMoney) -> datetime:
+        """Return the latest creation of a push whose money this may be."""
+        recorded = self._clock.now() if money.transaction_id is None else Ids.time_of(money.transaction_id)
+        return latest_push(money.occurred_at, recorded if money.source == "c2b" else None)
 
     async def count_allocated(self, allocated: Sequence[Allocated]) -> None:
         await self.add(
@@ -126,6 +140,7 @@ class AccountCounting:
             [one["amount"] * 100 for one in payments],
             [one["created_at"] - CLOCKS_DIFFER for one in payments],
             [one["created_at"] + PUSH for one in payments],
+            PUSH,
         )
         counted: dict[str, str] = {}
         for row in rows:

@@ -1,7 +1,7 @@
 """Pure decisions on money that may be of a payment without receipt."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.phone import PhoneMatch, compare
@@ -26,6 +26,18 @@ def is_held(payments: Sequence[Row], number: str, payer: str | None) -> bool:
         return bool(alike)
     former: int = alike[0]["former"]
     return len([one for one in alike if one["status"] == "completed"]) > former
+
+
+def latest_push(occurred_at: datetime, confirmed_at: datetime | None) -> datetime:
+    """Return the latest creation of a push that money of ``occurred_at``, by M-Pesa's clock, may pay.
+
+    A confirmation arrives at once, so ``confirmed_at``, by the gateway's clock, counts if M-Pesa's is up to an hour
+    behind.
+    """
+    latest = occurred_at + CLOCKS_DIFFER
+    if confirmed_at is None or confirmed_at > occurred_at + PUSH:
+        return latest
+    return max(latest, confirmed_at)
 
 
 def is_of_another(payment: Row, payer: str | None) -> bool:
