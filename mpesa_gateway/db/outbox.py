@@ -12,6 +12,7 @@ from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.correlation import context_of, use_context
 from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.forms import Body, BodyForms
 from mpesa_gateway.db.json_codec import dumps, loads, plain
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
@@ -30,16 +31,20 @@ PAUSES = (5, 30, 120, 600, 1800, 3600)
 
 # raw SQL: hot path - each event is stored, claimed and settled.
 INSERT_EVENTS = """
-INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
-SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
-FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[])
-    AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, form_id,
+    stored_body)
+SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, form.form_id,
+    CASE WHEN form.form_id IS NULL THEN body ELSE body_values END
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[],
+        $9::integer[], $10::text[])
+    AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body, form_id, body_values)
+    LEFT JOIN body_form AS form ON form.form_id = t.form_id
 ORDER BY event_id
 RETURNING event_id
 """
 
 FIND_EVENT = """
-SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body FROM event WHERE event_id = $1
+SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, event.body FROM event WHERE event_id = $1
 """
 
 INSERT_TASKS = """
@@ -118,6 +123,7 @@ class Outbox:
         self._jobs = jobs
         self._event_type = event_type
         self._context = context
+        self._forms = BodyForms(db)
         self._subscribers = list(subscribers)
         names = [subscriber.name for subscriber in self._subscribers if not subscriber.inside]
         for name in names:
@@ -159,6 +165,7 @@ class Outbox:
 
     async def _write(self, events: Sequence[Event]) -> None:
         if events:
+            bodies = await self._forms.shorten([_body(event) for event in events])
             args = (
                 [event.event_id for event in events],
                 [event.kind for event in events],
@@ -167,7 +174,9 @@ class Outbox:
                 [event.subject_id or None for event in events],
                 [event.occurred_at for event in events],
                 [payload_of(event) for event in events],
-                [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
+                [body.text for body in bodies],
+                [body.form_id for body in bodies],
+                [body.values for body in bodies],
             )
             await self._db.defer(DeferredWrite(INSERT_EVENTS, args))
 
@@ -251,6 +260,12 @@ def public_body(event: PublicEvent) -> str:
             "data": {"env": event.env} | event.data(),
         }
     ).decode()
+
+
+def _body(event: Event) -> Body | None:
+    if not isinstance(event, PublicEvent):
+        return None
+    return Body(public_body(event), event.CONSTANTS | {event.kind, event.env})
 
 
 _COLUMNS = frozenset(Event.__struct_fields__)

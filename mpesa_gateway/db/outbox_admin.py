@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from piccolo.columns import JSONB, Boolean, Integer, Text, Timestamptz
+from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from mpesa_gateway.clock import Clock
@@ -14,7 +15,7 @@ from mpesa_gateway.errors import NotFound
 
 
 class EventRow(Table, tablename="event"):
-    """``payload`` holds the fields that ``body`` lacks."""
+    """``payload`` holds the fields that the body lacks, `EVENT_BODY`."""
 
     event_id = Text(primary_key=True)
     kind = Text()
@@ -24,7 +25,8 @@ class EventRow(Table, tablename="event"):
     occurred_at = Timestamptz()
     is_public = Boolean()
     payload = JSONB(null=True, default=None)
-    body = Text(null=True, default=None)
+    form_id = Integer(null=True, default=None)
+    stored_body = Text(null=True, default=None)
 
 
 class EventTaskRow(Table, tablename="event_task"):
@@ -39,13 +41,18 @@ class EventTaskRow(Table, tablename="event_task"):
     done_at = Timestamptz(null=True, default=None)
 
 
-EVENTS = KeysetList(table="event", key="event_id", prefix="evt")
+EVENT_BODY = QueryString('"event".body', alias="body")
+"""The webhook of an event, put together from its form and its values."""
+
+EVENTS = KeysetList(table="event", key="event_id", prefix="evt", columns="event.*, event.body")
 
 STUCK_ATTEMPTS = 3
 """Failed tries before a task is reported."""
 
 # raw SQL: join - an event with its merchant, a subscriber's task with its event.
-_FIND = "SELECT event.*, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
+_FIND = (
+    "SELECT event.*, event.body, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
+)
 
 _STUCK = """
 SELECT event_task.*, event.kind FROM event_task JOIN event USING (event_id)

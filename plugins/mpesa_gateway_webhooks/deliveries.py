@@ -10,7 +10,7 @@ from mpesa_gateway.correlation import RequestContext, context_of
 from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.keyset import Conditions
-from mpesa_gateway.db.outbox_admin import EVENTS, EventRow, public_events
+from mpesa_gateway.db.outbox_admin import EVENT_BODY, EVENTS, EventRow, public_events
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
@@ -179,7 +179,7 @@ class DeliveryService:
     async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
         """Return an event. Raises NotFound."""
         row = await self._db.run(
-            EventRow.select(EventRow.body)
+            EventRow.select(EVENT_BODY)
             .where(
                 EventRow.merchant_id == merchant_id,
                 EventRow.env == env,

@@ -305,7 +305,7 @@ FOR UPDATE OF attempt NOWAIT
 """  # noqa: S608 - the clause above
 
 EVENTS_SINCE = """
-SELECT event_id, kind, occurred_at, body FROM event
+SELECT event_id, kind, occurred_at, event.body FROM event
 WHERE merchant_id = $1 AND env = $6 AND is_public AND event_id >= $2 AND kind = ANY($3::text[])
     AND event_id <> ALL($4::uuid[])
 ORDER BY event_id LIMIT $5

@@ -136,8 +136,8 @@ async def set_checkout_id(harness: Harness, payment: dict[str, Any]) -> str:
     for change in (
         "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
         "UPDATE payment SET checkout_request_id = $2 WHERE checkout_request_id = $1",
-        "UPDATE callback SET handle = replace(handle, $1, $2), body = replace(body, $1, $2)",
-        "UPDATE event SET body = replace(body, $1, $2)",
+        "UPDATE callback SET handle = replace(handle, $1, $2), stored_body = replace(stored_body, $1, $2)",
+        "UPDATE event SET stored_body = replace(stored_body, $1, $2)",
     ):
         await db.execute(change, payment["provider_ref"], name)
     return name
@@ -495,7 +495,7 @@ async def test_status_query_by_receipt_keeps_no_number_of_an_erased_payer(
         await queried_by_receipt(harness, payment, payment["receipt"], text)
         # A host may state the reference that it expects. Callbacks are deleted earlier than queries.
         await harness.gateway.db.execute("UPDATE status_check SET payment_id = NULL, reference = '0711000001'")
-        await harness.gateway.db.execute("UPDATE callback SET body = '{}'")
+        await harness.gateway.db.execute("UPDATE callback SET form_id = NULL, stored_body = '{}'")
     advance_clock(harness, timedelta(hours=60))
     assert (await erase(harness)).left == []
     if is_late:

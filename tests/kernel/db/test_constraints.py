@@ -20,7 +20,7 @@ ROWS = f"""
 INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ({SHOP}, 'Shop', now(), now());
 INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at)
 VALUES ({SHOP}, 'sandbox', 'order', substr(sha256('a'), 1, 16), 'settled', {PAYMENT}, now(), now());
-INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
 VALUES ({HEARD}, 'payment.completed', {SHOP}, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}');
 INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({HEARD}, 'me', now());
 SELECT audit_write('aud_1', now(), NULL, 'me', 'x', NULL, '{{}}');
@@ -30,9 +30,9 @@ KEY = (
     "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at) "
     "VALUES "
 )
-EVENT = (
-    "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) VALUES "
-)
+EVENT = """
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body) VALUES
+"""
 ENTRY = (
     "INSERT INTO audit_entry (number, entry_id, at, actor, action, detail, previous_digest, digest) "
     "VALUES (%s, 'aud_x', now(), '%s', '%s', '{\"through\": 1}', %s, sha256('a'))"
@@ -77,7 +77,7 @@ CASES = {
     "event_append_only": [
         "UPDATE event SET kind = 'payment.failed'",
         f"UPDATE event SET event_id = {OTHER_EVENT}",  # noqa: S608 - our own
-        "UPDATE event SET merchant_id = NULL, is_public = false, body = NULL",
+        "UPDATE event SET merchant_id = NULL, is_public = false, stored_body = NULL",
         f"UPDATE event SET subject_id = {OTHER_PAYMENT}",  # noqa: S608 - our own
         "UPDATE event SET occurred_at = now()",
         "UPDATE event SET env = 'live'",
@@ -111,4 +111,6 @@ async def test_kernel_constraints_reject_their_statements(values: dict[str, Any]
 async def test_event_payload_update_that_erases_a_payer_is_allowed(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.db.execute(ROWS)
-        assert await gateway.db.execute("UPDATE event SET payload = '{\"phone\": \"\"}', body = '{}'") == "UPDATE 1"
+        assert (
+            await gateway.db.execute("UPDATE event SET payload = '{\"phone\": \"\"}', stored_body = '{}'") == "UPDATE 1"
+        )

@@ -335,7 +335,7 @@ async def test_public_event_without_subscribers_is_stored(values: dict[str, Any]
             (made,) = await gateway.outbox.publish(
                 [DoorOpened(merchant_id=merchant.merchant_id, env="live", subject_id=DOOR)]
             )
-        row = await gateway.db.fetchrow("SELECT kind, is_public, body FROM event")
+        row = await gateway.db.fetchrow("SELECT kind, is_public, event.body FROM event")
         assert row is not None
         assert (row["kind"], row["is_public"]) == ("door.opened", True)
         at = f"{made.occurred_at:%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -1,0 +1,136 @@
+"""Bodies of JSON as a form, which is stored once, and the values of each body.
+
+A form is a template of Postgres's ``format()``, in the table ``body_form``: the body without its values. The functions
+``body(event)`` and ``body(callback)`` put the text together again, byte for byte: SQL reads ``event.body``.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpesa_gateway.db.engine import Database
+
+SEPARATOR = "\x1f"
+"""Between the values. No JSON text contains it, except escaped."""
+
+LEARNT_AFTER = 5
+"""Bodies of one form that a process stores whole before it stores the form."""
+
+MOST_FORMS = 1000
+"""Rows of ``body_form``: merchants choose the names in their metadata."""
+
+_MOST_CHARACTERS = 10_000
+_LONGEST_TEMPLATE = 2000
+_REMEMBERED = 4096
+
+_TOKEN = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"(\s*:)?|-?\d[\d.eE+-]*|"')
+"""A string, with the colon if it is a name; a number; or a quote that begins no string."""
+
+_PAYER = re.compile(r"\d{7}|[0-9a-f]{32}")
+"""A name like this may be a payer's number or its digest. An erasure does not look for them in forms."""
+
+# raw SQL: expression - a form that another process stored at the same time is found by the next body.
+LEARN = """
+WITH made AS (
+    INSERT INTO body_form (form_id, template)
+    SELECT $1, $2::text WHERE (SELECT count(*) FROM body_form) < $3
+    ON CONFLICT DO NOTHING RETURNING template
+)
+SELECT template FROM made UNION ALL SELECT template FROM body_form WHERE form_id = $1
+"""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A body to store. ``constants`` are the values that belong to its form."""
+
+    text: str
+    constants: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class StoredBody:
+    """``values`` are of the form ``form_id``; both None without a form."""
+
+    text: str | None
+    form_id: int | None = None
+    values: str | None = None
+
+
+def split(body: Body) -> tuple[str, str] | None:
+    """Return template and values, or None for a body that is stored whole."""
+    text = body.text
+    if len(text) > _MOST_CHARACTERS or SEPARATOR in text:
+        return None
+    pieces: list[str] = []
+    values: list[str] = []
+    end = 0
+    for match in _TOKEN.finditer(text):
+        value = match.group()
+        if value == '"':
+            return None
+        if match.group(1):
+            continue
+        begin = match.start()
+        if value.startswith('"'):
+            value, begin = value[1:-1], begin + 1
+        if value not in body.constants:
+            pieces.append(text[end:begin])
+            values.append(value)
+            end = begin + len(value)
+    pieces.append(text[end:])
+    template = "%s".join(piece.replace("%", "%%") for piece in pieces)
+    # format() has no argument for an only value that is empty.
+    if len(values) < 2 or len(template) > _LONGEST_TEMPLATE or not template.isascii() or _PAYER.search(template):
+        return None
+    return template, SEPARATOR.join(values)
+
+
+def number_of(template: str) -> int:
+    """Return a form's number: 4 bytes of a SHA-256, so that it never becomes another form's."""
+    return int.from_bytes(hashlib.sha256(template.encode()).digest()[:4], "big", signed=True)
+
+
+class BodyForms:
+    """The forms that this process knows.
+
+    A statement that stores a form's number looks the form up: after a failover that lost the form, it stores the text.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._numbers: dict[str, int] = {}
+        self._seen: Counter[str] = Counter()
+
+    async def shorten(self, bodies: Sequence[Body | None]) -> list[StoredBody]:
+        """Return what to store of these bodies. A new form is stored after the commit, for later bodies."""
+        found: list[StoredBody] = []
+        for body in bodies:
+            parts = None if body is None else split(body)
+            text = None if body is None else body.text
+            if parts is None:
+                found.append(StoredBody(text))
+                continue
+            template, values = parts
+            number = self._numbers.get(template)
+            if number is None:
+                await self._notice(template)
+                found.append(StoredBody(text))
+            else:
+                found.append(StoredBody(text, number, values))
+        return found
+
+    async def _notice(self, template: str) -> None:
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[template] += 1
+        if self._seen[template] == LEARNT_AFTER:
+
+            async def learn() -> None:
+                number = number_of(template)
+                if await self._db.fetchval(LEARN, number, template, MOST_FORMS) == template:
+                    self._numbers[template] = number
+
+            await self._db.after_commit(learn)
