@@ -22,6 +22,7 @@ INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_
 VALUES ({SHOP}, 'sandbox', 'order', substr(sha256('a'), 1, 16), 'settled', {PAYMENT}, now(), now());
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
 VALUES ({HEARD}, 'payment.completed', {SHOP}, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}');
+INSERT INTO body_form (form_id, template) VALUES (1, '%s %s');
 INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({HEARD}, 'me', now());
 SELECT audit_write('aud_1', now(), NULL, 'me', 'x', NULL, '{{}}');
 """  # noqa: S608 - our own
@@ -74,6 +75,13 @@ CASES = {
     "event_subject_id_check": [
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {NOTHING}, now(), true, '{{}}', '{{}}')"
     ],
+    "event_form_of_a_body": [
+        "INSERT INTO event (event_id, kind, occurred_at, is_public, payload, form_id) "
+        f"VALUES ({OTHER_EVENT}, 'a.b', now(), false, '{{}}', 1)"
+    ],
+    "body_form_template_check": ["INSERT INTO body_form (form_id, template) VALUES (2, repeat('x', 2001))"],
+    "body_form_stays": ["UPDATE body_form SET template = 'x'", "DELETE FROM body_form"],
+    "body_form_never_emptied": ["TRUNCATE body_form"],
     "event_append_only": [
         "UPDATE event SET kind = 'payment.failed'",
         f"UPDATE event SET event_id = {OTHER_EVENT}",  # noqa: S608 - our own
