@@ -1,7 +1,8 @@
 """Bodies of JSON as a form, which is stored once, and the values of each body.
 
-A form is a template of Postgres's ``format()``, in the table ``body_form``: the body without its values. The functions
-``body(event)`` and ``body(callback)`` put the text together again, byte for byte: SQL reads ``event.body``.
+A form is a template of Postgres's ``format()``, in the table ``body_form``: the body without its values. Its first
+arguments are columns of the row, the others the values. The functions ``body(event)`` and ``body(callback)`` put the
+text together again, byte for byte: SQL reads ``event.body``. `whole` does the same without Postgres's functions.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mpesa_gateway.db.engine import Database
 
@@ -28,6 +30,9 @@ _REMEMBERED = 4096
 _TOKEN = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"(\s*:)?|-?\d[\d.eE+-]*|"')
 """A string, with the colon if it is a name; a number; or a quote that begins no string."""
 
+_PLACE = re.compile(r"([^%]*)(?:%(?:([0-9]+)[$]s|(%))|$)")
+"""The text before a place or percent sign, the place's number, the percent sign."""
+
 _PAYER = re.compile(r"\d{7}|[0-9a-f]{32}")
 """A name like this may be a payer's number or its digest. An erasure does not look for them in forms."""
 
@@ -44,10 +49,11 @@ SELECT template FROM made UNION ALL SELECT template FROM body_form WHERE form_id
 
 @dataclass(frozen=True)
 class Body:
-    """A body to store. ``constants`` are the values that belong to its form."""
+    """A body to store. ``constants`` are the values that belong to its form, ``columns`` values of the same row."""
 
     text: str
     constants: frozenset[str] = frozenset()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def split(body: Body) -> tuple[str, str] | None:
     text = body.text
     if len(text) > _MOST_CHARACTERS or SEPARATOR in text:
         return None
-    pieces: list[str] = []
+    places = {value: f"%{place}$s" for place, value in enumerate(body.columns, 1) if value}
+    template = ""
     values: list[str] = []
     end = 0
     for match in _TOKEN.finditer(text):
@@ -76,16 +83,35 @@ def split(body: Body) -> tuple[str, str] | None:
         begin = match.start()
         if value.startswith('"'):
             value, begin = value[1:-1], begin + 1
-        if value not in body.constants:
-            pieces.append(text[end:begin])
+        if value in body.constants:
+            continue
+        place = places.get(value)
+        if place is None:
             values.append(value)
-            end = begin + len(value)
-    pieces.append(text[end:])
-    template = "%s".join(piece.replace("%", "%%") for piece in pieces)
+            place = f"%{len(body.columns) + len(values)}$s"
+        template += text[end:begin].replace("%", "%%") + place
+        end = begin + len(value)
+    template += text[end:].replace("%", "%%")
     # format() has no argument for an only value that is empty.
     if len(values) < 2 or len(template) > _LONGEST_TEMPLATE or not template.isascii() or _PAYER.search(template):
         return None
     return template, SEPARATOR.join(values)
+
+
+def whole(template: str, values: str, columns: Sequence[str]) -> str:
+    """Return the text that ``split`` took apart."""
+    arguments = [*columns, *values.split(SEPARATOR)]
+    return "".join(piece if isinstance(piece, str) else arguments[piece] for piece in _pieces(template))
+
+
+@lru_cache(MOST_FORMS)
+def _pieces(template: str) -> tuple[str | int, ...]:
+    found: list[str | int] = []
+    for text, number, percent in _PLACE.findall(template):
+        found.append(text + percent)
+        if number:
+            found.append(int(number) - 1)
+    return tuple(found)
 
 
 def number_of(template: str) -> int:

@@ -8,11 +8,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import structlog
 
-from mpesa_gateway.clock import Clock, rfc3339
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.correlation import context_of, use_context
 from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.forms import Body, BodyForms
+from mpesa_gateway.db.event_bodies import body_of
+from mpesa_gateway.db.forms import BodyForms
 from mpesa_gateway.db.json_codec import dumps, loads, plain
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
@@ -165,7 +166,9 @@ class Outbox:
 
     async def _write(self, events: Sequence[Event]) -> None:
         if events:
-            bodies = await self._forms.shorten([_body(event) for event in events])
+            bodies = await self._forms.shorten(
+                [body_of(event) if isinstance(event, PublicEvent) else None for event in events]
+            )
             args = (
                 [event.event_id for event in events],
                 [event.kind for event in events],
@@ -247,25 +250,6 @@ class Outbox:
             event_id, subscriber = row["event_id"], row["subscriber"]
             await self._jobs.enqueue(HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber)
         return Sweep(len(rows))
-
-
-def public_body(event: PublicEvent) -> str:
-    """Return the webhook body, identical for every delivery and attempt."""
-    return msgspec.json.encode(
-        {
-            "id": event.event_id,
-            "type": event.kind,
-            "env": event.env,
-            "created_at": rfc3339(event.occurred_at),
-            "data": {"env": event.env} | event.data(),
-        }
-    ).decode()
-
-
-def _body(event: Event) -> Body | None:
-    if not isinstance(event, PublicEvent):
-        return None
-    return Body(public_body(event), event.CONSTANTS | {event.kind, event.env})
 
 
 _COLUMNS = frozenset(Event.__struct_fields__)

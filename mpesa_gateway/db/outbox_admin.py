@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from piccolo.columns import JSONB, Boolean, Integer, Text, Timestamptz
-from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.event_bodies import TEMPLATE
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 
 
 class EventRow(Table, tablename="event"):
-    """``payload`` holds the fields that the body lacks, `EVENT_BODY`."""
+    """``payload`` holds the fields that the body lacks: `event_bodies.text_of`."""
 
     event_id = Text(primary_key=True)
     kind = Text()
@@ -41,10 +41,7 @@ class EventTaskRow(Table, tablename="event_task"):
     done_at = Timestamptz(null=True, default=None)
 
 
-EVENT_BODY = QueryString('"event".body', alias="body")
-"""The webhook of an event, put together from its form and its values."""
-
-EVENTS = KeysetList(table="event", key="event_id", prefix="evt", columns="event.*, event.body")
+EVENTS = KeysetList(table="event", key="event_id", prefix="evt", columns=f"event.*, {TEMPLATE}")
 
 STUCK_ATTEMPTS = 3
 """Failed tries before a task is reported."""

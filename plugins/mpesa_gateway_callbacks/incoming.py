@@ -95,7 +95,7 @@ class VerifiedCallback:
     def body(self, kinds: CallbackKinds) -> Body:
         """Return the body to store."""
         kind = kinds.get(self.incoming.kind)
-        return Body(self.text, frozenset() if kind is None else kind.constants)
+        return Body(self.text, frozenset() if kind is None else kind.constants, (self.parsed.handle,))
 
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
         """Return the fields of every callback event."""

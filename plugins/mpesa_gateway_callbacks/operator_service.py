@@ -151,7 +151,9 @@ class CallbackOperatorService:
     async def find(self, callback_id: str) -> Found:
         """Return one accepted callback. Raises NotFound."""
         row: Found | None = await self._db.run(
-            CallbackRow.select().where(CallbackRow.callback_id == callback_id).first()
+            CallbackRow.select(*CallbackRow.all_columns(), tables.BODY)
+            .where(CallbackRow.callback_id == callback_id)
+            .first()
         )
         if row is None:
             raise NotFound("there is no such callback")

@@ -1,6 +1,7 @@
 """Tables and queries of the inbox."""
 
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
+from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from mpesa_gateway.db.keyset import KeysetList
@@ -29,6 +30,10 @@ class CallbackRow(Table, tablename="callback"):
     merchant_id = Text()
     signature = Text()
     body_bytes = Bytea(null=True, default=None)
+
+
+BODY = QueryString('"callback".body', alias="body")
+"""The text as it came."""
 
 
 class RefusedRow(Table, tablename="refused_callback"):
@@ -133,7 +138,8 @@ RETURNING callback_id, kind, env, merchant_id, subject_id, source, callback.body
 """
 
 _SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code,
-    left(body_text(form_id, stored_body), 65536) AS body, repeats, verdict, applied_at, merchant_id, signature"""
+    left(body_text(form_id, stored_body, ARRAY[handle]), 65536) AS body, repeats, verdict,
+    applied_at, merchant_id, signature"""
 
 _ABOUT = """
 SELECT {0} FROM (

@@ -9,8 +9,9 @@ import msgspec
 from mpesa_gateway.correlation import RequestContext, context_of
 from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.event_bodies import EVENT_BODY, text_of
 from mpesa_gateway.db.keyset import Conditions
-from mpesa_gateway.db.outbox_admin import EVENT_BODY, EVENTS, EventRow, public_events
+from mpesa_gateway.db.outbox_admin import EVENTS, EventRow, public_events
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
@@ -264,4 +265,4 @@ def _view(row: Row | Mapping[str, Any]) -> DeliveryView:
 
 
 def _event(row: Row) -> EventBody:
-    return msgspec.json.decode(row["body"], type=EventBody)
+    return msgspec.json.decode(text_of(row), type=EventBody)

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 import niquests
 
-from mpesa_gateway.db.outbox_admin import EVENT_BODY, EventRow
+from mpesa_gateway.db.event_bodies import EVENT_BODY
+from mpesa_gateway.db.outbox_admin import EventRow
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant

@@ -148,8 +148,8 @@ async def receive_unmatched(harness: Harness, days: int) -> None:
     at = harness.gateway.clock.now() - timedelta(days=days)
     await harness.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, 'ws_CO_0', "
-        "'0', $3, 'unmatched')",
+        "stored_body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, "
+        "'ws_CO_0', '0', $3, 'unmatched')",
         identifier("cbk", days, at=at),
         at,
         f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',

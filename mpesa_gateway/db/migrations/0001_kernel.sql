@@ -94,10 +94,12 @@ CREATE TABLE body_form (
     form_id integer PRIMARY KEY,
     template text NOT NULL CHECK (length(template) <= 2000)
 );
--- The text of a body: the values of its form, separated by U+001F, or without a form the text itself.
-CREATE FUNCTION body_text(form_id integer, stored_body text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+-- The text of a body. The first arguments of its template are the columns of its row, the others its values, which
+-- U+001F separates. Without a form, the stored body is the text.
+CREATE FUNCTION body_text(form_id integer, stored_body text, columns text[]) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE WHEN form_id IS NULL THEN stored_body ELSE (
-    SELECT format(template, VARIADIC string_to_array(stored_body, U&'\001F')) FROM body_form AS form
+    SELECT format(template, VARIADIC columns || string_to_array(stored_body, U&'\001F')) FROM body_form AS form
     WHERE form.form_id = body_text.form_id) END;
 
 -- event.body is the webhook as it is sent; payload: the fields, NULL if the body holds them all unchanged.
@@ -123,7 +125,9 @@ CREATE INDEX event_newest ON event (merchant_id, env, event_id) WHERE is_public;
 CREATE INDEX event_newest_of_kind ON event (merchant_id, env, kind, event_id) WHERE is_public;
 CREATE INDEX event_subject ON event (subject_id);
 CREATE FUNCTION body(event) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
-RETURN body_text($1.form_id, $1.stored_body);
+RETURN CASE WHEN $1.form_id IS NULL THEN $1.stored_body ELSE body_text($1.form_id, $1.stored_body, ARRAY[
+    id_text($1.event_id), id_text($1.merchant_id), id_text($1.subject_id),
+    to_char($1.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')]) END;
 
 -- One subscriber's task for an event.
 CREATE TABLE event_task (

@@ -28,7 +28,7 @@ CREATE TABLE callback (
     CONSTRAINT callback_merchant_is_its_tokens CHECK (subject_id IS NOT NULL OR merchant_id IS NULL)
 );
 CREATE FUNCTION body(callback) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
-RETURN body_text($1.form_id, $1.stored_body);
+RETURN body_text($1.form_id, $1.stored_body, ARRAY[$1.handle]);
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
 -- Callbacks without a subject or at a standing address, and unapplied callbacks, are found by their handle.

@@ -76,8 +76,10 @@ CASES = {
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {NOTHING}, now(), true, '{{}}', '{{}}')"
     ],
     "event_form_of_a_body": [
-        "INSERT INTO event (event_id, kind, occurred_at, is_public, payload, form_id) "
-        f"VALUES ({OTHER_EVENT}, 'a.b', now(), false, '{{}}', 1)"
+        f"""
+        INSERT INTO event (event_id, kind, occurred_at, is_public, payload, form_id)
+        VALUES ({OTHER_EVENT}, 'a.b', now(), false, '{{}}', 1)
+        """  # noqa: S608 - our own
     ],
     "body_form_template_check": ["INSERT INTO body_form (form_id, template) VALUES (2, repeat('x', 2001))"],
     "body_form_stays": ["UPDATE body_form SET template = 'x'", "DELETE FROM body_form"],

@@ -23,7 +23,7 @@ SPLIT = {
     "empty values": '{"a":"","b":""}',
     "numbers": '{"a":-1.5e+3,"b":[1,2,-3],"c":"7"}',
     "other letters": '{"a":"Wanjirũ","b":"日本 🙂"}',
-    "literals": '{"a":null,"b":true,"c":"x","d":"y"}',
+    "literals": '{"a":null,"b":true,"c":"x","d":"y","e":"z"}',
     "names like values": '{"a:":"b:","c":":","d":"e"}',
     "no JSON": 'a 1 b "two" c 3',
 }
@@ -51,21 +51,25 @@ def learnt_as_in_production(real_learnt_after: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(forms, "LEARNT_AFTER", AFTER)
 
 
-async def restored(gateway: Gateway, text: str, constants: frozenset[str] = frozenset()) -> str:
-    parts = split(Body(text, constants))
+async def restored(gateway: Gateway, body: Body) -> str:
+    """Returns what SQL puts together, once `whole` has found the same."""
+    parts = split(body)
     assert parts is not None
     await gateway.db.execute(
         "INSERT INTO body_form (form_id, template) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         number_of(parts[0]),
         parts[0],
     )
-    found: str = await gateway.db.fetchval("SELECT body_text($1, $2)", number_of(parts[0]), parts[1])
+    sql = "SELECT body_text($1, $2, $3::text[])"
+    found: str = await gateway.db.fetchval(sql, number_of(parts[0]), parts[1], list(body.columns))
+    assert forms.whole(*parts, body.columns) == found
     return found
 
 
 async def test_every_text_split_comes_back_unchanged(harness: Harness) -> None:
     for name, text in SPLIT.items():
-        assert await restored(harness.gateway, text) == text, name
+        assert await restored(harness.gateway, Body(text)) == text, name
+        assert await restored(harness.gateway, Body(text, columns=("x", "", "2", "b"))) == text, name
 
 
 async def test_constants_remain_in_the_form_unchanged(harness: Harness) -> None:
@@ -73,7 +77,14 @@ async def test_constants_remain_in_the_form_unchanged(harness: Harness) -> None:
     template, values = split(Body(STK, constants)) or ("", "")
     assert values.split(forms.SEPARATOR) == ["29115-1", "ws_CO_1", "1.00"]
     assert '"ResultCode":0,"ResultDesc":"ok"' in template
-    assert await restored(harness.gateway, STK, constants) == STK
+    assert await restored(harness.gateway, Body(STK, constants)) == STK
+
+
+async def test_values_of_the_row_are_not_stored_again(harness: Harness) -> None:
+    body = Body(STK, columns=("", "ws_CO_1", "1.00", "absent"))
+    _, values = split(body) or ("", "")
+    assert not {"ws_CO_1", "1.00"} & set(values.split(forms.SEPARATOR))
+    assert await restored(harness.gateway, body) == STK
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -93,7 +104,7 @@ async def test_form_is_used_after_some_bodies_only(harness: Harness) -> None:
     before = [(await bodies.shorten([Body(f'{{"a":"{n}","b":{n}}}')]))[0].form_id for n in range(AFTER)]
     after = (await bodies.shorten([Body('{"a":"x","b":5}')]))[0]
     assert before == [None] * AFTER
-    assert (after.form_id, after.values) == (number_of('{"a":"%s","b":%s}'), "x\x1f5")
+    assert (after.form_id, after.values) == (number_of('{"a":"%1$s","b":%2$s}'), "x\x1f5")
     assert after.text == '{"a":"x","b":5}'
 
 
@@ -115,7 +126,7 @@ async def test_process_beyond_the_limit_stores_texts_whole(harness: Harness, mon
 async def test_number_of_another_form_is_not_used(harness: Harness) -> None:
     db = harness.gateway.db
     await db.execute(
-        "INSERT INTO body_form (form_id, template) VALUES ($1, 'other %s %s')", number_of('{"r":"%s","s":"%s"}')
+        "INSERT INTO body_form (form_id, template) VALUES ($1, 'other %s %s')", number_of('{"r":"%1$s","s":"%2$s"}')
     )
     bodies = BodyForms(db)
     found = [(await bodies.shorten([Body('{"r":"x","s":"y"}')]))[0] for _ in range(AFTER * 3)]
