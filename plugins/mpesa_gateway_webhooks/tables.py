@@ -86,8 +86,8 @@ WHERE delivery_id IN (
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
     delivery.payment_id, delivery.attempts, event.stored_body, event.subject_id, event.occurred_at, {template},
     webhook_endpoint.url, webhook_endpoint.secret, webhook_endpoint.previous_secret,
-    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.address_id, webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env,
-    merchant.is_active AS merchant_is_active
+    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.address_id, webhook_endpoint.failures,
+    webhook_endpoint.closed_until, delivery.env, merchant.is_active AS merchant_is_active
 """
 
 CLAIM = _CLAIM.format(
