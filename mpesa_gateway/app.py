@@ -271,15 +271,19 @@ class Gateway:
         self._running_parts += [self.tracing, self.trace_links]
         for plugin in self.plugins:
             for port, _ in plugin.provides:
-                part = self.services.get(port)
-                if hasattr(part, "start") and part not in self._running_parts:
-                    await part.start()
-                    self._running_parts.append(part)
+                await self._start_part(self.services.get(port))
         if self.config.worker.in_process:
             builders = [partial(build_worker, self, queue) for queue in self.config.worker.queues]
             self._in_process_worker = asyncio.create_task(keep_working(builders))
         self._is_running, self.is_draining = True, False
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
+
+    async def _start_part(self, part: Any) -> None:
+        if part in self._running_parts:
+            return
+        if hasattr(part, "start"):
+            await part.start()
+        self._running_parts.append(part)
 
     async def _bring_up_to_date(self) -> None:
         due = await pending_changes(self)
@@ -312,7 +316,9 @@ class Gateway:
         if self._clock_keeper is not None:
             await self._clock_keeper.stop()
         while self._running_parts:
-            await self._running_parts.pop().stop()
+            part = self._running_parts.pop()
+            if hasattr(part, "stop"):
+                await part.stop()
         await self.daraja.close()
         await self.limits.stop()
         await self.jobs.stop()

@@ -54,7 +54,6 @@ def read_address(text: str) -> Address | None:
 
 @lru_cache(maxsize=4096)
 def client_network(address: str) -> str:
-    """Return the address, or the /64 of an IPv6 client."""
     found = read_address(address)
     return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
 

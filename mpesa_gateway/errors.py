@@ -147,6 +147,13 @@ class NotFound(ApiError):
     status, code = 404, Code.NOT_FOUND
 
 
+def require_found(found: T | None, message: str) -> T:
+    """Return an object that was looked up. Raises NotFound for None."""
+    if found is None:
+        raise NotFound(message)
+    return found
+
+
 class MethodNotAllowed(ApiError):
     """The path does not support this method."""
 

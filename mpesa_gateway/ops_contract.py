@@ -199,7 +199,6 @@ class PageRequest:
         return {name: moment for name, moment in found.items() if moment is not None}
 
     async def name_of(self, actor: str) -> str:
-        """Return a person's name; other actors unchanged."""
         for names in self.gateway.contributed(ActorNames):
             if name := (await names.read(self.gateway, [actor])).get(actor):
                 return name

@@ -137,7 +137,7 @@ class Plugin:
     """All events of this plugin, callback events included: an event that is not listed cannot be read back."""
     subscribers: tuple[Subscriber, ...] = ()
     provides: Provides = ()
-    """Providers may have async ``start()`` and ``stop()``."""
+    """Providers may have async ``start()`` and ``stop()``, one or both."""
     tables: Tables | None = None
     retention: tuple[RetentionRule, ...] = ()
     erasers: tuple[Eraser, ...] = ()

@@ -230,11 +230,9 @@ class DarajaClient:
         return await self._tokens.expiry(owner)
 
     def count_tokens(self) -> tuple[int, timedelta]:
-        """Return the number of valid tokens and the age of the oldest."""
         return self._tokens.count_tokens()
 
     def account(self, credentials: DarajaCredentials) -> str:
-        """Return a hash of address and consumer key."""
         return self._base(credentials)[1]
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:

@@ -35,7 +35,6 @@ def sign_with_passkey(passkey: Secret, body: bytes) -> str:
 
 
 def is_signed_with_passkey(passkey: Secret, body: bytes, signature: bytes) -> bool:
-    """Verify in constant time."""
     return hmac.compare_digest(_digest(passkey, body), signature)
 
 

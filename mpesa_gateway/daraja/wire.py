@@ -195,6 +195,17 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
+def read_object(body: bytes) -> dict[str, Any]:
+    """Decode an undocumented body leniently, as ``read_json_with_duplicates``. Raises InvalidCallback."""
+    try:
+        content = read_json_with_duplicates(body)
+    except ValueError:
+        raise InvalidCallback("not JSON") from None
+    if not isinstance(content, dict):
+        raise InvalidCallback("not a JSON object")
+    return cast("dict[str, Any]", content)
+
+
 def decode_text(body: bytes) -> str:
     """Return text without NUL; bytes that are not UTF-8 are read as Latin-1."""
     text = _to_text(body)

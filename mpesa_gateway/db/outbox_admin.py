@@ -11,7 +11,7 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.event_bodies import TEMPLATE
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 
 
 class EventRow(Table, tablename="event"):
@@ -82,10 +82,7 @@ class OutboxAdmin:
         return await EVENTS.page(self._db, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
-        row = await self._db.fetchrow(_FIND, event_id)
-        if row is None:
-            raise NotFound("there is no such event")
-        return row
+        return require_found(await self._db.fetchrow(_FIND, event_id), "there is no such event")
 
     async def tasks(self, event_id: str) -> Sequence[Mapping[str, Any]]:
         tasks: list[dict[str, Any]] = await self._db.run(

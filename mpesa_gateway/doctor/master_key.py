@@ -74,7 +74,6 @@ def _source(gateway: Runtime, examination: CheckContext) -> CheckResult:
 
 
 async def _count_by_key(gateway: Runtime) -> Counter[str]:
-    """Return the number of stored secrets sealed with each key, by key id."""
     columns = [*KERNEL_SEALED, *gateway.contributed(SealedColumn)]
     used: Counter[str] = Counter()
     for column in columns:

@@ -21,7 +21,7 @@ from mpesa_gateway.doctor.safaricom import check_certificates, check_daraja
 from mpesa_gateway.doctor.settings import check_settings
 from mpesa_gateway.doctor.valkey import check_valkey
 from mpesa_gateway.doctor.workers import check_workers
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.logs import trace
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.merchants import Merchant
@@ -184,9 +184,10 @@ async def _chosen(gateway: "Gateway", merchant_ids: Sequence[str]) -> list[Merch
         return await _all_active(gateway)
     found: list[Merchant] = []
     for merchant_id in dict.fromkeys(merchant_ids):
-        merchant = await gateway.merchants.get(merchant_id)
-        if merchant is None:
-            raise NotFound(f"there is no merchant {merchant_id}: see `mpesa-gateway merchants list`")
+        merchant = require_found(
+            await gateway.merchants.get(merchant_id),
+            f"there is no merchant {merchant_id}: see `mpesa-gateway merchants list`",
+        )
         found.append(merchant)
     return found
 

@@ -105,7 +105,6 @@ def refuse_json(kind: Any, raw: msgspec.Raw) -> str:
 
 
 def _inner(info: Any) -> Any:
-    """Return the type without bounds and without None."""
     if isinstance(info, inspect.Metadata):
         return _inner(info.type)
     if isinstance(info, inspect.UnionType):
@@ -115,5 +114,4 @@ def _inner(info: Any) -> Any:
 
 
 def _is_small(info: Any, text: str) -> bool:
-    """Return True for a sent whole number that is too small to be a phone number."""
     return isinstance(info, inspect.IntType) and _INTEGER.fullmatch(text) is not None and abs(int(text)) <= _MOST

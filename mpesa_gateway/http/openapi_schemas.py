@@ -171,7 +171,6 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def to_markdown(docstring: str) -> str:
-    """Return a docstring as Markdown."""
     return inspect.cleandoc(docstring).replace("``", "`")
 
 

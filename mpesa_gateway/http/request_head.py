@@ -99,7 +99,6 @@ def _length(lengths: list[bytes], codings: list[bytes], version: bytes) -> int |
 
 
 def read_chunk_size(line: bytes) -> int:
-    """Return the bytes of a chunk. Raises InvalidRequest."""
     found = _CHUNK.fullmatch(line) if len(line) <= MOST_CHUNK_LINE else None
     if found is None:
         raise InvalidRequest("the size of a chunk cannot be read: send it in hexadecimal digits (RFC 9112)")

@@ -119,7 +119,6 @@ def local(text: str, name: str = "") -> str:
 
 
 def kes(amount: str | float | None) -> Markup:
-    """Return ``KES 12,500``."""
     if amount is None:
         return escape(ABSENT)
     text = str(amount)

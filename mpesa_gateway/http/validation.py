@@ -213,7 +213,6 @@ def _check_fields(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: s
 
 
 def _check_value(raw: msgspec.Raw, kind: Any, path: str, checks: FieldChecks) -> None:
-    """Name the invalid part of a value."""
     start = bytes(raw)[:1]
     if start == b"{" and (inner := _struct_in(kind)) is not None:
         _check_fields(raw, inner, f"{path}.", checks)
@@ -242,7 +241,6 @@ def _is_valid(raw: msgspec.Raw, kind: Any) -> bool:
 
 
 def _item_of(kind: Any, container: type | None) -> Any:
-    """Return the type of the values of an object or list, None for another type."""
     for part in (kind, *get_args(kind)):
         origin, inner = get_origin(part), get_args(part)
         if container is dict and origin is dict:

@@ -15,6 +15,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._defined = {definition: definition(self.registry) for definition in definitions}
 
+    def has(self, definition: Callable[[CollectorRegistry], Any]) -> bool:
+        return definition in self._defined
+
     def get(self, definition: Callable[[CollectorRegistry], T]) -> T:
         defined: T = self._defined[definition]
         return defined

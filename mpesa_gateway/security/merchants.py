@@ -11,7 +11,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, require_found
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env, Environment
@@ -77,10 +77,7 @@ class Merchants:
 
     async def require(self, merchant_id: str) -> Merchant:
         """Raise NotFound."""
-        merchant = await self.get(merchant_id)
-        if merchant is None:
-            raise NotFound("there is no such merchant")
-        return merchant
+        return require_found(await self.get(merchant_id), "there is no such merchant")
 
     async def require_active(self, merchant_id: str) -> Merchant:
         """Raise NotFound, and Conflict for a deactivated merchant: it hears of nothing, and its keys are refused."""

@@ -89,7 +89,6 @@ class RateLimits:
             raise TooManyFailures("too many failed attempts: wait", retry_after=retry_after)
 
     async def count_failure(self, what: str, client: str) -> None:
-        """Count a failure. Raises TooManyFailures."""
         here = self._known.hit(what, client, self._most(what))
         retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, client)
         if retry_after:
@@ -109,7 +108,6 @@ class RateLimits:
             await self._counted.submit(key_id)
 
     async def count_action(self, action: str, client: str, per_minute: int) -> None:
-        """Count an action. Raises RateLimited."""
         retry_after = await self._over(
             SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, client
         )

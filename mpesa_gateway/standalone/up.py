@@ -312,7 +312,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _migrate(config: GatewayConfig) -> bool:
-    """Apply migrations; return whether a merchant is live."""
     async with started(Gateway(config)) as gateway:
         return await gateway.merchants.any_live()
 
@@ -320,7 +319,6 @@ async def _migrate(config: GatewayConfig) -> bool:
 async def _create_first_accounts(
     config: GatewayConfig, *, wants_shop: bool, may_create: bool
 ) -> tuple[Shop | None, Secret | None]:
-    """Return the shop to print, and the first operator's password if created now."""
     async with started(Gateway(config)) as gateway:
         shop = await _shop(gateway, may_create=may_create) if wants_shop else None
         password: Secret | None = None
@@ -333,7 +331,6 @@ async def _create_first_accounts(
 
 
 async def _shop(gateway: Gateway, *, may_create: bool) -> Shop | None:
-    """Return the newest active merchant, else a new demo merchant."""
     active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
     if active:
         return Shop(active[0].merchant_id, None)

@@ -86,7 +86,6 @@ def _new_folder() -> Path:
 
 
 def _remove_abandoned(now: float) -> None:
-    """Delete folders of killed sessions, which occupy memory."""
     for lock in _MEMORY.glob(f"{_PREFIX}*/lock"):
         try:
             if now - lock.stat().st_mtime < _ABANDONED:

@@ -66,7 +66,7 @@ _BOUNDS = {"expected": _AMOUNT, "min": _AMOUNT, "max": _AMOUNT}
 
 
 class AccountNumberInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What payers may pay to an account number. The whole is replaced; an omitted amount sets no bound."""
+    """The amounts that an account number expects. All are replaced; an omitted amount sets no bound."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = _BOUNDS
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"expected": "12000.00", "min": "500.00", "active": True}

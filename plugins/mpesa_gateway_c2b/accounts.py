@@ -9,7 +9,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import Conditions
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, check_fields
+from mpesa_gateway.errors import Conflict, InvalidFields, check_fields, require_found
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.ids import Ids
@@ -170,12 +170,12 @@ class AccountNumbers:
         return credentials
 
     async def _find(self, caller: Caller, credentials: MpesaCredentials, number: str) -> Any:
-        row = await self._db.fetchrow(
-            account_tables.FIND, credentials.receiver_id, caller.merchant_id, normalise(number)
+        return require_found(
+            await self._db.fetchrow(
+                account_tables.FIND, credentials.receiver_id, caller.merchant_id, normalise(number)
+            ),
+            f"there is no such account number at {credentials.shortcode}",
         )
-        if row is None:
-            raise NotFound(f"there is no such account number at {credentials.shortcode}")
-        return row
 
     async def _store(self, caller: Caller, credentials: MpesaCredentials, given: Sequence[Bounds]) -> None:
         rows = [

@@ -26,7 +26,7 @@ def _describe(view: C2bView) -> None:
 
 @click.group()
 def c2b() -> None:
-    """Register shortcodes for payments that nobody asked for, and show their registration."""
+    """Register shortcodes for payer-initiated payments, and show their registration."""
 
 
 @c2b.command()

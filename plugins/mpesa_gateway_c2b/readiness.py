@@ -1,4 +1,4 @@
-"""Readiness of a live merchant for payments that nobody asked for."""
+"""Readiness of a live merchant for payer-initiated payments."""
 
 from mpesa_gateway.readiness import Missing, Need
 from mpesa_gateway.runtime import Runtime
@@ -15,7 +15,7 @@ async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> 
     return [
         Missing(
             name="c2b",
-            message=f"payments to {one.shortcode} that nobody asked for are seen late, by Pull: C2B is not registered",
+            message=f"payer-initiated payments to {one.shortcode} are seen late, by Pull: C2B is not registered",
             fix=f"POST /v1/merchant/shortcodes/{one.shortcode}/c2b, once",
             shortcode=one.shortcode,
         )

@@ -46,7 +46,7 @@ def problem_of(public_url: str, env: Env) -> str | None:
 
 
 def _is_callers(caller: Caller, credentials: MpesaCredentials, row: Row) -> bool:
-    """A number of the sandbox is everybody's, and an owner's registration takes the place of a former one."""
+    """Merchants share the sandbox's numbers. An owner's registration replaces a former one."""
     is_owned = credentials.is_owner and not credentials.wants_owner
     return row["env"] == "sandbox" or is_owned or row["merchant_id"] == caller.merchant_id
 
@@ -224,7 +224,6 @@ class C2bRegistrations:
     async def _leave(
         self, caller: Caller, credentials: MpesaCredentials, begun: Row, answer: RegistrationAnswer
     ) -> None:
-        """End the attempt, and change nothing of the other merchant's registration."""
         async with self._db.transaction():
             await self._end_attempt(begun, {})
             await self._audit.record(
@@ -247,7 +246,7 @@ class C2bRegistrations:
     async def _not_answered(
         self, caller: Caller, credentials: MpesaCredentials, begun: Row, fault: DarajaFault
     ) -> None:
-        """Without an answer, a registration that was known to stand stays known, and another merchant's as it is."""
+        """Without an answer, a known registration stays known, and another merchant's is unchanged."""
         values: dict[Any, Any] = {}
         is_known = begun["state"] == "registered" or not _is_callers(caller, credentials, begun)
         if isinstance(fault, OutcomeUnknown) and not is_known:

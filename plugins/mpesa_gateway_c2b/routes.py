@@ -30,7 +30,7 @@ async def register_c2b(
     caller: MerchantWrite,
     services: NamedDependency[Services],
 ) -> Success[C2bRegistered]:
-    """Register this gateway's addresses for payments that nobody asked for. `state` is Safaricom's answer."""
+    """Register this gateway's addresses for payer-initiated payments. `state` is Safaricom's answer."""
     return Success(data=await services.get(C2bRegistrations).register(caller, shortcode, data))
 
 

@@ -17,7 +17,7 @@ State = Annotated[
 
 
 class C2bRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What happens to money for the shortcode.
+    """The treatment of money for the shortcode.
 
     ``response_type`` is Safaricom's decision if the gateway does not answer a validation request: ``Completed`` takes
     the money. ``validation`` is ours: ``accept`` takes all money, ``rules`` only that for known account numbers.

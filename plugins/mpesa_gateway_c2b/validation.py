@@ -40,7 +40,7 @@ _REQUESTED_WITHIN = timedelta(hours=48)
 
 @dataclass(frozen=True)
 class Rules:
-    """What is known about the account number of a request. Bounds are in cents, requested amounts in KES."""
+    """The rules for the account number of a request. Bounds are in cents, requested amounts in KES."""
 
     mode: str
     is_till: bool
@@ -65,7 +65,7 @@ def decide(money: C2bBody, rules: Rules) -> Refusal | None:
 
 
 class Validation:
-    """Answers within the time that Safaricom waits, whatever Postgres does."""
+    """Answers within the time that Safaricom waits, also without Postgres."""
 
     def __init__(
         self,
@@ -94,7 +94,6 @@ class Validation:
             await deadline.stop()
 
     async def answer(self, address: StandingAddress, body: bytes) -> Mapping[str, str]:
-        """Return Safaricom's answer."""
         is_doubtful = False
         try:
             refusal = await self._judge_in_time(address, read_body(body))

@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, cast
 
 from mpesa_gateway.daraja.numerals import read_number
 from mpesa_gateway.daraja.wire import (
@@ -12,8 +11,8 @@ from mpesa_gateway.daraja.wire import (
     DuplicateField,
     InvalidCallback,
     read_amount,
-    read_json_with_duplicates,
     read_moments,
+    read_object,
     read_receipt,
     read_text,
 )
@@ -54,13 +53,7 @@ class C2bBody:
 
 def read_body(body: bytes) -> C2bBody:
     """Raises InvalidCallback, also for an unreadable receipt, amount or shortcode."""
-    try:
-        content = read_json_with_duplicates(body)
-    except ValueError:
-        raise InvalidCallback("not JSON") from None
-    if not isinstance(content, dict):
-        raise InvalidCallback("not a JSON object")
-    fields = cast("dict[str, Any]", content)
+    fields = read_object(body)
     if isinstance(fields, DuplicateField) and (doubled := fields.names & _DECISIVE):
         raise ContradictoryCallback(f"{', '.join(sorted(doubled))} is repeated with different values")
     receipt, number = read_receipt(read_text(fields, "TransID")), read_text(fields, "BusinessShortCode")

@@ -17,7 +17,6 @@ _SCANNED_AT_ONCE = 5000
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
-    """Find callbacks without a known subject, and callbacks that arrived after the number was erased."""
     pattern = f"%{number.forms[-1]}%"
     while rows := await gateway.db.fetch(tables.WITH_NUMBER, merchant_id, pattern, after, _SCANNED_AT_ONCE):
         found = [row["callback_id"] for row in rows if row["body"] and number.is_in_json(row["body"])]

@@ -80,7 +80,7 @@ class CallbackInbox:
         for values in label_values(kinds.names):
             counter.labels(*values)
         self._batches: dict[str, Batcher[VerifiedCallback, bool | None]] = {}
-        """By kind, and under an empty name those of all kinds that share transactions."""
+        """By kind; the empty name is for all kinds that share transactions."""
         self._new_batches = partial(
             Batcher[VerifiedCallback, bool | None],
             self._store_batch,
@@ -88,7 +88,6 @@ class CallbackInbox:
         )
 
     async def start(self) -> None:
-        """Read the live certificate. Raises ConfigError if signatures are required and it is unusable."""
         await self._verifier.load_certificate()
 
     async def stop(self) -> None:

@@ -98,7 +98,6 @@ class VerifiedCallback:
         return Body(self.text, frozenset() if kind is None else kind.constants, (self.parsed.handle,))
 
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
-        """Return the fields of every callback event."""
         return {
             "merchant_id": self.subject.merchant_id if self.subject else "",
             "subject_id": self.subject.subject_id if self.subject else "",

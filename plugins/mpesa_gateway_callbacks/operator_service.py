@@ -7,7 +7,7 @@ from datetime import timedelta
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetPage
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, NotFound, require_found
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.ids import Ids
@@ -150,20 +150,21 @@ class CallbackOperatorService:
 
     async def find(self, callback_id: str) -> Found:
         """Return one accepted callback. Raises NotFound."""
-        row: Found | None = await self._db.run(
-            CallbackRow.select(*CallbackRow.all_columns(), tables.BODY)
-            .where(CallbackRow.callback_id == callback_id)
-            .first()
+        row: Found = require_found(
+            await self._db.run(
+                CallbackRow.select(*CallbackRow.all_columns(), tables.BODY)
+                .where(CallbackRow.callback_id == callback_id)
+                .first()
+            ),
+            "there is no such callback",
         )
-        if row is None:
-            raise NotFound("there is no such callback")
         return row
 
     async def find_refused(self, refused_id: str) -> Found:
-        """Return one refused callback. Raises NotFound."""
-        row: Found | None = await self._db.run(RefusedRow.select().where(RefusedRow.refused_id == refused_id).first())
-        if row is None:
-            raise NotFound("there is no such refused callback")
+        row: Found = require_found(
+            await self._db.run(RefusedRow.select().where(RefusedRow.refused_id == refused_id).first()),
+            "there is no such refused callback",
+        )
         return row
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
@@ -178,7 +179,6 @@ class CallbackOperatorService:
         return (await self._accepted(env, filters)).rows, (await self._refused(env, filters)).rows
 
     async def count_unmatched(self, env: Env) -> int:
-        """Count the unmatched callbacks of ``env`` or of no env."""
         return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
 
     async def count_refused(self, env: Env, within: timedelta) -> int:

@@ -208,7 +208,7 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 COUNT_UNREAD = f"""
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
     WHERE refused_id >= $1 AND {UNREAD} AND (env = $2 OR env IS NULL) LIMIT 1000) AS unread
-"""  # noqa: S608 - the clause above
+"""
 
 OF_CASE = """
 SELECT callback_id, kind, received_at, merchant_id, subject_id, handle, verdict, callback.body FROM callback

@@ -33,7 +33,6 @@ def make_token(key: bytes, kind: str, subject: Subject) -> str:
 
 
 def read_token(key: bytes, kind: str, token: str) -> Subject | None:
-    """Return the subject of a token that is valid for the kind, or None."""
     found = _TOKEN.match(token)
     if found is None:
         return None

@@ -150,7 +150,6 @@ def _plain(stored: MpesaCredentials | None) -> dict[str, str]:
 
 
 def _masked(stored: MpesaCredentials | None) -> dict[str, str]:
-    """Return the last four characters of each stored secret, empty without one."""
     values = {name: getattr(stored, name, None) for name in (*_KEYS, "security_credential")}
     return {name: value.masked if isinstance(value, Secret) else "" for name, value in values.items()}
 

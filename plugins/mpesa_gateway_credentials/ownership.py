@@ -9,7 +9,7 @@ from piccolo.columns.combination import Where
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.invalidation import InvalidationListener
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, NotFound, require_found
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_credentials import tables
@@ -110,10 +110,10 @@ class ReceiverOwnership:
         ]
 
     async def _live_receiver(self, number: str) -> Row:
-        row = await self._db.fetchrow(tables.LOCK_RECEIVER, number)
-        if row is None:
-            raise NotFound(f"no merchant has stored live credentials for {number}")
-        return row
+        return require_found(
+            await self._db.fetchrow(tables.LOCK_RECEIVER, number),
+            f"no merchant has stored live credentials for {number}",
+        )
 
 
 def _right(merchant_id: str, receiver_id: str) -> tuple[Where, Where]:

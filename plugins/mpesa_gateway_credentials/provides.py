@@ -1,7 +1,10 @@
 """Ports and services of the credentials plugin."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
+from mpesa_gateway.construction import provide
 from mpesa_gateway.daraja.certificates import certificate_for
 from mpesa_gateway.daraja.signatures import CallbackSecrets
 from mpesa_gateway.plugin import Provides
@@ -12,57 +15,21 @@ from mpesa_gateway_credentials.checks import CredentialChecks
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_credentials.settings import CredentialsSettings
 
 
-def _reader(gateway: Runtime) -> CredentialReader:
-    return CredentialReader(
-        db=gateway.db,
-        changes=gateway.changes,
-        audit=gateway.audit,
-        merchants=gateway.merchants,
-        sealer=gateway.sealer,
-        daraja=gateway.daraja,
-        clock=gateway.clock,
-    )
-
-
-def _store(gateway: Runtime) -> CredentialStore:
-    return CredentialStore(
-        db=gateway.db,
-        changes=gateway.changes,
-        clock=gateway.clock,
-        ids=gateway.ids,
-        audit=gateway.audit,
-        merchants=gateway.merchants,
-        sealer=gateway.sealer,
-        settings=gateway.settings(CredentialsSettings),
-        checks=CredentialChecks(
-            clock=gateway.clock,
-            settings=gateway.settings(CredentialsSettings),
-            certificate_of=lambda env: certificate_for(gateway.config.daraja, env),
-            public_url=gateway.config.public_url,
-        ),
-        reader=gateway.port(CredentialReader),
-        missing_of=partial(missing_of, gateway),
-        open_work={work.what: partial(work.count, gateway) for work in gateway.contributed(OpenWork)},
-    )
-
-
-def _ownership(gateway: Runtime) -> ReceiverOwnership:
-    return ReceiverOwnership(
-        db=gateway.db,
-        changes=gateway.changes,
-        clock=gateway.clock,
-        audit=gateway.audit,
-        merchants=gateway.merchants,
-    )
+def _open_work(gateway: Runtime) -> Mapping[str, Any]:
+    return {work.what: partial(work.count, gateway) for work in gateway.contributed(OpenWork)}
 
 
 PROVIDES: Provides = (
-    (CredentialReader, _reader),
+    provide(CredentialReader),
     (Credentials, lambda gateway: gateway.port(CredentialReader)),
     (CallbackSecrets, lambda gateway: gateway.port(CredentialReader)),
-    (CredentialStore, _store),
-    (ReceiverOwnership, _ownership),
+    provide(
+        CredentialChecks,
+        certificate_of=lambda gateway: lambda env: certificate_for(gateway.config.daraja, env),
+        public_url=lambda gateway: gateway.config.public_url,
+    ),
+    provide(CredentialStore, missing_of=lambda gateway: partial(missing_of, gateway), open_work=_open_work),
+    provide(ReceiverOwnership),
 )

@@ -9,7 +9,7 @@ from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
 from mpesa_gateway.db.keyset import Conditions, KeysetPage
-from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable, require_found
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
@@ -178,9 +178,7 @@ class CredentialReader:
 
     async def find(self, merchant_id: str, env: Env, number: str) -> MpesaCredentials:
         """Also a retired one. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number)
-        if row is None:
-            raise NotFound(NO_SHORTCODE)
+        row = require_found(await self._db.fetchrow(tables.FIND_NUMBER, merchant_id, env, number), NO_SHORTCODE)
         return self._opened(row)
 
     async def page_of(

@@ -11,7 +11,7 @@ from piccolo.columns.combination import Where
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.invalidation import InvalidationListener
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, require_found
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.readiness import Missing
 from mpesa_gateway.security.audit import Audit
@@ -230,9 +230,7 @@ class CredentialStore:
         async with self._db.transaction():
             await self._db.execute(tables.LOCK_MERCHANT, merchant_id)
             active = await self._db.fetch(tables.ACTIVE, merchant_id, env)
-            chosen = next((each for each in active if each["number"] == number), None)
-            if chosen is None:
-                raise NotFound(NO_SHORTCODE)
+            chosen = require_found(next((each for each in active if each["number"] == number), None), NO_SHORTCODE)
             former = next((each for each in active if each["is_default"]), chosen)
             if not chosen["is_default"]:
                 await self._take_default(former["shortcode_id"], now, retires=False)
@@ -337,7 +335,6 @@ class CredentialStore:
         return bool(wiped)
 
     async def _count_open(self, shortcode_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Return each shortcode's open work, zeros included."""
         counts: dict[str, dict[str, int]] = {shortcode_id: {} for shortcode_id in shortcode_ids}
         for what, count in self._open_work.items():
             found = await count(shortcode_ids)

@@ -32,7 +32,6 @@ _PATH = {"shortcode": {"pattern": "^[0-9]{5,7}$", "examples": ["600000"], "descr
 
 
 def _read(number: str) -> str:
-    """Raises NotFound."""
     if _NUMBER.fullmatch(number) is None:
         raise NotFound(NO_SHORTCODE)
     return number

@@ -70,7 +70,7 @@ ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
         OR (receiver.owner_id IS NULL AND NOT EXISTS (SELECT 1 FROM shortcode
             WHERE shortcode.receiver_id = receiver.receiver_id AND merchant_id <> $6 AND wiped_at IS NULL)))
 """
-"""In live, the owner says whether it is a till; without one, nobody changes what another merchant has said."""
+"""In live, the owner decides the kind; without an owner, a merchant cannot change another's choice."""
 
 STORE = Named("""
 INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, name, consumer_key, consumer_secret,

@@ -1,6 +1,7 @@
 """The declaration of the metrics plugin."""
 
 from mpesa_gateway.asgi_types import Message
+from mpesa_gateway.construction import provide
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
@@ -18,16 +19,12 @@ def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
     return gateway.port(MetricsAccess).is_reader(address, header.decode("latin-1"))
 
 
-def _access(gateway: Runtime) -> MetricsAccess:
-    return MetricsAccess(gateway.settings(MetricsSettings), clock=gateway.clock, limits=gateway.limits)
-
-
 plugin = Plugin(
     name="metrics",
     summary="Prometheus metrics of the kernel and all plugins at /metrics, behind a token or an allowlist of networks.",
     settings=MetricsSettings,
     routes=routes,
-    provides=((MetricsAccess, _access), (Exposition, Exposition)),
+    provides=(provide(MetricsAccess), provide(Exposition)),
     metrics=CollectionMetrics,
     collectors=COLLECTORS,
     contributes=(KnownCallerCheck(("/metrics",), _vouches),),

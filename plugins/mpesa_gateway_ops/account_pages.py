@@ -4,7 +4,7 @@ import re
 
 from markupsafe import Markup
 
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, require_found
 from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import acting_from
@@ -112,9 +112,9 @@ def _shown(text: str, codes: list[str]) -> Redirect:
 
 async def choose_merchant(visit: PageRequest) -> Redirect:
     me, merchant_id = await _me(visit), visit.text("to")
-    role = await visit.gateway.port(Memberships).role_of(merchant_id, me.person_id)
-    if role is None:
-        raise NotFound("you are no member of this merchant")
+    require_found(
+        await visit.gateway.port(Memberships).role_of(merchant_id, me.person_id), "you are no member of this merchant"
+    )
     await visit.gateway.port(Sessions).choose(visit.visitor.session_key, merchant_id)
     return Redirect("")
 

@@ -52,7 +52,6 @@ async def _discard(visit: PageRequest) -> Redirect:
 async def _take(
     visit: PageRequest, take: Callable[[GatewayQueue, str], Awaitable[Job | None]], action: str, note: str
 ) -> Redirect:
-    """Remove a job from the list and record it in the audit log."""
     queue = next((queue for queue in visit.gateway.jobs.queues.values() if queue.name == visit.text("queue")), None)
     job = None if queue is None else await take(queue, visit.text("key"))
     if job is not None:

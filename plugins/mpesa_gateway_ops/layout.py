@@ -145,7 +145,6 @@ class Layout:
             return ident(object_id, short)
 
         def linked(text: str) -> Markup:
-            """Link each id in a text."""
             parts = _IDS.split(mask_phones(text))
             return Markup("").join(brief(part) if index % 2 else part for index, part in enumerate(parts))
 

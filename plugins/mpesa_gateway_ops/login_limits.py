@@ -78,7 +78,7 @@ class LoginLimits:
     async def run(self, hash_or_verify: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, hash_or_verify)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self._threads.shutdown(wait=False)
 
     def guess(self, name: str, address: str, cookie: Secret) -> LoginAttempt:

@@ -33,7 +33,6 @@ async def overview(visit: PageRequest) -> Rendered:
 
 
 async def _queue_counts(gateway: Runtime) -> dict[str, int] | None:
-    """Jobs of all queues by state, and the smallest worker count of a queue; None without Valkey."""
     try:
         counts = [
             _counts(dict(await queue.info()), await queue.count_failed()) for queue in gateway.jobs.queues.values()

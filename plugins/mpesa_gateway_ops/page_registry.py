@@ -64,7 +64,6 @@ class PageRegistry:
                 )
 
     def every(self) -> tuple[list[Page], list[Action]]:
-        """Return all pages and actions."""
         return self._pages.every, self._acts.every
 
     async def owner_of(self, found: RegisteredPage[P]) -> str | None:

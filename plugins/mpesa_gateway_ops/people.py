@@ -79,9 +79,6 @@ class People:
         if name is not None:
             self.host_login = _named(name)
 
-    async def stop(self) -> None:
-        self._guesses.stop()
-
     def signed_in_by(self, login: HostLogin) -> HostLogin:
         self.host_login = login
         return login
@@ -235,7 +232,6 @@ class People:
         return row
 
     async def _change(self, email: str, values: dict[Any, Any]) -> str:
-        """Change an active person and return its id. Raises NotFound."""
         changed: list[dict[str, str]] = await self._db.run(
             PersonRow.update(values)
             .where(PersonRow.email == email.strip().lower(), PersonRow.is_active.eq(value=True))
@@ -262,7 +258,6 @@ class People:
 
 
 async def names_of(db: Database, actors: Iterable[str]) -> dict[str, str]:
-    """Return the names of the actors that are persons, by actor."""
     ids = sorted({actor.removeprefix("person:") for actor in actors if actor.startswith("person:per_")})
     if not ids:
         return {}

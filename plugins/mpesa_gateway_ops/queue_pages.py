@@ -17,7 +17,7 @@ from saq import Job
 from saq.job import TERMINAL_STATUSES, Status
 from saq.web.common import STATIC_PATH
 
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, NotFound, require_found
 from mpesa_gateway.http.templating import headers
 from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Permission, Rendered
 from mpesa_gateway.phone import mask_phones
@@ -120,10 +120,10 @@ def _queue(gateway: Runtime, name: str) -> GatewayQueue:
 
 
 async def _job(gateway: Runtime, queue: str, key: str) -> Job:
-    found = await _queue(gateway, queue).job(key)
-    if found is None:
-        raise NotFound("there is no such job: a finished job is kept for a minute, a failed one for a week")
-    return found
+    return require_found(
+        await _queue(gateway, queue).job(key),
+        "there is no such job: a finished job is kept for a minute, a failed one for a week",
+    )
 
 
 def _view(request: Request[Any, Any, Any], job: dict[str, Any], gateway: Runtime) -> dict[str, Any]:

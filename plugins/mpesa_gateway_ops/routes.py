@@ -207,7 +207,6 @@ async def _show_again(
     refused: ApiError,
     form: Form,
 ) -> Response[Any]:
-    """Show the form again with its problems; for a button without a form, the page that has it."""
     session = session_of(request)
     page = gateway.port(PageRegistry).page_of(act)
     if page is not None:

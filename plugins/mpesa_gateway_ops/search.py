@@ -1,6 +1,6 @@
 """The search on every page, which leads to the page of an id or text."""
 
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.ops_contract import Action, Page, PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway_ops.page_registry import PageRegistry
 
@@ -14,9 +14,10 @@ async def nothing_found(_: PageRequest) -> Rendered:
 async def find(visit: PageRequest) -> Redirect:
     """Redirect to the page of the text. Raises NotFound."""
     text = visit.text("text")[:_LONGEST]
-    path = await visit.gateway.port(PageRegistry).find(visit, text) if text else ""
-    if path is None:
-        raise NotFound("no enabled plugin recognises this text")
+    path = require_found(
+        await visit.gateway.port(PageRegistry).find(visit, text) if text else "",
+        "no enabled plugin recognises this text",
+    )
     return Redirect(path)
 
 

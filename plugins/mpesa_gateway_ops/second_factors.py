@@ -14,7 +14,7 @@ from pyotp.totp import TOTP
 from mpesa_gateway.client_ip import client_network
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, TooManyFailures
+from mpesa_gateway.errors import Conflict, InvalidFields, TooManyFailures, require_found
 from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.gateway_secrets import OPERATOR_FORMS, GatewaySecrets
@@ -205,7 +205,6 @@ class SecondFactors:
                 continue
 
     def _step_of(self, sealed: str, person_id: str, code: str) -> int | None:
-        """Return the step of a code, within the drift; None for another code."""
         return matching_step(self._sealer.open(sealed, aad=aad(person_id)), code.strip(), self._clock.now())
 
     async def _renew_codes(self, person_id: str) -> list[str]:
@@ -222,10 +221,7 @@ class SecondFactors:
         return hmac.new(self._vault.secret(OPERATOR_FORMS), text.encode(), hashlib.sha256).digest()
 
     async def _lock(self, person_id: str) -> Row:
-        row = await self._db.fetchrow(tables.LOCK_PERSON, person_id)
-        if row is None:
-            raise NotFound("there is no such active person")
-        return row
+        return require_found(await self._db.fetchrow(tables.LOCK_PERSON, person_id), "there is no such active person")
 
     async def _update(self, person_id: str, values: dict[Any, Any]) -> None:
         await self._db.run(PersonRow.update(values).where(PersonRow.person_id == person_id))

@@ -268,7 +268,6 @@ class Sessions:
 
 
 def key_of(token: Secret) -> str:
-    """Return the public key of a session."""
     return _digest(token).hex()
 
 

@@ -107,7 +107,6 @@ async def expect_payments(gateway: Runtime, money: Sequence[IncomingMoney]) -> l
 
 
 def _requestable(amount_cents: int | None) -> int | None:
-    """Return whole KES that a payment can ask for, otherwise None."""
     shillings, cents = divmod(amount_cents or 0, 100)
     return shillings if cents == 0 and 0 < shillings <= MAXIMUM else None
 

@@ -7,15 +7,13 @@ from piccolo.columns.combination import And
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.http.confirmation import require_reason
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments import status_query_sql
 from mpesa_gateway_payments.tables import StatusCheckRow
 
 MOST_SHOWN = 100
-
-_SHORTEST_NOTE = 3
-_LONGEST_NOTE = 500
 
 
 class StatusAnswerReview:
@@ -38,8 +36,7 @@ class StatusAnswerReview:
 
         With ``merchant_id``, another merchant's answer is not found.
         """
-        if not _SHORTEST_NOTE <= len(note) <= _LONGEST_NOTE:
-            raise InvalidFields.field_error("note", "state what was done about it (3 to 500 characters)")
+        require_reason(note, "what was done about it", field="note")
         reviewed: dict[Any, Any] = {
             StatusCheckRow.reviewed_at: self._clock.now(),
             StatusCheckRow.reviewed_by: actor,

@@ -251,9 +251,7 @@ class RefundablePayments(Protocol):
         """Return True if the receipt is of money that paid for any merchant's payment."""
         ...
 
-    async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
-        """Release the amount of a refund that failed."""
-        ...
+    async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None: ...
 
     async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
         """Mark a reserved amount as refunded."""

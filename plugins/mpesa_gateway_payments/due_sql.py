@@ -109,7 +109,6 @@ async def claim_due(db: Database, payment_id: str, now: datetime, until: datetim
 
 
 async def set_next_query(db: Database, payment_id: str, at: datetime | None) -> None:
-    """Set the time of the next query, None for none."""
     await db.run(
         PaymentRow.update({PaymentRow.due_at: at}).where(
             PaymentRow.payment_id == payment_id, _IS_ASKED_ABOUT, PaymentRow.due_at.is_not_null()

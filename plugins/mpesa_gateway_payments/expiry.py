@@ -72,7 +72,6 @@ class Expiry:
         return len(rows), len(rows) == _BATCH
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
-        """Adds failures to ``failed``."""
         for count in range(_BATCH):
             row: Row | None = None
             try:

@@ -6,7 +6,7 @@ from typing import Any
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetList
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound, check_fields
+from mpesa_gateway.errors import check_fields, require_found
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.ids import Ids
@@ -26,14 +26,10 @@ PAYMENTS = KeysetList(table="payment", key="payment_id", prefix="pay", by_index=
 
 async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str) -> Row:
     """Raises NotFound."""
-    row = await db.fetchrow(tables.FIND, merchant_id, env, payment_id)
-    if row is None:
-        raise NotFound("there is no such payment")
-    return row
+    return require_found(await db.fetchrow(tables.FIND, merchant_id, env, payment_id), "there is no such payment")
 
 
 async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar) -> list[Row]:
-    """Return unpaid payments of the previous 48 hours with the amount, payer or reference."""
     first, last = Ids.least("pay", wanted.before - SHOWN_FOR), Ids.least("pay", wanted.before + CLOCKS_DIFFER)
     return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 

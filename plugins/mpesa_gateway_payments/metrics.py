@@ -45,7 +45,6 @@ class PaymentMetrics:
             self.ended.labels(env, "failed", reason)
 
     def count_ended(self, row: Mapping[str, Any], reason: str | None, at: datetime) -> None:
-        """``reason`` is None for a completed payment."""
         outcome = (Status.COMPLETED if reason is None else Status.FAILED).value
         self.ended.labels(row["env"], outcome, reason or "").inc()
         self.result_seconds.labels(row["env"], outcome).observe((at - row["created_at"]).total_seconds())

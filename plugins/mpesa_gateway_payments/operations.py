@@ -134,7 +134,6 @@ def _read_push(answer: Any) -> StkAck:
 
 
 def _names_a_push(answer: Any) -> bool:
-    """True for an answer that names a push without a refusal."""
     return read_text(answer, "CheckoutRequestID") is not None and is_accepted(answer, {None, *ACCEPTED})
 
 

@@ -10,7 +10,8 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetPage, Total
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, InvalidFields, require_found
+from mpesa_gateway.http.confirmation import require_reason
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import Sealer
@@ -28,8 +29,6 @@ from mpesa_gateway_payments.views import EXPORTED, exported
 OPERATORS_EXPORTED = (*EXPORTED, "merchant_id")
 """The columns of the operators' CSV file."""
 
-_SHORTEST_REASON = 3
-_LONGEST_REASON = 500
 REVIEWED = "payment.looked_after"
 _MOST_CHECKS = 50
 """Status queries shown for a payment."""
@@ -131,10 +130,7 @@ class PaymentOperatorService:
 
     async def get(self, payment_id: str) -> Row:
         """Raises NotFound."""
-        row = await self._db.fetchrow(tables.READ, [payment_id])
-        if row is None:
-            raise NotFound("there is no such payment")
-        return row
+        return require_found(await self._db.fetchrow(tables.READ, [payment_id]), "there is no such payment")
 
     async def steps(self, payment_id: str) -> list[TimelineEntry]:
         return [TimelineEntry(**dict(step)) for step in await self._db.fetch(tables.TIMELINE, payment_id)]
@@ -176,8 +172,7 @@ class PaymentOperatorService:
 
     async def resolve(self, payment_id: str, reason: str, *, actor: str) -> None:
         """Record a review. Raises NotFound, InvalidFields, or Conflict if none is pending."""
-        if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-            raise InvalidFields.field_error("reason", "state what was done about it (3 to 500 characters)")
+        require_reason(reason, "what was done about it")
         now = self._clock.now()
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(

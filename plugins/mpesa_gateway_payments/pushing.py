@@ -140,7 +140,6 @@ class StkPushSender:
         at_once: Callable[[], Awaitable[Row | None]] | None = None,
         known: Mapping[str, Any] | None = None,
     ) -> Row:
-        """Return the payment, with ``known`` values if the write is deferred."""
         written = await self._outcomes.record(outcome, row["payment_id"], write, at_once=at_once)
         # Views read both types.
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))

@@ -52,7 +52,6 @@ def add_search(found: Conditions, text: str, *, sees_numbers: bool) -> None:
 
 
 def _add_parts(found: Conditions, text: str, *, sees_numbers: bool) -> None:
-    """Add a way for each range of an index."""
     upper = text.upper()
     starts: list[str] = []
     bounds: list[str] = []

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway_payments import matching, statement_matching_sql, tables
 from mpesa_gateway_payments.api import Finding, Lock, Settled, UnallocatedMoney, WantedMoney, lock_nothing
@@ -211,9 +211,7 @@ class PaymentStatementMatching:
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
     async def _lock(self, payment_id: str, facts: _Facts) -> Row:
-        row = await self._db.fetchrow(tables.LOCK, [payment_id])
-        if row is None:
-            raise NotFound("there is no such payment")
+        row = require_found(await self._db.fetchrow(tables.LOCK, [payment_id]), "there is no such payment")
         facts.replace(payment_of(row))
         return row
 
@@ -272,7 +270,6 @@ class PaymentStatementMatching:
                 facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
 
     def _wanted(self, reports: Sequence[Evidence]) -> list[WantedMoney]:
-        """Each receiver and amount once."""
         now, within = self._clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}
         for report in reports:

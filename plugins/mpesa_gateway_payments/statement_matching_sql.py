@@ -40,7 +40,7 @@ UNION ALL
 SELECT {_FACTS} FROM payment WHERE env = $1 AND received_receipt = ANY($2::text[])
 UNION ALL
 SELECT {_FACTS} FROM payment WHERE reference_is_ours AND reference = ANY($3::text[]) AND env = $1
-"""  # noqa: S608 - the columns above
+"""
 """Payments of all merchants with one of these receipts or own references."""
 
 CANDIDATES = f"""
@@ -55,7 +55,7 @@ SELECT found.* FROM (
         AND created_at BETWEEN wanted.since AND wanted.until
     ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
 ) AS found
-"""  # noqa: S608 - the columns above
+"""
 """Payments of all merchants of these receivers without a receipt; candidates of the rule come first."""
 
 # raw SQL: array

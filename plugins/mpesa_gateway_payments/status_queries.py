@@ -10,7 +10,7 @@ from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Re
 from mpesa_gateway.daraja.refusals import api_error_of
 from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.db.engine import Found, Row
-from mpesa_gateway.errors import InvalidFields, NotFound
+from mpesa_gateway.errors import InvalidFields, require_found
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import Callbacks, DifferentSubject
@@ -137,17 +137,18 @@ class StatusQueryService:
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """Raises NotFound."""
-        row = await self._db.run(
-            StatusCheckRow.select()
-            .where(
-                StatusCheckRow.check_id == check_id,
-                StatusCheckRow.merchant_id == merchant_id,
-                StatusCheckRow.env == env,
-            )
-            .first()
+        row = require_found(
+            await self._db.run(
+                StatusCheckRow.select()
+                .where(
+                    StatusCheckRow.check_id == check_id,
+                    StatusCheckRow.merchant_id == merchant_id,
+                    StatusCheckRow.env == env,
+                )
+                .first()
+            ),
+            "there is no such status query",
         )
-        if row is None:
-            raise NotFound("there is no such status query")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
     async def _credentials_of(
@@ -164,9 +165,9 @@ class StatusQueryService:
 
     async def _subject(self, merchant_id: str, env: Env, subject: str) -> tuple[Found | None, str | None, str | None]:
         if _PAYMENT_ID.match(subject):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, subject)
-            if payment is None:
-                raise NotFound("there is no such payment")
+            payment = require_found(
+                await self._db.fetchrow(tables.FIND, merchant_id, env, subject), "there is no such payment"
+            )
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
                 raise NotQueryable(
                     "M-Pesa has not acknowledged this payment, so it cannot be queried: wait for its result"

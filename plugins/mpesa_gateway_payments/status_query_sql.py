@@ -30,23 +30,23 @@ _UNDECIDED = """finding = 'ambiguous' AND reviewed_at IS NULL
 Scalar subqueries, because Postgres may hash all payments for EXISTS.
 """
 
-# Undecided answers stay, whatever their age.
+# Undecided answers of any age stay.
 FORGET_CHECKS = f"""
 DELETE FROM status_check WHERE check_id IN (
     SELECT check_id FROM status_check AS asked WHERE check_id < $1 AND ({_UNDECIDED}) IS NOT TRUE
     ORDER BY check_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
-"""  # noqa: S608 - the clause above
+"""
 
 # raw SQL: aggregate
 COUNT_UNDECIDED = f"""
 SELECT count(*) FROM (
     SELECT 1 FROM status_check AS asked WHERE env = $1 AND ($2::uuid IS NULL OR merchant_id = $2) AND {_UNDECIDED}
     LIMIT 1000) AS undecided
-"""  # noqa: S608 - the same reason
+"""
 
 # raw SQL: expression
 FIND_UNDECIDED = f"""
 SELECT * FROM status_check AS asked WHERE env = $1 AND ($2::uuid IS NULL OR merchant_id = $2) AND {_UNDECIDED}
 ORDER BY check_id DESC LIMIT $3
-"""  # noqa: S608 - the same reason
+"""

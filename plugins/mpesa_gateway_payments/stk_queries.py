@@ -172,7 +172,6 @@ class StkQueries:
             await due_sql.set_next_query(self._db, payment_id, self._expiry.next_query_at(row, now))
 
     async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
-        """Return the answer, and the time of the next try if nothing could be sent."""
         shortcode_id = row["shortcode_id"]
         if (paused_until := self._paused.paused_until(shortcode_id)) is not None:
             return None, paused_until

@@ -152,7 +152,7 @@ HAS_METADATA = """metadata <> '{{}}'
 
 HAS_METADATA_OF_EACH = HAS_METADATA.replace("payment_key({}", "payment_key(merchant.merchant_id")
 
-FIND_BY_KEY = f"SELECT * FROM payment WHERE {HAS_KEY.format('$1', '$2', '$3')}"  # noqa: S608 - the condition above
+FIND_BY_KEY = f"SELECT * FROM payment WHERE {HAS_KEY.format('$1', '$2', '$3')}"
 
 INSERT = Named(f"""
 WITH asked AS (
@@ -180,7 +180,7 @@ SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, r
 FROM asked JOIN claimed USING (subject_id)
 ORDER BY subject_id
 RETURNING *
-""")  # noqa: S608 - put together from constants
+""")
 
 IS_UNREPORTED = """
 status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
@@ -192,7 +192,7 @@ RESEND = f"""
 UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
 WHERE payment_id = $1 AND charge = 'released' AND {IS_UNREPORTED}
 RETURNING *
-"""  # noqa: S608 - the clause above
+"""
 
 SENDING = f"""
 WITH given AS (
@@ -204,7 +204,7 @@ WITH given AS (
 )
 UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.payment_id
-"""  # noqa: S608 - the clause above
+"""
 """Committed before each push: without it, nothing was sent. Skips locked rows."""
 
 ACCEPTED = f"""
@@ -229,7 +229,7 @@ UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_requ
         ELSE due_at END
 FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.*
-"""  # noqa: S608 - put together from constants
+"""
 
 RELEASE_PUSH = f"""
 UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
@@ -237,7 +237,7 @@ UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
     expires_at = $4
 WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {IS_UNREPORTED}
 RETURNING *
-"""  # noqa: S608 - the clause above
+"""
 
 OUTCOME_UNKNOWN = """
 UPDATE payment SET charge = 'unknown', updated_at = $2,
@@ -306,7 +306,7 @@ FROM (
 ) AS due
 """
 
-COUNT_NEEDING_REVIEW = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {NEEDS_REVIEW}"  # noqa: S608 - the clause above
+COUNT_NEEDING_REVIEW = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {NEEDS_REVIEW}"
 COUNT_NEEDING_REVIEW_OF = f"{COUNT_NEEDING_REVIEW} AND merchant_id = $2"
 
 TIMELINE = """
@@ -323,4 +323,4 @@ SELECT (SELECT count(*) FROM recent) AS ended,
     (SELECT count(DISTINCT payment_id) FROM recent JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
     (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {NEEDS_REVIEW}) AS held
-"""  # noqa: S608 - the clause above
+"""

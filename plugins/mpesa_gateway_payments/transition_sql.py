@@ -59,7 +59,7 @@ FROM (
 -- By ctid, so that Postgres keeps that order: a join by payment_id may start with the payments.
 WHERE payment.ctid = given.place AND given.found = given.version
 RETURNING payment.payment_id
-"""  # noqa: S608 - the columns above
+"""
 """Writes decided payments; skips rows that have changed since the read."""
 
 STEPS = """

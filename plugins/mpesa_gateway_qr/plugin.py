@@ -1,23 +1,10 @@
 """Declaration of the QR plugin."""
 
+from mpesa_gateway.construction import provide
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_qr.operations import OPERATIONS
 from mpesa_gateway_qr.routes import routes
 from mpesa_gateway_qr.service import QrCodes
-
-
-def _qr_codes(gateway: Runtime) -> QrCodes:
-    return QrCodes(
-        db=gateway.db,
-        daraja=gateway.daraja,
-        merchants=gateway.merchants,
-        credentials=gateway.port(Credentials),
-        payments=gateway.port(Payments),
-    )
-
 
 plugin = Plugin(
     name="qr",
@@ -25,5 +12,5 @@ plugin = Plugin(
     requires=("credentials", "payments"),
     routes=routes,
     operations=OPERATIONS,
-    provides=((QrCodes, _qr_codes),),
+    provides=(provide(QrCodes),),
 )

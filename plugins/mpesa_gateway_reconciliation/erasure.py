@@ -29,7 +29,6 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """M-Pesa may have been queried about the case's lines."""
     rows = await gateway.db.fetch(tables.NOTES_OF_CASE, case.named)
     return {name for row in rows for name in (row["transaction_id"], row["payment_id"]) if name}
 

@@ -11,7 +11,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.errors import NotFound, ProviderNotConfigured
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, require_found
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.trace_links import TraceLinks
@@ -148,7 +148,6 @@ class LineMatching:
             after = rows[-1]["line_id"]
 
     async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
-        """Return the lines that need a status query."""
         verdicts = await self._statement_matching.judge(reports)
         unmatched: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
@@ -291,7 +290,7 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """The payer's number may decide similar lines too: those of payments that the queried line may be of."""
+        """The payer's number may decide similar lines too, if the queried line fits their payments."""
         rows = await self._db.fetch(
             matching_queries.OPEN_LIKE,
             asked["env"],
@@ -314,9 +313,10 @@ class LineMatching:
         payment may fit. An operator must confirm an amount that differs: raises InvalidFields otherwise.
         """
         payment = await self._payments.get(caller.merchant_id, caller.env, payment_id)
-        found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
-        if found is None:
-            raise NotFound("there is no such statement line")
+        found = require_found(
+            await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id),
+            "there is no such statement line",
+        )
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
         if found["finding"] == "already_known":

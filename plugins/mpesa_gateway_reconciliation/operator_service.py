@@ -8,7 +8,8 @@ from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.erasure import ERASED
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, require_found
+from mpesa_gateway.http.confirmation import require_reason
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments.api import Payments, PaymentView, Similar
 from mpesa_gateway_reconciliation import tables
@@ -18,8 +19,6 @@ from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow
 LINES = KeysetList(table="noted_line", key="line_id", time="paid_at", prefix="txn")
 
 _MOST_CANDIDATES = 10
-_SHORTEST_REASON = 3
-_LONGEST_REASON = 500
 
 
 class LinesQuery(OperatorQuery, frozen=True, kw_only=True):
@@ -46,10 +45,7 @@ class ReconciliationOperatorService:
 
     async def run(self, run_id: str) -> Found:
         """Raises NotFound."""
-        row = await tables.find_run(self._db, run_id)
-        if row is None:
-            raise NotFound("there is no such reconciliation run")
-        return row
+        return require_found(await tables.find_run(self._db, run_id), "there is no such reconciliation run")
 
     async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> KeysetPage[Row]:
         """Return a run's lines with their findings then. Raises InvalidFields for a bad cursor."""
@@ -73,10 +69,7 @@ class ReconciliationOperatorService:
 
     async def line(self, line_id: str) -> Row:
         """Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_LINE, line_id)
-        if row is None:
-            raise NotFound("there is no such statement line")
-        return row
+        return require_found(await self._db.fetchrow(tables.FIND_LINE, line_id), "there is no such statement line")
 
     async def runs_of(self, line_id: str) -> list[Row]:
         return await self._db.fetch(tables.RUNS_OF_LINE, line_id)
@@ -114,7 +107,7 @@ class ReconciliationOperatorService:
     async def dismiss(self, line_id: str, reason: str, *, actor: str) -> None:
         """Set a line aside: later runs skip it. Raises InvalidFields, NotFound and Conflict."""
         now = self._clock.now()
-        check_reason(reason)
+        require_reason(reason, "what this money is")
         if (await self.line(line_id))["finding"] == "already_known":
             raise Conflict("this line's money is allocated already")
         async with self._db.transaction():
@@ -149,7 +142,7 @@ class ReconciliationOperatorService:
     async def dismiss_all(self, run_id: str, reason: str, *, actor: str) -> int:
         """Set aside a run's lines without a payment; return their number. Raises InvalidFields and NotFound."""
         now, run = self._clock.now(), await self.run(run_id)
-        check_reason(reason)
+        require_reason(reason, "what this money is")
         async with self._db.transaction():
             rows = await self._db.fetch(tables.SET_ASIDE_OF_RUN, run_id, now, actor, reason)
             await self._audit.record(
@@ -168,9 +161,3 @@ def _unresolved(env: Env, query: LinesQuery) -> Conditions:
     found.add(tables.UNRESOLVED)
     found.equal(finding=query.finding)
     return found
-
-
-def check_reason(reason: str, wanted: str = "what this money is") -> None:
-    """Raise InvalidFields unless the reason has 3 to 500 characters."""
-    if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-        raise InvalidFields.field_error("reason", f"state {wanted} (3 to 500 characters)")

@@ -10,6 +10,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.keyset import OperatorQuery
 from mpesa_gateway.errors import InvalidFields, NotFound
 from mpesa_gateway.http.charts import Column, Series
+from mpesa_gateway.http.confirmation import require_reason
 from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.local_time import format_local
 from mpesa_gateway.ops_contract import (
@@ -35,7 +36,7 @@ from mpesa_gateway_payments.api import Finding, Payments
 from mpesa_gateway_reconciliation.agreement import Agreement, read_agreements
 from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm, differences
-from mpesa_gateway_reconciliation.operator_service import LinesQuery, ReconciliationOperatorService, check_reason
+from mpesa_gateway_reconciliation.operator_service import LinesQuery, ReconciliationOperatorService
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.schemas import Window
 from mpesa_gateway_reconciliation.service import ReconciliationService
@@ -204,7 +205,7 @@ async def resolve(visit: PageRequest) -> Redirect:
         visit.text("reason"),
     )
     row = await service.line(line_id)
-    check_reason(reason, "how you know whose money this is")
+    require_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     assigned = await visit.gateway.port(LineMatching).assign(
         visit.caller(merchant, row["env"]),

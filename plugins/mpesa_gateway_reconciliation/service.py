@@ -316,7 +316,6 @@ class ReconciliationService:
         raise AssertionError("unreachable")
 
     async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Return the number of lines new to this run."""
         now = self._runtime.clock.now()
         times = [possible_times_of(line, run, zone, now) for line in page.lines]
         seen = [

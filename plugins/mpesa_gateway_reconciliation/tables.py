@@ -290,7 +290,7 @@ SELECT count(*) FILTER (WHERE finding IS DISTINCT FROM 'not_found') AS conflicti
         SELECT finding FROM noted_line
         WHERE noted_line.merchant_id = merchant.merchant_id AND noted_line.env = $1 AND {UNRESOLVED}
         LIMIT 1000) AS open WHERE $2::uuid IS NULL OR merchant.merchant_id = $2) AS lines
-"""  # noqa: S608 - the clause above
+"""
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
 SELECT world AS env, open.finding, count(*) AS count
@@ -299,7 +299,7 @@ FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LA
     WHERE noted_line.merchant_id = merchant.merchant_id AND noted_line.env = world AND {UNRESOLVED}
     ORDER BY paid_at DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
-"""  # noqa: S608 - the same reason
+"""
 
 # raw SQL: join
 SET_ASIDE_OF_RUN = """

@@ -5,7 +5,7 @@ from typing import Any
 
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.keyset import Conditions, KeysetList
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.security.scopes import Env
@@ -18,13 +18,14 @@ REFUNDS = KeysetList(table="refund", key="refund_id", prefix="rfd")
 
 async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) -> Found:
     """Return a merchant's refund in ``env``. Raises NotFound."""
-    row: Found | None = await db.run(
-        RefundRow.select()
-        .where(RefundRow.merchant_id == merchant_id, RefundRow.env == env, RefundRow.refund_id == refund_id)
-        .first()
+    row: Found = require_found(
+        await db.run(
+            RefundRow.select()
+            .where(RefundRow.merchant_id == merchant_id, RefundRow.env == env, RefundRow.refund_id == refund_id)
+            .first()
+        ),
+        "there is no such refund",
     )
-    if row is None:
-        raise NotFound("there is no such refund")
     return row
 
 

@@ -10,7 +10,7 @@ import msgspec
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetPage, OperatorQuery, Total
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.money import Kes
 from mpesa_gateway.ops_contract import PageRequest
@@ -92,9 +92,10 @@ class RefundOperatorService:
 
     async def get(self, refund_id: str) -> Found:
         """Return a refund of any merchant. Raises NotFound."""
-        row: Found | None = await self._db.run(RefundRow.select().where(RefundRow.refund_id == refund_id).first())
-        if row is None:
-            raise NotFound("there is no such refund")
+        row: Found = require_found(
+            await self._db.run(RefundRow.select().where(RefundRow.refund_id == refund_id).first()),
+            "there is no such refund",
+        )
         return row
 
     async def of_payment(self, payment_id: str) -> list[Found]:
@@ -117,10 +118,7 @@ class RefundOperatorService:
 
     async def payment(self, payment_id: str) -> PaymentView:
         """Return a refund's payment. Raises NotFound."""
-        payment = await self._payments.find(payment_id)
-        if payment is None:
-            raise NotFound("there is no such payment")
-        return payment
+        return require_found(await self._payments.find(payment_id), "there is no such payment")
 
     async def money(self, visit: PageRequest) -> MoneyToRefund:
         """Return the payment or transaction in the page's address. Raises NotFound."""

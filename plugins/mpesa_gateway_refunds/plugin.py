@@ -27,7 +27,6 @@ from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def take_reversal_result(results: Sequence[ReversalResulted], gateway: Runtime) -> None:
-    """Apply the results of reversals."""
     for result in results:
         await gateway.port(ReversalResults).apply_result(result)
 

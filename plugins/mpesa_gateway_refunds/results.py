@@ -189,7 +189,6 @@ class ReversalResults:
             await self._completion.complete(row, DONE, result.result_code, result.result_desc, result.receipt)
 
     async def _numbers(self, row: Found) -> set[str]:
-        """Return the numbers by which M-Pesa may name the receiver: the paid number and the store's."""
         numbers = {row["shortcode"]}
         with suppress(ProviderNotConfigured):
             known = await self._credentials.of_shortcode(row["shortcode_id"])

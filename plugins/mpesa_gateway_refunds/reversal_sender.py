@@ -115,8 +115,6 @@ class ReversalSender:
     async def _record(
         self, what: str, row: Found, write: Callable[[], Awaitable[None]], known: Mapping[str, Any] | None = None
     ) -> Found:
-        """Write an outcome; returns the refund, with ``known`` if the write is deferred."""
-
         async def written() -> Found:
             await write()
             return await find_refund(self._db, row["merchant_id"], row["env"], row["refund_id"])

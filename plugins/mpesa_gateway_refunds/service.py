@@ -223,7 +223,6 @@ class RefundService:
         )
 
     async def _find_whole(self, caller: Caller, source: RefundSource) -> str | None:
-        """Return the id of the refund of the whole remaining amount, unless failed."""
         row: dict[str, str] | None = await self._db.run(
             RefundRow.select(RefundRow.refund_id)
             .where(

@@ -1,4 +1,4 @@
-"""What a refund is of: a payment, or a transaction without one."""
+"""The source of a refund: a payment, or a transaction without one."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,6 @@ class RefundSource:
 
     @property
     def condition(self) -> Where:
-        """Select the refunds of this source."""
         if self.payment_id is not None:
             return RefundRow.payment_id == self.payment_id
         return RefundRow.transaction_id == self.transaction_id

@@ -45,7 +45,6 @@ class RefundRow(Table, tablename="refund"):
 
 
 def pending(refund_id: str) -> tuple[Where, Where]:
-    """Return the conditions for a pending refund."""
     return RefundRow.refund_id == refund_id, RefundRow.status == "pending"
 
 

@@ -9,6 +9,7 @@ import structlog
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.bystanders import Movement
@@ -96,11 +97,10 @@ class C2bPayments:
         return await self.find(receipt)
 
     async def find(self, receipt: str) -> Found:
-        """Raises LookupError."""
-        row: Found | None = await self._db.run(C2bPaymentRow.select().where(C2bPaymentRow.receipt == receipt).first())
-        if row is None:
-            raise LookupError("there is no such payment")
-        return row
+        """Raises NotFound."""
+        query = C2bPaymentRow.select().where(C2bPaymentRow.receipt == receipt).first()
+        found: Found = require_found(await self._db.run(query), "there is no such payment")
+        return found
 
     async def list_payments(self, phone: str | None, limit: int) -> list[Found]:
         found: list[Found] = await self._db.run(
@@ -114,11 +114,9 @@ class C2bPayments:
     async def confirm_again(self, receipt: str) -> int:
         """Post a receipt's confirmation, lost or sent; returns the status of the answer, 0 for none.
 
-        Raises LookupError where its shortcode has registered no addresses.
+        Raises NotFound where its shortcode has registered no addresses.
         """
-        row = await self._confirmations.find(receipt)
-        if row is None:
-            raise LookupError("this receipt has no confirmation")
+        row = require_found(await self._confirmations.find(receipt), "this receipt has no confirmation")
         status, _ = await self._poster.post(row["callback_url"], row["body"], row["encoding"])
         return status
 

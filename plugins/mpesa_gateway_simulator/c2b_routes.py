@@ -1,16 +1,15 @@
-"""Daraja's C2B paths, and the control API of payments without a prompt."""
+"""The control API of payments without a prompt."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody, RawBody
+from litestar.params import FromPath, JSONBody
 
 from mpesa_gateway.db.engine import Found
-from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.field_rules import PHONE
 from mpesa_gateway.http.query import query_dependency
@@ -19,32 +18,7 @@ from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.c2b import C2bPayments
 from mpesa_gateway_simulator.c2b_bodies import C2bManner, C2bNames, C2bPayer
 from mpesa_gateway_simulator.c2b_requests import C2bSimulation
-from mpesa_gateway_simulator.daraja_routes import DARAJA_ROUTE, answer_as_daraja
-from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
-
-_CONTROL: dict[str, Any] = {
-    "guards": [own_host_only],
-    "refuses": (FromAnotherSite,),
-    "public": True,
-    "priority": True,
-    "tags": ["Simulator"],
-}
-
-
-@post(["/simulator/mpesa/c2b/v1/registerurl", "/simulator/mpesa/c2b/v2/registerurl"], **DARAJA_ROUTE)
-async def c2b_register(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's C2B registration."""
-    return await answer_as_daraja(request, services, "c2bregister", body)
-
-
-@post(["/simulator/mpesa/c2b/v1/simulate", "/simulator/mpesa/c2b/v2/simulate"], **DARAJA_ROUTE)
-async def c2b_simulate(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's C2B simulation."""
-    return await answer_as_daraja(request, services, "c2bsimulate", body)
+from mpesa_gateway_simulator.own_hosts import CONTROL_ROUTE
 
 
 class C2bPaymentView(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,13 +82,13 @@ async def _pay(services: Services, data: C2bOrder) -> Success[C2bPaymentView]:
     return Success(data=_view(row))
 
 
-@post("/v1/simulator/c2b", status_code=200, **_CONTROL)
+@post("/v1/simulator/c2b", status_code=200, **CONTROL_ROUTE)
 async def pay_without_prompt(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> Success[C2bPaymentView]:
     """Pay a till or paybill; returns the payment, paid or refused."""
     return await _pay(services, data)
 
 
-@post("/simulator/control/c2b", status_code=200, **_CONTROL)
+@post("/simulator/control/c2b", status_code=200, **CONTROL_ROUTE)
 async def pay_by_control(services: NamedDependency[Services], data: JSONBody[C2bOrder]) -> Success[C2bPaymentView]:
     """The same, beside the other calls of the control API."""
     return await _pay(services, data)
@@ -127,7 +101,7 @@ class C2bFilters(msgspec.Struct, frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
 
 
-@get("/simulator/control/c2b", dependencies={"filters": query_dependency(C2bFilters)}, **_CONTROL)
+@get("/simulator/control/c2b", dependencies={"filters": query_dependency(C2bFilters)}, **CONTROL_ROUTE)
 async def list_unprompted_payments(
     services: NamedDependency[Services], filters: NamedDependency[C2bFilters]
 ) -> Success[list[C2bPaymentView]]:
@@ -136,20 +110,17 @@ async def list_unprompted_payments(
     return Success(data=[_view(row) for row in rows])
 
 
-@post("/simulator/control/c2b/{receipt:str}/confirmation", status_code=200, **_CONTROL)
+@post("/simulator/control/c2b/{receipt:str}/confirmation", status_code=200, **CONTROL_ROUTE)
 async def repeat_confirmation(services: NamedDependency[Services], receipt: FromPath[str]) -> Success[dict[str, int]]:
     """Send the confirmation of a receipt, lost or sent before.
 
     Returns the HTTP status of the answer, 0 for none.
     """
-    try:
-        return Success(data={"status": await services.get(C2bPayments).confirm_again(receipt)})
-    except LookupError as problem:
-        raise NotFound(str(problem)) from None
+    return Success(data={"status": await services.get(C2bPayments).confirm_again(receipt)})
 
 
 def _view(row: Found) -> C2bPaymentView:
     return C2bPaymentView(**{name: row[name] for name in C2bPaymentView.__struct_fields__})
 
 
-routes = (c2b_register, c2b_simulate, pay_without_prompt, pay_by_control, list_unprompted_payments, repeat_confirmation)
+routes = (pay_without_prompt, pay_by_control, list_unprompted_payments, repeat_confirmation)

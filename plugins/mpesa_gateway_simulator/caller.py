@@ -8,6 +8,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.c2b import C2bPayments
@@ -81,7 +82,7 @@ class CallbackCaller:
     async def forge(self, checkout_request_id: str, about: str, amount: int | None, signature: str | None) -> int:
         """Post a forged success to a push's callback address; returns the HTTP status of the answer.
 
-        ``about`` is the push in the body. Raises LookupError for unknown pushes.
+        ``about`` is the push in the body. Raises NotFound for unknown pushes.
         """
         row, subject = await self._prompts.find(checkout_request_id), dict(await self._prompts.find(about))
         if amount is not None:
@@ -120,12 +121,10 @@ class CallbackCaller:
     async def send_again(self, checkout_request_id: str) -> int:
         """Post a push's callback (again) now; returns the HTTP status of the answer, 0 for none.
 
-        Raises LookupError when the push has none.
+        Raises NotFound when the push has none.
         """
         row = await self._db.fetchrow(tables.FIND_CALLBACK, checkout_request_id)
-        if row is None:
-            raise LookupError("this push has no callback")
-        return await self._send(row)
+        return await self._send(require_found(row, "this push has no callback"))
 
     async def _dispatch(self) -> None:
         while True:

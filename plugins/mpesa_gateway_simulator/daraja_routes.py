@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import RawBody
 
 from mpesa_gateway.daraja.client import SIMULATED
@@ -83,58 +84,24 @@ async def oauth(request: Request[Any, Any, Any], services: NamedDependency[Servi
     return await answer_as_daraja(request, services, "oauth", b"")
 
 
-@post("/simulator/mpesa/stkpush/v1/processrequest", **DARAJA_ROUTE)
-async def stk_push(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's STK push."""
-    return await answer_as_daraja(request, services, "stkpush", body)
+def _route(operation: str, *paths: str) -> HTTPRouteHandler:
+    async def answer(
+        request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+    ) -> Response[Any]:
+        return await answer_as_daraja(request, services, operation, body)
+
+    return post([f"/simulator/{path}" for path in paths], **DARAJA_ROUTE)(answer)
 
 
-@post("/simulator/mpesa/stkpushquery/v1/query", **DARAJA_ROUTE)
-async def stk_query(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's STK query."""
-    return await answer_as_daraja(request, services, "stkquery", body)
-
-
-@post("/simulator/mpesa/transactionstatus/v1/query", **DARAJA_ROUTE)
-async def transaction_status(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's transaction status query."""
-    return await answer_as_daraja(request, services, "transactionstatus", body)
-
-
-@post("/simulator/mpesa/reversal/v1/request", **DARAJA_ROUTE)
-async def reversal(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's reversal."""
-    return await answer_as_daraja(request, services, "reversal", body)
-
-
-@post("/simulator/pulltransactions/v1/register", **DARAJA_ROUTE)
-async def pull_register(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's Pull registration."""
-    return await answer_as_daraja(request, services, "pullregister", body)
-
-
-@post("/simulator/pulltransactions/v1/query", **DARAJA_ROUTE)
-async def pull_query(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's Pull query."""
-    return await answer_as_daraja(request, services, "pullquery", body)
-
-
-@post("/simulator/mpesa/qrcode/v1/generate", **DARAJA_ROUTE)
-async def qr_code(request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody) -> Response[Any]:
-    """Daraja's Dynamic QR."""
-    return await answer_as_daraja(request, services, "qrcode", body)
-
-
-daraja_routes = (oauth, stk_push, stk_query, transaction_status, reversal, pull_register, pull_query, qr_code)
+daraja_routes = (
+    oauth,
+    _route("stkpush", "mpesa/stkpush/v1/processrequest"),
+    _route("stkquery", "mpesa/stkpushquery/v1/query"),
+    _route("transactionstatus", "mpesa/transactionstatus/v1/query"),
+    _route("reversal", "mpesa/reversal/v1/request"),
+    _route("pullregister", "pulltransactions/v1/register"),
+    _route("pullquery", "pulltransactions/v1/query"),
+    _route("qrcode", "mpesa/qrcode/v1/generate"),
+    _route("c2bregister", "mpesa/c2b/v1/registerurl", "mpesa/c2b/v2/registerurl"),
+    _route("c2bsimulate", "mpesa/c2b/v1/simulate", "mpesa/c2b/v2/simulate"),
+)

@@ -50,7 +50,6 @@ class Receiver:
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
 
     async def wait_for_webhook(self, kind: str, payment_id: str) -> Delivery:
-        """Wait for the webhook of a payment. Raises UnexpectedAnswer."""
         async for _ in poll(f"a {kind} webhook"):
             for delivery in self.deliveries:
                 if delivery.is_event_of(kind, payment_id):

@@ -110,7 +110,6 @@ class ExchangeLog:
 
 
 def _shown(text: str) -> str:
-    """Masked; JSON is indented."""
     try:
         text = msgspec.json.format(msgspec.json.encode(_masked(_READER.decode(text))), indent=2).decode()
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -79,7 +79,6 @@ def _once(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _single_parameter(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Keep only the deciding parameter, as an object instead of a list."""
     if "ResultParameters" not in result:
         return [result]
     named = {entry["Key"]: entry for entry in result["ResultParameters"]["ResultParameter"]}

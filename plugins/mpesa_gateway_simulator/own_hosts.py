@@ -61,3 +61,13 @@ def _is_loopback(name: str) -> bool:
         return ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+CONTROL_ROUTE: dict[str, Any] = {
+    "guards": [own_host_only],
+    "refuses": (FromAnotherSite,),
+    "public": True,
+    "priority": True,
+    "tags": ["Simulator"],
+}
+"""Options of the control API's routes."""

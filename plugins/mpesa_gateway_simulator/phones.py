@@ -7,7 +7,7 @@ from typing import cast
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, check_fields
+from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.c2b import C2bPayments
@@ -152,23 +152,18 @@ class Phones:
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and InvalidFields."""
         prompts = self._prompts
-        try:
-            row = await prompts.find(checkout_request_id)
-            if is_cancelled:
-                answer = "cancel"
-            elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
-                raise InvalidFields.field_error("pin", "enter the four digits of the PIN")
-            elif pin != PIN:
-                answer = "wrong_pin"
-            else:
-                hand = await self._hand(row["phone"])
-                has_enough = await self._balance(row["phone"], hand) >= row["amount"]
-                answer = "pay" if has_enough else "no_funds"
-            await prompts.answer(checkout_request_id, answer)
-        except LookupError as problem:
-            raise NotFound(str(problem)) from None
-        except ValueError as problem:
-            raise Conflict(str(problem)) from None
+        row = await prompts.find(checkout_request_id)
+        if is_cancelled:
+            answer = "cancel"
+        elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
+            raise InvalidFields.field_error("pin", "enter the four digits of the PIN")
+        elif pin != PIN:
+            answer = "wrong_pin"
+        else:
+            hand = await self._hand(row["phone"])
+            has_enough = await self._balance(row["phone"], hand) >= row["amount"]
+            answer = "pay" if has_enough else "no_funds"
+        await prompts.answer(checkout_request_id, answer)
 
     async def _hand(self, number: str) -> Found | None:
         hand: Found | None = await self._db.run(HandRow.select().where(HandRow.phone == number).first())

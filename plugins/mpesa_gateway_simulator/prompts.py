@@ -7,6 +7,7 @@ import msgspec
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.errors import Conflict, require_found
 from mpesa_gateway_simulator import bystanders, tables
 from mpesa_gateway_simulator.c2b_bodies import C2bMoney
 from mpesa_gateway_simulator.c2b_confirmations import C2bConfirmations
@@ -98,23 +99,18 @@ class Prompts:
             await self._results.record(msgspec.structs.replace(movement, receipt=receipt))
 
     async def answer(self, checkout_request_id: str, answer: str) -> Row:
-        """Answer an open prompt by hand. Raises LookupError without such a push, ValueError when it has ended."""
+        """Answer an open prompt by hand. Raises NotFound without such a push, Conflict when it has ended."""
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK_PUSH, checkout_request_id)
-            if row is None:
-                raise LookupError("there is no such push")
+            row = require_found(await self._db.fetchrow(tables.LOCK_PUSH, checkout_request_id), "there is no such push")
             if row["state"] != "open":
-                raise ValueError("this prompt is not open any more")
+                raise Conflict("this prompt is not open any more")
             await self.end(row, ANSWERS[answer])
         self._due.set()
         return await self.find(checkout_request_id)
 
     async def find(self, checkout_request_id: str) -> Row:
-        """Raises LookupError."""
-        row = await self._db.fetchrow(tables.FIND, checkout_request_id)
-        if row is None:
-            raise LookupError("there is no such push")
-        return row
+        """Raises NotFound."""
+        return require_found(await self._db.fetchrow(tables.FIND, checkout_request_id), "there is no such push")
 
     async def list_pushes(self, phone: str | None, reference: str | None, state: str | None, limit: int) -> list[Found]:
         wanted = ((PushRow.phone, phone), (PushRow.reference, reference), (PushRow.state, state))
@@ -200,7 +196,7 @@ class Prompts:
         return owed
 
     async def _confirm(self, row: Row, receipt: str, at: datetime) -> None:
-        """A shortcode with C2B addresses gets a confirmation of its pushes too, whatever becomes of the callback."""
+        """A shortcode with C2B addresses gets a confirmation of its pushes too, even if the callback fails."""
         is_till = row["receiver"] != row["shortcode"]
         money = C2bMoney(
             receipt=receipt,

@@ -153,7 +153,6 @@ class Results:
     async def _carry_out(
         self, request: ReversalRequest, conversation_id: str
     ) -> tuple[str, list[tuple[str, Any]], str | None]:
-        """Never return more of a transaction than its amount."""
         refused = REFUSING_INITIATORS.get(request.initiator)
         if refused is not None:
             return refused, [], None
@@ -212,7 +211,6 @@ class Results:
     async def _take(
         self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
     ) -> tuple[dict[str, str], list[int]]:
-        """Store the results of a habit; returns the acknowledgement and the results to send before it."""
         plan = RESULT_PLANS.get(habit, ResultPlan())
         spelling = await self._controls.habit("callback")
         now = self._clock.now()
@@ -248,7 +246,6 @@ def _party(phone: str, name: str = "") -> str:
 
 
 def _hidden(party: str) -> str:
-    """Mask a party's number."""
     number, _, name = party.partition(" - ")
     return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 

@@ -8,7 +8,7 @@ from litestar import get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.field_rules import PHONE, one_of
 from mpesa_gateway.http.query import Moment, query_dependency
@@ -30,7 +30,7 @@ from mpesa_gateway_simulator.misbehaviour import (
     STATUS_HABITS,
 )
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
-from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
+from mpesa_gateway_simulator.own_hosts import CONTROL_ROUTE, FromAnotherSite
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.validation import FAULTS
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
@@ -58,12 +58,8 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 @get(
     "/simulator/control/pushes",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
-    public=True,
-    priority=True,
     dependencies={"filters": query_dependency(PushQuery)},
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
     """List pushes, newest first."""
@@ -73,18 +69,11 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
 
 @get(
     "/simulator/control/pushes/{checkout_request_id:str}",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """Return one push."""
-    try:
-        return Success(data=push_view(await services.get(Prompts).find(checkout_request_id)))
-    except LookupError as problem:
-        raise NotFound(str(problem)) from None
+    return Success(data=push_view(await services.get(Prompts).find(checkout_request_id)))
 
 
 class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,42 +86,26 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/answer",
-    guards=[own_host_only],
     status_code=200,
-    public=True,
-    priority=True,
-    tags=["Simulator"],
-    refuses=(Conflict, FromAnotherSite),
+    **(CONTROL_ROUTE | {"refuses": (Conflict, FromAnotherSite)}),
 )
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[PromptAnswer]
 ) -> Success[PushView]:
     """Answer an open prompt as the payer."""
-    try:
-        return Success(data=push_view(await services.get(Prompts).answer(checkout_request_id, data.answer)))
-    except LookupError as problem:
-        raise NotFound(str(problem)) from None
-    except ValueError as problem:
-        raise Conflict(str(problem)) from None
+    return Success(data=push_view(await services.get(Prompts).answer(checkout_request_id, data.answer)))
 
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/callback",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
     status_code=200,
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def repeat_callback(
     services: NamedDependency[Services], checkout_request_id: FromPath[str]
 ) -> Success[dict[str, int]]:
     """Repeat a push's callback; returns the HTTP status of the answer, 0 for none."""
-    try:
-        return Success(data={"status": await services.get(CallbackCaller).send_again(checkout_request_id)})
-    except LookupError as problem:
-        raise NotFound(str(problem)) from None
+    return Success(data={"status": await services.get(CallbackCaller).send_again(checkout_request_id)})
 
 
 class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,12 +120,8 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/forge",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
     status_code=200,
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def forge_callback(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Forgery]
@@ -162,10 +131,7 @@ async def forge_callback(
     Returns the HTTP status of the answer, 0 for none.
     """
     about = data.about or checkout_request_id
-    try:
-        status = await services.get(CallbackCaller).forge(checkout_request_id, about, data.amount, data.signature)
-    except LookupError as problem:
-        raise NotFound(str(problem)) from None
+    status = await services.get(CallbackCaller).forge(checkout_request_id, about, data.amount, data.signature)
     return Success(data={"status": status})
 
 
@@ -193,12 +159,8 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @post(
     "/simulator/control/faults",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
     status_code=200,
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """Answer the next requests of an operation with a fault."""
@@ -227,11 +189,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 @patch(
     "/simulator/control/knobs",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and seed, from the next request on."""
@@ -277,11 +235,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 @patch(
     "/simulator/control/habits",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
     """Change the habits of phones, acknowledgements, callbacks, queries, reversals and Pull."""
@@ -313,12 +267,8 @@ class MoneyWithoutPush(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 @post(
     "/simulator/control/ledger",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
     status_code=200,
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def add_money(services: NamedDependency[Services], data: JSONBody[MoneyWithoutPush]) -> Success[dict[str, str]]:
     """Write money without a push to the ledger: only statements and status answers show it."""
@@ -338,12 +288,8 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 @get(
     "/simulator/control/ledger",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
-    public=True,
-    priority=True,
     dependencies={"filters": query_dependency(LedgerQuery)},
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def ledger(
     services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]
@@ -355,12 +301,8 @@ async def ledger(
 
 @post(
     "/simulator/control/reset",
-    guards=[own_host_only],
-    refuses=(FromAnotherSite,),
     status_code=200,
-    public=True,
-    priority=True,
-    tags=["Simulator"],
+    **CONTROL_ROUTE,
 )
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Delete all data and settings of the simulator."""

@@ -48,7 +48,6 @@ class SeededRandom:
         self._seed = seed
 
     async def draw(self, size: int) -> bytes:
-        """Return ``size`` bytes, 32 at most."""
         turned = await self._db.fetchval(tables.KNOB, "seed")
         seed = self._seed if turned is None else int(turned)
         if seed is None:

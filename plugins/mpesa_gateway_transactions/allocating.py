@@ -73,28 +73,24 @@ class AllocationRules:
         return [any(each) for each in zip(*answers, strict=True)] if answers else [False] * len(money)
 
     async def claim(self, money: IncomingMoney) -> FoundSubject | None:
-        """Return a subject that the money may be for."""
         for rule in self._rules:
             if rule.claims is not None and (found := await rule.claims(money)) is not None:
                 return found
         return None
 
     async def assign(self, kind: str, choice: Assignment) -> FoundSubject:
-        """Raises NotFound or Conflict."""
         for rule in self._rules:
             if rule.subject_kind == kind and rule.assign is not None:
                 return await rule.assign(choice)
         raise Conflict(f"no plugin is enabled that takes money for a {kind}")
 
     async def notify(self, allocated: Sequence[Allocated]) -> None:
-        """Call ``allocated`` of the subjects' rules."""
         for rule in self._rules:
             theirs = [one for one in allocated if one.subject.kind == rule.subject_kind]
             if theirs and rule.allocated is not None:
                 await rule.allocated(theirs)
 
     async def notify_refunded(self, money: RefundedMoney) -> None:
-        """Call ``refunded`` of the subject's rule."""
         for rule in self._rules:
             if money.subject is not None and money.subject.kind == rule.subject_kind and rule.refunded is not None:
                 await rule.refunded(money)
@@ -162,7 +158,7 @@ class IncomingMoneyRecorder:
         return recorded
 
     async def _announce(self, left: Sequence[tuple[str, IncomingMoney, datetime | None]]) -> None:
-        """Money whose time has come is announced, whatever is expected."""
+        """Due money is announced, expected or not."""
         if not left:
             return
         now = self._clock.now()

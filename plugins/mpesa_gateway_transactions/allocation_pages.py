@@ -120,7 +120,6 @@ async def allocate(visit: PageRequest) -> Redirect:
 
 
 async def _allocate(visit: PageRequest, transaction_id: str, payment_id: str | None, note: str | None) -> str:
-    """Allocate; return the text for a person who was not the first, otherwise nothing."""
     given = {name: text for name, text in (("payment_id", payment_id), ("note", note)) if text is not None}
     wanted = read_body(msgspec.json.encode(given), Allocate)
     try:

@@ -21,7 +21,7 @@ _BATCH = 100
 
 
 def event_fields(row: Values) -> dict[str, Any]:
-    """Return the common fields; ``row`` has the receiver's number and owner. The owner is told."""
+    """Return the common fields. The event is the receiver owner's."""
     return {
         "merchant_id": row["owner_id"] or row["merchant_id"],
         "env": row["env"],
@@ -68,7 +68,6 @@ class Announcer:
         await self._outbox.publish([TransactionReceived(**event_fields(row)) for row in rows])
 
     async def publish_allocated(self, transaction_ids: Sequence[str], note: str | None = None) -> None:
-        """Publish transactions that this database transaction has allocated."""
         rows = await self._db.fetch(allocation_sql.FIND_ALL, list(transaction_ids)) if transaction_ids else []
         await self._outbox.publish(
             [
@@ -101,7 +100,7 @@ class AnnouncementSweep:
                         found = await self._db.fetchrow(allocation_sql.FIND, transaction_id)
                         if found is not None:
                             await self._allocations.receive([report_of(found)])
-                        # Whatever it turned out to be, it is no longer due.
+                        # With or without a subject, it is no longer due.
                         await self._db.run(
                             TransactionRow.update({TransactionRow.announce_at: None}).where(
                                 TransactionRow.transaction_id == transaction_id,

@@ -105,7 +105,7 @@ class Transactions(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class IncomingMoney:
-    """Money in that no report gives a subject, for a rule to find it.
+    """Money in without a subject, for a rule to find it.
 
     ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner.
     """
@@ -225,9 +225,7 @@ class RefundableTransactions(Protocol):
         """Reserve for a refund that M-Pesa carried out late. Raises Conflict."""
         ...
 
-    async def release(self, transaction_id: str, amount: Kes) -> None:
-        """Release the amount of a refund that failed."""
-        ...
+    async def release(self, transaction_id: str, amount: Kes) -> None: ...
 
     async def complete(
         self, merchant_id: str, transaction_id: str, refund_id: str, amount: Kes, receipt: str | None
@@ -259,7 +257,7 @@ class Assignment:
 class AllocationRule:
     """Finds the subject of incoming money; contributed by the subject's plugin.
 
-    Each rule sees what those of earlier plugins left; rules with ``is_first`` come before the others. ``find`` answers
+    Each rule sees the money that earlier rules left; rules with ``is_first`` come before the others. ``find`` answers
     in order, in the recording transaction before it locks transactions; it may lock payments for one money, and raises
     ConcurrentUpdate for several. ``allocated`` follows each allocation to ``subject_kind``, also by a person, and
     ``refunded`` each refund of its money; both may lock account numbers.
@@ -272,7 +270,7 @@ class AllocationRule:
     is_expected: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None = None
     """True for money that may still find its subject by itself: it is announced later."""
     assign: Callable[[Runtime, Assignment], Awaitable[FoundSubject]] | None = None
-    """Gives money the subject that a person chose, or raises NotFound or Conflict with the reason."""
+    """Allocates money to the subject that a person chose. Raises NotFound, or Conflict with the reason."""
     refunded: Callable[[Runtime, RefundedMoney], Awaitable[None]] | None = None
     claims: Callable[[Runtime, IncomingMoney], Awaitable[FoundSubject | None]] | None = None
     """Names a subject that unallocated money may be for: such money is not refunded. No locks."""

@@ -5,14 +5,12 @@ from typing import Any
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.http.confirmation import require_reason
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_transactions.tables import WitnessRow
 
 MOST_SHOWN = 100
-
-_SHORTEST_NOTE = 3
-_LONGEST_NOTE = 500
 
 # raw SQL: join
 _OPEN = "transaction.env = $1 AND detail IS NOT NULL AND reviewed_at IS NULL"
@@ -64,8 +62,7 @@ class ContradictionReview:
 
         With ``merchant_id``, another merchant's report is not found.
         """
-        if not _SHORTEST_NOTE <= len(note) <= _LONGEST_NOTE:
-            raise InvalidFields.field_error("note", "state what was done about it (3 to 500 characters)")
+        require_reason(note, "what was done about it", field="note")
         reviewed: dict[Any, Any] = {
             WitnessRow.reviewed_at: self._clock.now(),
             WitnessRow.reviewed_by: actor,

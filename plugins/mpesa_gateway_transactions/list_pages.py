@@ -131,7 +131,6 @@ async def export(visit: PageRequest) -> Response[Any]:
 
 
 async def search(visit: PageRequest) -> Redirect:
-    """Redirect to the filtered list."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
     if visit.merchant_id is not None:
         query.pop("merchant", None)

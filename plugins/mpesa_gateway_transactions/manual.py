@@ -5,7 +5,7 @@ from typing import Any
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.errors import Conflict, InvalidFields, require_found
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_transactions import allocation_sql
@@ -82,9 +82,9 @@ class ManualAllocation:
         wanted = Subject("resolved", transaction_id) if payment_id is None else Subject("payment", payment_id)
 
         async def lock() -> None:
-            locked = await self._db.fetchrow(allocation_sql.LOCK, transaction_id)
-            if locked is None:
-                raise NotFound("there is no such transaction")
+            locked = require_found(
+                await self._db.fetchrow(allocation_sql.LOCK, transaction_id), "there is no such transaction"
+            )
             if locked["subject_id"] is not None:
                 await self._refuse(locked, wanted, note, actor)
             _refuse_refunded(locked, payment_id)

@@ -8,7 +8,7 @@ import msgspec
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import KeysetPage, Total
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import require_found
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.security.url_seal import Terms
@@ -70,10 +70,9 @@ class TransactionOperatorService:
 
     async def get(self, transaction_id: str) -> Row:
         """Return a transaction of any merchant and env, with its receiver. Raises NotFound."""
-        row = await self._db.fetchrow(allocation_sql.FIND, transaction_id)
-        if row is None:
-            raise NotFound("there is no such transaction")
-        return row
+        return require_found(
+            await self._db.fetchrow(allocation_sql.FIND, transaction_id), "there is no such transaction"
+        )
 
     async def of_receipt(self, env: Env, receipt: str) -> Row | None:
         return await self._db.fetchrow(allocation_sql.OF_RECEIPT, env, receipt)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from mpesa_gateway.construction import provide
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
@@ -45,65 +46,23 @@ def _rules(gateway: Runtime) -> AllocationRules:
     )
 
 
-def _incoming(gateway: Runtime) -> IncomingMoneyRecorder:
-    return IncomingMoneyRecorder(
-        db=gateway.db,
-        clock=gateway.clock,
-        transactions=gateway.port(Transactions),
-        rules=gateway.port(AllocationRules),
-        announcer=Announcer(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox),
-    )
-
-
-def _refunds(gateway: Runtime) -> TransactionRefunds:
-    return TransactionRefunds(
-        db=gateway.db,
-        clock=gateway.clock,
-        transactions=gateway.port(Transactions),
-        rules=gateway.port(AllocationRules),
-        allocations=gateway.port(Allocations),
-    )
-
-
-def _service(gateway: Runtime) -> TransactionService:
-    manual = ManualAllocation(
-        db=gateway.db,
-        clock=gateway.clock,
-        audit=gateway.audit,
-        rules=gateway.port(AllocationRules),
-        incoming=gateway.port(IncomingMoneyRecorder),
-    )
-    return TransactionService(db=gateway.db, manual=manual)
-
-
-def _sweep(gateway: Runtime) -> AnnouncementSweep:
-    return AnnouncementSweep(db=gateway.db, clock=gateway.clock, allocations=gateway.port(Allocations))
-
-
 plugin = Plugin(
     name="transactions",
     summary="Stores one record of each M-Pesa receipt, with the reports that show it.",
     requires=("credentials",),
     id_prefixes=(IdPrefix("txn", "transaction"),),
     provides=(
-        (
-            Transactions,
-            lambda gateway: TransactionRecorder(db=gateway.db, clock=gateway.clock, ids=gateway.ids),
-        ),
+        provide(TransactionRecorder, Transactions),
         (AllocationRules, _rules),
-        (IncomingMoneyRecorder, _incoming),
+        provide(Announcer),
+        provide(IncomingMoneyRecorder),
         (Allocations, lambda gateway: gateway.port(IncomingMoneyRecorder)),
-        (TransactionService, _service),
-        (
-            TransactionOperatorService,
-            lambda gateway: TransactionOperatorService(db=gateway.db, sealer=gateway.sealer),
-        ),
-        (AnnouncementSweep, _sweep),
-        (RefundableTransactions, _refunds),
-        (
-            ContradictionReview,
-            lambda gateway: ContradictionReview(db=gateway.db, clock=gateway.clock, audit=gateway.audit),
-        ),
+        provide(ManualAllocation),
+        provide(TransactionService),
+        provide(TransactionOperatorService),
+        provide(AnnouncementSweep),
+        provide(TransactionRefunds, RefundableTransactions),
+        provide(ContradictionReview),
     ),
     tables=Tables(
         models=(TransactionRow, WitnessRow, AllocationRow), migrations="mpesa_gateway_transactions.migrations"

@@ -8,7 +8,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured, require_found
 from mpesa_gateway.money import Kes
 from mpesa_gateway_transactions.allocating import AllocationRules, incoming_money
 from mpesa_gateway_transactions.announcing import report_of
@@ -67,9 +67,7 @@ class TransactionRefunds:
             return
 
     async def find(self, transaction_id: str) -> RefundableMoney:
-        row = await self._db.fetchrow(_FIND, transaction_id, None)
-        if row is None:
-            raise NotFound("there is no such transaction")
+        row = require_found(await self._db.fetchrow(_FIND, transaction_id, None), "there is no such transaction")
         merchant_id, refusal = _merchant_of(row), None
         try:
             _require_refundable(row, merchant_id)
@@ -168,7 +166,7 @@ class TransactionRefunds:
             {
                 TransactionRow.refund_reserved_cents: TransactionRow.refund_reserved_cents - cents,
                 TransactionRow.refunded_cents: TransactionRow.refunded_cents + cents,
-                # ``transaction.refunded`` tells of the money.
+                # ``transaction.refunded`` announces the money.
                 TransactionRow.announce_at: None,
             },
         )

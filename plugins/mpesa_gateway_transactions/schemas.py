@@ -134,7 +134,7 @@ class TransactionQuery(TransactionFilters, frozen=True, kw_only=True):
 
 
 class Allocate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What money is for: a payment, or, with a note alone, something dealt with outside the gateway."""
+    """The subject of money: a payment, or, with a note alone, something dealt with outside the gateway."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "payment_id": matching("pay_[0-9a-z]{26}", "must be the id of a payment"),

@@ -47,7 +47,7 @@ class WitnessRow(Table, tablename="transaction_witness"):
 
 
 class AllocationRow(Table, tablename="allocation"):
-    """What a rule or a person decided that incoming money is for. Insert-only."""
+    """A decision of a rule or a person on incoming money. Insert-only."""
 
     transaction_id = Text(primary_key=True)
     number = SmallInt()
@@ -123,7 +123,7 @@ WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
         AND (known.announced_at IS NULL OR excluded.announced_at IS NOT NULL))
 RETURNING known.transaction_id, known.env, known.direction, known.receipt, known.amount_cents, known.subject_kind,
     known.subject_id, known.merchant_id, known.first_source, known.receiver_id
-"""  # noqa: S608 - the rows above
+"""
 
 _DIFFERENCE = """NULLIF(concat_ws(', ',
         CASE WHEN (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE
@@ -146,7 +146,7 @@ ORDER BY found.it
 ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail, seen_at = excluded.seen_at,
     reviewed_at = NULL, reviewed_by = NULL, review_note = NULL
     WHERE excluded.detail IS NOT NULL AND excluded.detail IS DISTINCT FROM transaction_witness.detail
-"""  # noqa: S608 - the rows above
+"""
 
 BOTH = Named(f"{_INSERT};{_WITNESS}")
 INSERT, WITNESS = BOTH.sql.split(";")
@@ -157,4 +157,4 @@ bind_rows = BOTH.bind_rows
 # For callers that need the result at once.
 RECORD = f"""
 WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
-"""  # noqa: S608 - the statements above
+"""

@@ -274,7 +274,6 @@ def _read_url(text: str) -> str:
 
 
 def _kinds(gateway: Gateway, patterns: str) -> list[str]:
-    """Return the matching event types. Raises BadParameter for a pattern without a match."""
     known = sorted(
         event.kind for plugin in gateway.plugins for event in plugin.publishes if issubclass(event, PublicEvent)
     )

@@ -13,7 +13,7 @@ from mpesa_gateway.db.event_bodies import EVENT_BODY, text_of
 from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.db.outbox_admin import EVENTS, EventRow, public_events
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, require_found
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
@@ -159,17 +159,18 @@ class DeliveryService:
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
         """Raises NotFound."""
-        row = await self._db.run(
-            DeliveryRow.select()
-            .where(
-                DeliveryRow.merchant_id == merchant_id,
-                DeliveryRow.env == env,
-                DeliveryRow.delivery_id == delivery_id,
-            )
-            .first()
+        row = require_found(
+            await self._db.run(
+                DeliveryRow.select()
+                .where(
+                    DeliveryRow.merchant_id == merchant_id,
+                    DeliveryRow.env == env,
+                    DeliveryRow.delivery_id == delivery_id,
+                )
+                .first()
+            ),
+            "there is no such delivery",
         )
-        if row is None:
-            raise NotFound("there is no such delivery")
         attempts = await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)
         return DeliveryWithAttempts(
             **msgspec.structs.asdict(_view(row)),
@@ -179,18 +180,19 @@ class DeliveryService:
 
     async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
         """Return an event. Raises NotFound."""
-        row = await self._db.run(
-            EventRow.select(EVENT_BODY)
-            .where(
-                EventRow.merchant_id == merchant_id,
-                EventRow.env == env,
-                EventRow.event_id == event_id,
-                EventRow.is_public.eq(value=True),
-            )
-            .first()
+        row = require_found(
+            await self._db.run(
+                EventRow.select(EVENT_BODY)
+                .where(
+                    EventRow.merchant_id == merchant_id,
+                    EventRow.env == env,
+                    EventRow.event_id == event_id,
+                    EventRow.is_public.eq(value=True),
+                )
+                .first()
+            ),
+            "there is no such event",
         )
-        if row is None:
-            raise NotFound("there is no such event")
         return msgspec.json.decode(row["body"], type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:

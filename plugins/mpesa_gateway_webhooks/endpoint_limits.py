@@ -84,7 +84,6 @@ class EndpointLimits:
         self.remove_if_idle(endpoint_id, limit)
 
     def remove_if_idle(self, endpoint_id: str, limit: EndpointLimit) -> None:
-        """Forget an idle endpoint."""
         if not (limit.claimed or limit.has_more or limit.is_refilling):
             self._limits.pop(endpoint_id, None)
 

@@ -248,7 +248,6 @@ class EndpointService:
         return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
     async def _change(self, caller: Caller, values: dict[Any, Any]) -> dict[str, Any]:
-        """Change the endpoint; returns its id and url. Raises NotFound."""
         changed: list[dict[str, Any]] = await self._db.run(
             EndpointRow.update(values)
             .where(*active_of(caller.merchant_id, caller.env))

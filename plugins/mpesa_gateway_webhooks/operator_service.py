@@ -8,7 +8,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetPage, OperatorQuery
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, NotFound, require_found
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.merchants import Merchant, Merchants
 from mpesa_gateway_webhooks import count_sql, endpoint_tables, tables
@@ -84,10 +84,7 @@ class WebhookOperatorService:
 
     async def delivery(self, delivery_id: str) -> Row:
         """Return a delivery with its endpoint and event. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_ANY, delivery_id)
-        if row is None:
-            raise NotFound("there is no such delivery")
-        return row
+        return require_found(await self._db.fetchrow(tables.FIND_ANY, delivery_id), "there is no such delivery")
 
     async def attempts(self, delivery_id: str) -> list[AttemptView]:
         return [AttemptView(**row) for row in await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)]

@@ -25,7 +25,6 @@ from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, Attem
 
 
 async def create_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
-    """Create the deliveries of these events."""
     await gateway.port(DeliveryService).create_deliveries(events)
 
 

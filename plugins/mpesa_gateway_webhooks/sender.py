@@ -146,7 +146,6 @@ class DeliverySender:
     # -- claiming -------------------------------------------------------------------------------------------------
 
     async def _claim(self, requested: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
-        """Claim the deliveries of several jobs in one round trip; returns each job's tasks."""
         if self._is_stopping:
             return [[] for _ in requested]
         lease = self._lease()
@@ -189,7 +188,6 @@ class DeliverySender:
         return task
 
     async def _refill(self, endpoint_id: str, limit: EndpointLimit) -> None:
-        """Claim more deliveries of an endpoint before it runs out."""
         try:
             lease = self._lease()
             rows = await self._db.fetch(

@@ -299,12 +299,12 @@ _OF_CASE = "event_id IN (SELECT event_id FROM event WHERE subject_id = ANY($1::u
 
 DELIVERIES_OF_CASE = f"""
 SELECT delivery_id, status, answer FROM delivery WHERE {_OF_CASE} ORDER BY delivery_id FOR UPDATE NOWAIT
-"""  # noqa: S608 - the clause above
+"""
 
 ATTEMPTS_OF_CASE = f"""
 SELECT attempt_id, attempt.answer FROM attempt JOIN delivery USING (delivery_id) WHERE {_OF_CASE}
 FOR UPDATE OF attempt NOWAIT
-"""  # noqa: S608 - the clause above
+"""
 
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, event.body FROM event
@@ -330,18 +330,18 @@ SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}, event.body, merchant.name
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
     JOIN merchant ON merchant.merchant_id = delivery.merchant_id
 WHERE delivery_id = $1
-"""  # noqa: S608 - composed of constants
+"""
 
 OF_PAYMENT = f"""
 SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
 WHERE {ABOUT.format("$1")} ORDER BY delivery_id DESC LIMIT 50
-"""  # noqa: S608 - composed of constants
+"""
 
 OF_EVENT = f"""
 SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
-"""  # noqa: S608 - composed of constants
+"""
 
 ATTEMPTS_OF_DELIVERY = """
 SELECT attempt_id AS id, at, url, status, ms, error, answer
@@ -354,7 +354,7 @@ FROM (SELECT * FROM delivery WHERE {ABOUT.format("$1")} ORDER BY delivery_id DES
     JOIN attempt_log USING (delivery_id) JOIN webhook_address ON webhook_address.address_id = attempt_log.address_id
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt_id LIMIT 100
-"""  # noqa: S608 - composed of constants
+"""
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at, event_types,

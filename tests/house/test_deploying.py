@@ -95,7 +95,7 @@ def test_proxy_allowlist_equals_the_gateways(name: str) -> None:
 
 
 def test_proxy_allowlist_equals_the_documented_list() -> None:
-    """The page lists the addresses and gives the reason for those on one list only."""
+    """The page lists the addresses, with the reason for each on one list only."""
     page = (ROOT / "docs/callbacks.md").read_text(encoding="utf-8")
     listed = CallbacksSettings().allowlist
     assert "begins with the fourteen that integrations publish" in page

@@ -4,9 +4,9 @@ from acme_sms.routes import list_texts
 from acme_sms.settings import SmsSettings
 from acme_sms.tables import TextRow
 from acme_sms.texts import Texts
+from mpesa_gateway.construction import provide
 from mpesa_gateway.plugin import Job, Plugin, Tables, on_event
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 
 
@@ -25,16 +25,6 @@ async def sweep(gateway: Runtime) -> None:
     await gateway.port(Texts).sweep()
 
 
-def _texts(gateway: Runtime) -> Texts:
-    return Texts(
-        gateway.settings(SmsSettings),
-        db=gateway.db,
-        clock=gateway.clock,
-        jobs=gateway.jobs,
-        payments=gateway.port(Payments),
-    )
-
-
 plugin = Plugin(
     name="acme_sms",
     summary="Texts buyers when their payment has arrived.",
@@ -43,6 +33,6 @@ plugin = Plugin(
     routes=(list_texts,),
     jobs=(Job(send, timeout=30), Job(sweep, timeout=30, cron="* * * * *")),
     subscribers=(on_event(PaymentCompleted, text_the_buyer),),
-    provides=((Texts, _texts),),
+    provides=(provide(Texts),),
     tables=Tables(models=(TextRow,), migrations="acme_sms.migrations"),
 )

@@ -13,7 +13,7 @@ def test_apikeys_take_the_merchant_in_every_form(host: Host) -> None:
     host.output_of("apikeys", "create", "--merchant", one, "--name", "option")
     host.variables["MERCHANT"] = one
     host.output_of("apikeys", "create", "--name", "environment")
-    # What the command line names comes before the environment.
+    # The command line comes before the environment.
     host.output_of("apikeys", "create", two, "--name", "other argument")
     host.output_of("apikeys", "create", "--merchant", two, "--name", "other option")
     keys = {id_: host.output_of("apikeys", "list", id_).splitlines()[1:] for id_ in (one, two)}

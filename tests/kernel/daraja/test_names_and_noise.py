@@ -73,7 +73,7 @@ async def test_live_name_that_leads_to_this_machine_is_not_called() -> None:
 
 
 async def test_sandbox_name_may_lead_to_this_machine() -> None:
-    """Compose and Kubernetes give the simulator's service such a name."""
+    """In Compose and Kubernetes the simulator's service has such a name."""
     daraja = Daraja()
     async with scripted(daraja) as server, name_server(always("127.0.0.1")) as dns:
         names = NameResolver(servers=(dns.address,))

@@ -1,4 +1,4 @@
-"""Protects account numbers: each part payment counts once, and each crossing is told once."""
+"""Protects account numbers: each part payment counts once, and each crossing is published once."""
 
 import asyncio
 from collections.abc import AsyncGenerator

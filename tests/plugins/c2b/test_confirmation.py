@@ -1,4 +1,4 @@
-"""Protects money that nobody asked for: recorded once, for the right merchant, and never another's payment."""
+"""Protects payer-initiated payments: recorded once, for the right merchant, and never another's payment."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -134,7 +134,7 @@ async def test_put_for_live_lists_the_features_that_are_off(
     answer = await put(shop.live, "live", **fields)
     assert answer.status == 200, answer.body
     missing = answer.body["meta"]["missing"]
-    # C2B is registered with its own call, whatever the fields.
+    # C2B is registered with its own call, not by fields.
     assert {one["name"] for one in missing} == off | {"c2b"}
     assert all(one["message"] and one["fix"] for one in missing)
     assert (await shop.live.call("GET", PROVIDERS)).body["meta"]["missing"] == missing

@@ -112,7 +112,7 @@ async def test_search_by_a_viewer_finds_no_part_of_a_number(ops_site: OpsSite) -
                 await viewer.send("/payments/look", {"form_token": token, "search": text}),
             ):
                 assert [one for one in (whole, within, plain) if one in page.text] == [], text
-        # What holds no number is found by its start, also by a viewer.
+        # A reference without a number is found by its start, also by a viewer.
         assert plain in (await viewer.open("/payments?search=INV")).text
         for text, payment in (("0001", plain), ("254711", whole), ("N 711000", within)):
             assert payment in (await operator.open(f"/payments?search={quote(text)}")).text, text

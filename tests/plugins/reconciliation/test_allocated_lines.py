@@ -1,4 +1,4 @@
-"""Protects lines of money that has a subject: whichever report came first, none of them waits for review."""
+"""Protects lines of money that has a subject: none waits for review, in any order of the reports."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ OTHERS = 100
 """Later lines of another receiver."""
 
 MOST = 700
-"""The most rows that a step may read: those of 96 hours, and some more."""
+"""The most rows that a step may read: the rows of 96 hours, and some more."""
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 LAST = FIRST + MANY * timedelta(minutes=10)

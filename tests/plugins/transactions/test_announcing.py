@@ -51,7 +51,7 @@ async def test_stranger_money_is_announced_at_once_and_once(desk: Desk) -> None:
 async def test_money_of_a_recent_push_is_held_and_its_payment_is_not_received_before(desk: Desk) -> None:
     payment = (await desk.api.pay("254700000020", 500, key="a")).data
     await desk.receive(desk.report("TKN0000001"), desk.report("TKN0000002", amount_cents=60_000))
-    # Another amount is nobody's push.
+    # No push has the other amount.
     assert [event["data"]["receipt"] for event in await desk.events(RECEIVED)] == ["TKN0000002"]
     assert await sweep(desk) == 0
     answer = await desk.receive(desk.report("TKN0000001", account_number=payment["reference"]))
