@@ -11,6 +11,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.forms import Body, whole
 from mpesa_gateway.events import PublicEvent
 
+# raw SQL: hot path - each delivery reads a body.
 TEMPLATE = "(SELECT template FROM body_form WHERE body_form.form_id = event.form_id) AS template"
 """A column for `text_of`. Fast: ``event.body`` takes 0.1 ms, for a row that is read alone."""
 

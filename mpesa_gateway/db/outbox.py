@@ -15,6 +15,7 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.event_bodies import body_of
 from mpesa_gateway.db.forms import BodyForms
 from mpesa_gateway.db.json_codec import dumps, loads, plain
+from mpesa_gateway.db.named import Named
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
@@ -31,18 +32,18 @@ PAUSES = (5, 30, 120, 600, 1800, 3600)
 """Seconds between retries; the last value repeats."""
 
 # raw SQL: hot path - each event is stored, claimed and settled.
-INSERT_EVENTS = """
+INSERT_EVENTS = Named("""
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, form_id,
     stored_body)
 SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, form.form_id,
     CASE WHEN form.form_id IS NULL THEN body ELSE body_values END
-FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[],
-        $9::integer[], $10::text[])
+FROM unnest($event_id::uuid[], $kind::text[], $merchant_id::uuid[], $env::text[], $subject_id::uuid[],
+        $occurred_at::timestamptz[], $payload::text[], $body::text[], $form_id::integer[], $body_values::text[])
     AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body, form_id, body_values)
     LEFT JOIN body_form AS form ON form.form_id = t.form_id
 ORDER BY event_id
 RETURNING event_id
-"""
+""")
 
 FIND_EVENT = """
 SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, event.body FROM event WHERE event_id = $1
@@ -169,19 +170,24 @@ class Outbox:
             bodies = await self._forms.shorten(
                 [body_of(event) if isinstance(event, PublicEvent) else None for event in events]
             )
-            args = (
-                [event.event_id for event in events],
-                [event.kind for event in events],
-                [event.merchant_id or None for event in events],
-                [event.env for event in events],
-                [event.subject_id or None for event in events],
-                [event.occurred_at for event in events],
-                [payload_of(event) for event in events],
-                [body.text for body in bodies],
-                [body.form_id for body in bodies],
-                [body.values for body in bodies],
+            sql, *args = INSERT_EVENTS.bind_rows(
+                [
+                    {
+                        "event_id": event.event_id,
+                        "kind": event.kind,
+                        "merchant_id": event.merchant_id or None,
+                        "env": event.env,
+                        "subject_id": event.subject_id or None,
+                        "occurred_at": event.occurred_at,
+                        "payload": payload_of(event),
+                        "body": body.text,
+                        "form_id": body.form_id,
+                        "body_values": body.values,
+                    }
+                    for event, body in zip(events, bodies, strict=True)
+                ]
             )
-            await self._db.defer(DeferredWrite(INSERT_EVENTS, args))
+            await self._db.defer(DeferredWrite(sql, tuple(args)))
 
     async def _insert_tasks(self, owed: Sequence[tuple[Event, str]]) -> None:
         args = (
