@@ -258,7 +258,7 @@ async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(harness:
         assert (await post(harness, url, raw=raw)).status == 200
         assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
         row = await harness.gateway.db.fetchrow(
-            "SELECT callback.body, body_bytes FROM callback WHERE subject_id = $1", made["id"]
+            "SELECT callback.*, callback.body FROM callback WHERE subject_id = $1", made["id"]
         )
         assert row is not None
         assert (row["body"].encode() if row["body_bytes"] is None else row["body_bytes"]) == raw
