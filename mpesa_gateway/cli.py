@@ -1,73 +1,127 @@
-"""The command ``mpesa-gateway``."""
+"""The command ``mpesa-gateway``: lists commands without importing them."""
 
 import os
 import sys
 from typing import Any
 
 import rich_click as click
+from click.exceptions import Exit
 
-from mpesa_gateway.commands.api_keys import apikeys
-from mpesa_gateway.commands.audit import audit
-from mpesa_gateway.commands.completion import completion
-from mpesa_gateway.commands.config import config
-from mpesa_gateway.commands.doctor import doctor
-from mpesa_gateway.commands.events import events
-from mpesa_gateway.commands.keys import keys
-from mpesa_gateway.commands.merchants import merchants
-from mpesa_gateway.commands.migrate import migrate
-from mpesa_gateway.commands.openapi import openapi
-from mpesa_gateway.commands.plugins import plugins
-from mpesa_gateway.commands.privacy import privacy
-from mpesa_gateway.commands.serve import serve
-from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, CommandFailed, Session
-from mpesa_gateway.commands.up import up
-from mpesa_gateway.commands.worker import worker
+from mpesa_gateway.command_entry import CommandEntry
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Session
 from mpesa_gateway.config import ConfigError
-from mpesa_gateway.db.migrator import MigrationError
-from mpesa_gateway.errors import ApiError
-from mpesa_gateway.http.auth import RouteError
-from mpesa_gateway.plugin import Plugin, PluginError, installed, load
-from mpesa_gateway.security.audit import BrokenChain
-from mpesa_gateway.security.sealing import UnsealError
-from mpesa_gateway.single_gateway import SecondGateway
-from mpesa_gateway.standalone.process import StartFailed
-from mpesa_gateway.standalone.settings import SIMULATOR
+from mpesa_gateway.installed_plugins import installed
 
-CONFIGURATION = (ConfigError, PluginError, RouteError)
-
-OTHERS = (CommandFailed, StartFailed, ApiError, MigrationError, SecondGateway, BrokenChain, UnsealError)
-"""Exit status 1, without a traceback."""
-
+SIMULATOR = "simulator"
+"""Its command `demo` needs only that it is installed."""
 
 INTERRUPTED = 130
 
+COMMANDS = (
+    CommandEntry(
+        "up",
+        "mpesa_gateway.commands.up:up",
+        "Run the API, a worker and simulated phones, on embedded Postgres and Valkey.",
+    ),
+    CommandEntry(
+        "serve", "mpesa_gateway.commands.serve:serve", "Serve the HTTP API until stopped (Ctrl-C or SIGTERM)."
+    ),
+    CommandEntry(
+        "worker", "mpesa_gateway.commands.worker:worker", "Run the jobs and crons of the queues until stopped."
+    ),
+    CommandEntry(
+        "migrate",
+        "mpesa_gateway.commands.migrate:migrate",
+        "Apply the migrations of the kernel and of every enabled plugin.",
+    ),
+    CommandEntry(
+        "doctor", "mpesa_gateway.commands.doctor:doctor", "Check everything that payments and webhooks depend on."
+    ),
+    CommandEntry("config", "mpesa_gateway.commands.config:config", "Check or show the settings."),
+    CommandEntry(
+        "plugins",
+        "mpesa_gateway.commands.plugins:plugins",
+        "Print the installed plugins: which are enabled, what each provides, and which others it requires.",
+    ),
+    CommandEntry(
+        "openapi",
+        "mpesa_gateway.commands.openapi:openapi",
+        "Print the OpenAPI document of the enabled plugins as JSON, as /schema/openapi.json serves it.",
+    ),
+    CommandEntry("merchants", "mpesa_gateway.commands.merchants:merchants", "Create, list and deactivate merchants."),
+    CommandEntry("apikeys", "mpesa_gateway.commands.api_keys:apikeys", "Create, list and revoke API keys."),
+    CommandEntry(
+        "events", "mpesa_gateway.commands.events:events", "List events, show one, and retry a subscriber that fails."
+    ),
+    CommandEntry("keys", "mpesa_gateway.commands.keys:keys", "Generate master keys, and reseal stored secrets."),
+    CommandEntry("audit", "mpesa_gateway.commands.audit:audit", "Work with the audit log."),
+    CommandEntry("privacy", "mpesa_gateway.commands.privacy:privacy", "Erase payers' phone numbers on request."),
+    CommandEntry(
+        "completion",
+        "mpesa_gateway.commands.completion:completion",
+        "Print the completion script of SHELL, to be loaded when the shell starts.",
+    ),
+)
+
+
+class ListedCommand(click.RichCommand):
+    """A command in a list of commands: its name and summary."""
+
+    def __init__(self, entry: CommandEntry) -> None:
+        super().__init__(name=entry.name, help=entry.summary)
+        self.entry = entry
+
 
 class Commands(click.RichGroup):
-    """Commands of the kernel and of enabled plugins."""
+    """Commands of the kernel and of enabled plugins.
+
+    ``get_command`` returns what a list shows; ``resolve_command`` imports the command that is called.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         own = super().list_commands(ctx)
         try:
             return [*own, *(name for name in _plugin_commands(ctx) if name not in own)]
-        except CONFIGURATION:
+        except Exception as problem:
+            if _exit_status(problem) is None:
+                raise
             return own
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, cmd_name) or _plugin_commands(ctx).get(cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed.entry.load() if isinstance(listed, ListedCommand) else listed, rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Print errors as one sentence; exit with 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
-        except CONFIGURATION as problem:
+        except (Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as problem:
+            status = _exit_status(problem)
+            if status is None:
+                raise
             _say(str(problem))
-            ctx.exit(2)
-        except OTHERS as problem:
-            _say(str(problem))
-            ctx.exit(1)
+            ctx.exit(status)
         except KeyboardInterrupt:
             # click would print "Aborted!" and exit with 1.
             ctx.exit(INTERRUPTED)
+
+
+def _exit_status(problem: Exception) -> int | None:
+    """Return the exit status of an error that is one sentence, None for one that needs its traceback."""
+    if isinstance(problem, ConfigError):
+        return 2
+    from mpesa_gateway.commands.failures import CONFIGURATION, OTHERS  # noqa: PLC0415 - imports the whole gateway
+
+    if isinstance(problem, CONFIGURATION):
+        return 2
+    return 1 if isinstance(problem, OTHERS) else None
 
 
 def _say(problem: str) -> None:
@@ -75,10 +129,14 @@ def _say(problem: str) -> None:
 
 
 def _plugin_commands(ctx: click.Context) -> dict[str, click.Command]:
-    found: list[Plugin] = list(load(_session(ctx).config().plugins))
-    if SIMULATOR in installed() and all(plugin.name != SIMULATOR for plugin in found):
-        found.append(installed()[SIMULATOR].load())
-    return {str(command.name): command for plugin in found for command in plugin.commands}
+    known = installed()
+    names = _session(ctx).config().plugins
+    if any(name not in known for name in names):
+        from mpesa_gateway.plugin import load  # noqa: PLC0415 - imports the whole gateway, to raise its error
+
+        load(names)
+    found = [known[name] for name in dict.fromkeys((*names, SIMULATOR)) if name in known]
+    return {entry.name: ListedCommand(entry) for plugin in found for entry in plugin.commands()}
 
 
 def _session(ctx: click.Context) -> Session:
@@ -111,10 +169,8 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (up, serve, worker, migrate, doctor, config, plugins, openapi):
-    cli.add_command(command)
-for command in (merchants, apikeys, events, keys, audit, privacy, completion):
-    cli.add_command(command)
+for listed in COMMANDS:
+    cli.add_command(ListedCommand(listed))
 
 
 def _is_text(argument: str) -> bool:

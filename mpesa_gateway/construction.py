@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -36,15 +36,16 @@ def _construct(kind: type[T], others: dict[str, Callable[[Runtime], Any]], gatew
 def _find(gateway: Runtime, hint: Any, where: str) -> Any:
     if isinstance(hint, UnionType) and NoneType in get_args(hint):
         return gateway.port_if_provided(get_args(hint)[0])
-    if not isinstance(hint, type):
+    kind = cast("type[Any] | None", hint if isinstance(hint, type) else None)
+    if kind is None:
         raise TypeError(f"{where} is no part, settings, metrics or port: pass it to `provide` by name")
-    if hint is Runtime:
+    if kind is Runtime:
         return gateway
-    if (part := _parts().get(hint)) is not None:
+    if (part := _parts().get(kind)) is not None:
         return getattr(gateway, part)
-    if issubclass(hint, msgspec.Struct):
-        return gateway.settings(hint)
-    return gateway.metrics.get(hint) if gateway.metrics.has(hint) else gateway.port(hint)
+    if issubclass(kind, msgspec.Struct):
+        return gateway.settings(kind)
+    return gateway.metrics.get(kind) if gateway.metrics.has(kind) else gateway.port(kind)
 
 
 @cache

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from prometheus_client.registry import DuplicateTimeseries
 
 from mpesa_gateway.check_result import Check
+from mpesa_gateway.command_entry import CommandEntry
 from mpesa_gateway.config import QUEUES, HasSettings
 from mpesa_gateway.daraja.addresses import find_filtered_words
 from mpesa_gateway.daraja.callbacks import CallbackKind
@@ -22,6 +20,7 @@ from mpesa_gateway.daraja.operations import Operation
 from mpesa_gateway.db.outbox import Subscriber
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
+from mpesa_gateway.installed_plugins import InstalledPlugin, installed
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.metrics.collector import Collector
 from mpesa_gateway.metrics.definitions import KernelMetrics
@@ -33,7 +32,6 @@ from mpesa_gateway.security.master_key_rotation import SealedColumn
 from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
 
 if TYPE_CHECKING:
-    import click
     from piccolo.table import Table
     from prometheus_client import CollectorRegistry
 
@@ -41,9 +39,8 @@ if TYPE_CHECKING:
     from mpesa_gateway.erasure import ErasedNumber, ErasureCase
 
 __all__ = [
-    "GROUP",
+    "CommandEntry",
     "Eraser",
-    "InstalledPlugin",
     "Job",
     "NoSettings",
     "Plugin",
@@ -53,13 +50,10 @@ __all__ = [
     "SealedColumn",
     "Subscriber",
     "Tables",
-    "installed",
     "load",
     "on_event",
     "on_event_in_transaction",
 ]
-
-GROUP = "mpesa_gateway.plugins"
 
 E = TypeVar("E", bound=Event)
 N = TypeVar("N", bound="Named")
@@ -141,7 +135,8 @@ class Plugin:
     tables: Tables | None = None
     retention: tuple[RetentionRule, ...] = ()
     erasers: tuple[Eraser, ...] = ()
-    commands: tuple[click.Command, ...] = ()
+    commands: tuple[CommandEntry, ...] = ()
+    """Declare them as ``COMMANDS`` in the plugin's package, so that the command line lists them without the plugin."""
     pages: Pages = NO_PAGES
     checks: tuple[Check, ...] = ()
     invariants: tuple[Invariant, ...] = ()
@@ -169,44 +164,18 @@ class PluginError(Exception):
     """The text names the fix."""
 
 
-@dataclass(frozen=True)
-class InstalledPlugin:
-    """An entry point and its package."""
-
-    name: str
-    distribution: str
-    version: str
-    point: EntryPoint
-
-    def load(self) -> Plugin:
-        plugin = self.point.load()
-        if not isinstance(plugin, Plugin):
-            raise PluginError(
-                f"plugin `{self.name}` is no Plugin value: its entry point `{self.point.value}` must name one"
-            )
-        if plugin.name != self.name:
-            raise PluginError(
-                f"plugin `{self.name}` calls itself `{plugin.name}`: its entry point must carry its own name"
-            )
-        return plugin
-
-
-def installed() -> dict[str, InstalledPlugin]:
-    """Return the installed plugins without importing them.
-
-    New packages are found once ``sys.path`` has changed.
-    """
-    return dict(_installed(tuple(sys.path)))
-
-
-@lru_cache(maxsize=1)
-def _installed(_: tuple[str, ...]) -> dict[str, InstalledPlugin]:
-    return {
-        point.name: InstalledPlugin(
-            point.name, point.dist.name if point.dist else "", point.dist.version if point.dist else "", point
+def load_installed(found: InstalledPlugin) -> Plugin:
+    """Import an installed plugin. Raises PluginError."""
+    plugin = found.point.load()
+    if not isinstance(plugin, Plugin):
+        raise PluginError(
+            f"plugin `{found.name}` is no Plugin value: its entry point `{found.point.value}` must name one"
         )
-        for point in entry_points(group=GROUP)
-    }
+    if plugin.name != found.name:
+        raise PluginError(
+            f"plugin `{found.name}` calls itself `{plugin.name}`: its entry point must carry its own name"
+        )
+    return plugin
 
 
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
@@ -225,7 +194,7 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
             raise PluginError(
                 f"plugin `{name}` is not installed (installed: {others}): install it or correct `plugins`"
             )
-        loaded.append(found.load())
+        loaded.append(load_installed(found))
     for plugin in extra:
         if plugin.name in (other.name for other in loaded):
             raise PluginError(f"plugin `{plugin.name}` is given twice: remove it from `plugins` or from the code")

@@ -198,10 +198,12 @@ def serve(number: int, door_number: int) -> None:
 
     ``door_number`` is a listening socket: each connection to it carries one request.
     """
-    from mpesa_gateway.cli import main  # noqa: PLC0415 - not in the process that requests a fork
-    from mpesa_gateway.plugin import installed, load  # noqa: PLC0415 - the same reason
+    from mpesa_gateway.cli import COMMANDS, main  # noqa: PLC0415 - not in the process that requests a fork
+    from mpesa_gateway.installed_plugins import installed  # noqa: PLC0415 - the same reason
+    from mpesa_gateway.plugin import load  # noqa: PLC0415 - the same reason
 
-    load(tuple(installed()))
+    for entry in [*COMMANDS, *(entry for plugin in load(tuple(installed())) for entry in plugin.commands)]:
+        entry.load()
     gc.collect()
     gc.freeze()
     line, door = socket.socket(fileno=number), socket.socket(fileno=door_number)

@@ -14,7 +14,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.openapi import complete
-from mpesa_gateway.plugin import GROUP
+from mpesa_gateway.installed_plugins import GROUP
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import gateway_values
 

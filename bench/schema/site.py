@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import ENVIRONMENT
-from mpesa_gateway.plugin import GROUP
+from mpesa_gateway.installed_plugins import GROUP
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.data_folder import DataFolder
 from mpesa_gateway.standalone.process import free_port, launch, stop, tail

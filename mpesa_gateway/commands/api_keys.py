@@ -1,10 +1,12 @@
 """``mpesa-gateway apikeys``: merchants' API keys."""
 
+from __future__ import annotations
+
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
@@ -18,7 +20,10 @@ from mpesa_gateway.commands.session import (
     pass_session,
 )
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.api_keys import ApiKey
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.security.api_keys import ApiKey
 
 
 @click.group()

@@ -1,10 +1,16 @@
 """``mpesa-gateway audit``: verifies the audit log."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
 
 
 @click.group()

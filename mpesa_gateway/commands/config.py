@@ -1,17 +1,20 @@
 """``mpesa-gateway config``: checks and prints the settings."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from mpesa_gateway import toml
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import GatewayConfig, masked_setting
-from mpesa_gateway.plugin import Plugin, load
 from mpesa_gateway.security.sealing import sealer_for
+
+if TYPE_CHECKING:
+    from mpesa_gateway.plugin import Plugin
 
 
 @click.group()
@@ -24,6 +27,8 @@ def config() -> None:
 @pass_session
 def check(session: Session, *, as_json: bool) -> None:
     """Read the settings and load the plugins as at start; connect to nothing."""
+    from mpesa_gateway.app import Gateway
+
     settings = session.config()
     embedded = [name for name in ("database", "valkey") if getattr(settings, name).url is None]
     if embedded:
@@ -61,6 +66,8 @@ def show(session: Session, *, as_json: bool) -> None:
 
 def _check_plugins(settings: GatewayConfig) -> tuple[Plugin, ...]:
     """Raises what a Gateway raises, but needs no database."""
+    from mpesa_gateway.plugin import load
+
     plugins = load(settings.plugins)
     settings.refuse_sections_except([plugin.name for plugin in plugins])
     for plugin in plugins:

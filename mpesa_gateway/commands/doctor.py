@@ -1,25 +1,24 @@
 """``mpesa-gateway doctor``: checks readiness for live, and the ledger."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 from rich.console import Console
 
-from mpesa_gateway import logs
-from mpesa_gateway.app import Gateway
-from mpesa_gateway.check_result import Level
 from mpesa_gateway.commands.session import Session, alone, pass_session, reaching, run
 from mpesa_gateway.config import ConfigError, LogsConfig
-from mpesa_gateway.db.engine import Database
-from mpesa_gateway.doctor.ledger import InvariantResult, invariants_of, read_ledger
-from mpesa_gateway.doctor.printing import Printer
-from mpesa_gateway.doctor.run import DoctorReport, examine
-from mpesa_gateway.http.auth import RouteError
-from mpesa_gateway.plugin import PluginError
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.doctor.ledger import InvariantResult
+    from mpesa_gateway.doctor.printing import Printer
+    from mpesa_gateway.doctor.run import DoctorReport
 
 
 @click.command()
@@ -60,6 +59,11 @@ def doctor(
     Prints each result with its fix, and exits with 1 if there is a problem. It changes nothing. Run it before going
     live and after every change.
     """
+    from mpesa_gateway import logs
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.check_result import Level
+    from mpesa_gateway.doctor.printing import Printer
+
     logs.configure(LogsConfig(format="console", level="error"))
     printer = Printer(Console(quiet=as_json), quiet=quiet)
     if ledger:
@@ -88,6 +92,12 @@ def _finish(context: click.Context, report: dict[str, Any], as_json: bool, good:
 
 def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is_live: bool) -> list[DoctorReport]:
     """Return all reports, printed as they arrive. Unusable settings are the only report."""
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.check_result import Level
+    from mpesa_gateway.doctor.run import DoctorReport, examine
+    from mpesa_gateway.http.auth import RouteError
+    from mpesa_gateway.plugin import PluginError
+
     try:
         config = alone(session.attached())
         gateway = Gateway(config)
@@ -115,6 +125,9 @@ def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is
 async def _read_ledger(
     gateway: Gateway, printer: Printer, patience: float, grace: timedelta | None
 ) -> Sequence[InvariantResult]:
+    from mpesa_gateway.db.engine import Database
+    from mpesa_gateway.doctor.ledger import invariants_of, read_ledger
+
     db = Database(msgspec.structs.replace(gateway.config.database, pool_min=1, pool_max=1))
     async with reaching(gateway.config.database.url):
         await db.start()

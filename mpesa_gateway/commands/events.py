@@ -1,12 +1,13 @@
 """``mpesa-gateway events``: events of the outbox and the subscribers that process them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import (
     LIVE,
@@ -17,11 +18,11 @@ from mpesa_gateway.commands.session import (
     merchant_of,
     pass_session,
 )
-from mpesa_gateway.db.engine import Row
-from mpesa_gateway.db.outbox import HANDLE
-from mpesa_gateway.db.outbox_admin import EventsQuery, OutboxAdmin
-from mpesa_gateway.errors import Conflict
 from mpesa_gateway.phone import mask_within
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.db.engine import Row
 
 _EVENT = click.argument("event_id", metavar="EVT_…")
 _LISTED = ("event_id", "occurred_at", "kind", "subject_id")
@@ -43,6 +44,7 @@ def list_(
     session: Session, kind: str | None, limit: int, merchant_id: str | None, *, is_live: bool, as_json: bool
 ) -> None:
     """List a merchant's events of one env, newest first."""
+    from mpesa_gateway.db.outbox_admin import EventsQuery, OutboxAdmin
 
     async def work(gateway: Gateway) -> Sequence[Row]:
         merchant = await merchant_of(gateway, merchant_id)
@@ -58,6 +60,7 @@ def list_(
 @pass_session
 def show_(session: Session, event_id: str, *, as_json: bool) -> None:
     """Show an event with its subscribers. Phone numbers are masked."""
+    from mpesa_gateway.db.outbox_admin import OutboxAdmin
 
     async def work(gateway: Gateway) -> tuple[Row, Sequence[Mapping[str, Any]]]:
         log = OutboxAdmin(gateway.db, gateway.clock)
@@ -83,6 +86,9 @@ def show_(session: Session, event_id: str, *, as_json: bool) -> None:
 @pass_session
 def retry(session: Session, event_id: str, subscriber: str, *, as_json: bool) -> None:
     """Let SUBSCRIBER process an event again now."""
+    from mpesa_gateway.db.outbox import HANDLE
+    from mpesa_gateway.db.outbox_admin import OutboxAdmin
+    from mpesa_gateway.errors import Conflict
 
     async def work(gateway: Gateway) -> None:
         log = OutboxAdmin(gateway.db, gateway.clock)

@@ -1,19 +1,23 @@
 """``mpesa-gateway keys``: master keys, which seal stored secrets."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import CommandFailed, Session, actor, pass_session
 from mpesa_gateway.config import read_text_file
-from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, SealedColumn, reseal
 from mpesa_gateway.security.sealing import generate as new_key
 from mpesa_gateway.security.sealing import read_ring_file
 from mpesa_gateway.standalone.data_folder import confirm_key_saved
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
 
 
 @click.group()
@@ -38,6 +42,8 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
 
     The old keys must still be listed (further lines of security.master_key_file, or security.old_master_keys).
     """
+    from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, SealedColumn, reseal
+
     file = session.attached().security.master_key_file
     if make_one:
         if file is None:

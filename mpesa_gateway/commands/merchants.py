@@ -1,14 +1,19 @@
 """``mpesa-gateway merchants``: the accounts that own keys, payments and endpoints."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import Session, actor, pass_session
-from mpesa_gateway.security.merchants import Merchant
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.security.merchants import Merchant
 
 
 @click.group()

@@ -1,12 +1,17 @@
 """``mpesa-gateway migrate``: applies migrations, or lists pending ones."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session, reaching, run
-from mpesa_gateway.db.migrator import Migration, pending
-from mpesa_gateway.owner import make_running_role, update_schema
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.db.migrator import Migration
 
 
 @click.command()
@@ -16,6 +21,8 @@ from mpesa_gateway.owner import make_running_role, update_schema
 @click.pass_context
 def migrate(context: click.Context, session: Session, *, check: bool, as_json: bool) -> None:
     """Apply the migrations of the kernel and of every enabled plugin."""
+    from mpesa_gateway.app import Gateway
+
     gateway = Gateway(session.attached())
     found = run(_migrate(gateway, check=check))
     verb = "missing" if check else "applied"
@@ -32,6 +39,9 @@ def migrate(context: click.Context, session: Session, *, check: bool, as_json: b
 
 
 async def _migrate(gateway: Gateway, *, check: bool) -> list[Migration]:
+    from mpesa_gateway.db.migrator import pending
+    from mpesa_gateway.owner import make_running_role, update_schema
+
     database = gateway.config.database
     if not check:
         async with reaching(database.owner_url or database.url):

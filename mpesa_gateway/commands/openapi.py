@@ -5,10 +5,8 @@ from pathlib import Path
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 
@@ -29,6 +27,9 @@ def openapi(session: Session, *, out: Path | None) -> None:
 
     No gateway has to run. Without a configured database, the document describes the `up` of this folder.
     """
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.http.openapi import document_of
+
     document = document_of(Gateway(_describable(session)).asgi.litestar)
     shown = msgspec.json.format(msgspec.json.encode(document))
     if out is None:

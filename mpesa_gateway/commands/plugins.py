@@ -1,15 +1,19 @@
 """``mpesa-gateway plugins``: installed plugins, and what each provides and requires."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 
 from mpesa_gateway.commands.session import Session, pass_session
-from mpesa_gateway.db.star_expansion import columns_of
+from mpesa_gateway.installed_plugins import InstalledPlugin, installed
 from mpesa_gateway.metrics.registry import Metrics
-from mpesa_gateway.plugin import InstalledPlugin, NoSettings, Plugin, Subscriber, installed, load
+
+if TYPE_CHECKING:
+    from mpesa_gateway.plugin import Plugin, Subscriber
 
 
 class PluginView(msgspec.Struct, frozen=True):
@@ -55,6 +59,8 @@ def plugins(session: Session, *, as_json: bool) -> None:
 
     Enabled plugins come first, in the order of `plugins`.
     """
+    from mpesa_gateway.plugin import load
+
     found = installed()
     enabled = load(session.config().plugins)
     names = [plugin.name for plugin in enabled]
@@ -83,8 +89,10 @@ def _lines(view: PluginView) -> list[str]:
 
 
 def _not_enabled(found: InstalledPlugin) -> PluginView:
+    from mpesa_gateway.plugin import load_installed
+
     try:
-        plugin = found.load()
+        plugin = load_installed(found)
     except Exception as problem:  # noqa: BLE001 - third-party code that is not enabled
         reason = f"cannot be read ({type(problem).__name__}: {problem})"
         return PluginView(found.name, "", found.distribution, found.version, is_enabled=False, problem=reason)
@@ -99,6 +107,9 @@ def _view(plugin: Plugin, found: InstalledPlugin, *, is_enabled: bool) -> Plugin
 
 
 def _provides(plugin: Plugin) -> dict[str, list[str]]:
+    from mpesa_gateway.db.star_expansion import columns_of
+    from mpesa_gateway.plugin import NoSettings
+
     settings: tuple[str, ...] = () if plugin.settings is NoSettings else plugin.settings.__struct_fields__
     return {
         "settings": [f"{plugin.name}.{name}" for name in settings],
@@ -113,7 +124,7 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
         "publishes": [event.kind for event in plugin.publishes],
         "hears": [_heard(subscriber) for subscriber in plugin.subscribers],
         "ports": [port.__name__ for port, _ in plugin.provides],
-        "commands": [str(command.name) for command in plugin.commands],
+        "commands": [command.name for command in plugin.commands],
         "pages": [f"/ops/{page.path}" for page in plugin.pages.pages],
         "checks": list(dict.fromkeys(check.title for check in plugin.checks)),
         "metrics": list(_metrics(plugin)),

@@ -1,16 +1,21 @@
 """``mpesa-gateway privacy``: erasure of payers' phone numbers."""
 
+from __future__ import annotations
+
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.privacy import ErasureReport, Privacy
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.privacy import ErasureReport
 
 
 @click.group()
@@ -45,6 +50,8 @@ def erase(
     Without PHONE it is prompted for; with - it is read from the first line of standard input. Both keep it out of the
     shell's history and the list of processes.
     """
+    from mpesa_gateway.privacy import Privacy
+
     if phone is None:
         phone = click.prompt("Phone number", err=True) if sys.stdin.isatty() else "-"
     number = _read(sys.stdin.readline() if phone == "-" else phone)

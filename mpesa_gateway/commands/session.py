@@ -1,4 +1,9 @@
-"""Shared parts of commands: the configuration and a started gateway."""
+"""Shared parts of commands: the configuration and a started gateway.
+
+The gateway is imported by the functions that start it: `--help` does not need it.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import functools
@@ -8,23 +13,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import asyncpg
 import msgspec
 import rich_click as click
-import uvloop
 from click.core import ParameterSource
 from click.globals import get_current_context
 
-from mpesa_gateway import logs
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigError, GatewayConfig, LogsConfig
-from mpesa_gateway.db.engine import UNREACHABLE
 from mpesa_gateway.env import Env
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway.server_address import address
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.security.merchants import Merchant
 
 T = TypeVar("T")
 
@@ -124,6 +126,9 @@ class Session:
         return GatewayConfig.load(file, {}) if file.is_file() else None
 
     def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
+        from mpesa_gateway import logs
+        from mpesa_gateway.app import Gateway
+
         logs.configure(LogsConfig(format="console", level="warning"))
         gateway = Gateway(alone(self.attached()))
 
@@ -143,6 +148,8 @@ pass_session = click.make_pass_decorator(Session)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
+    import uvloop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
@@ -161,6 +168,11 @@ async def started(gateway: Gateway) -> AsyncGenerator[Gateway]:
 @asynccontextmanager
 async def reaching(url: Secret | None) -> AsyncGenerator[None]:
     """Raise CommandFailed, with the address but no password, if Postgres is unreachable or refuses us."""
+    import asyncpg
+
+    from mpesa_gateway.db.engine import UNREACHABLE
+    from mpesa_gateway.server_address import address
+
     try:
         yield
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as problem:

@@ -3,10 +3,8 @@
 import rich_click as click
 from rich.console import Console
 
-from mpesa_gateway import logs
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import LogsConfig
-from mpesa_gateway.standalone.up import Up, UpOptions
 
 
 @click.command()
@@ -26,6 +24,9 @@ def up(session: Session, data: str | None, port: int | None, simulator: bool, sh
     A configured database.url or valkey.url replaces the embedded server. Ctrl-C stops everything; stored data stays in
     the data folder.
     """
+    from mpesa_gateway import logs
+    from mpesa_gateway.standalone.up import Up, UpOptions
+
     session.keep_data_in(data)
     logs.configure(LogsConfig(format="console", level="warning"))
     options = UpOptions(port=port, verbose=verbose, simulator=simulator, shop=shop)

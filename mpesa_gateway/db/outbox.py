@@ -90,13 +90,6 @@ class NotInTransaction(RuntimeError):
     """An event was published outside a transaction."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Number of enqueued tasks."""
-
-    woken: int
-
-
 class JobWaker(Protocol):
     """The queues as the outbox uses them."""
 
@@ -249,13 +242,14 @@ class Outbox:
         )
         return True
 
-    async def sweep(self, limit: int = 500) -> Sweep:
+    async def sweep(self, limit: int = 500) -> int:
+        """Return the number of enqueued tasks."""
         now = self._clock.now()
         rows = await self._db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:
             event_id, subscriber = row["event_id"], row["subscriber"]
             await self._jobs.enqueue(HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber)
-        return Sweep(len(rows))
+        return len(rows)
 
 
 _COLUMNS = frozenset(Event.__struct_fields__)

@@ -95,7 +95,6 @@ class OutboxAdmin:
         return await self._db.fetch(_STUCK, STUCK_ATTEMPTS, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
-        """Return False if the task is done or absent."""
         woken = await self._db.run(
             EventTaskRow.update({EventTaskRow.due_at: self._clock.now()})
             .where(

@@ -155,7 +155,6 @@ async def _check_merchant(
 
 
 async def _run_check(check: Check, gateway: "Gateway", examination: CheckContext) -> AsyncGenerator[DoctorReport]:
-    """Yield the results of one check; a crash or a timeout is a problem."""
     try:
         async with asyncio.timeout(_PATIENCE):
             async for observation in check.look(gateway, examination):

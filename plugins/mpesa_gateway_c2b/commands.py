@@ -1,20 +1,26 @@
 """The commands ``mpesa-gateway c2b`` and ``mpesa-gateway accounts``."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, actor, env_of, merchant_of, pass_session
-from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_c2b.account_schemas import AccountQuery, AccountView, AccountWithEntries
-from mpesa_gateway_c2b.accounts import AccountNumbers
-from mpesa_gateway_c2b.registration import C2bRegistrations
 from mpesa_gateway_c2b.schemas import C2bRegistered, C2bRemoved, C2bRequest, C2bView
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.security.scopes import Caller
+    from mpesa_gateway_c2b.account_schemas import AccountView, AccountWithEntries
 
 _SHORTCODE = click.option("--shortcode", metavar="NUMBER", help="The paybill or till; by default the default one.")
 
 
 async def _caller(gateway: Gateway, merchant_id: str | None, *, is_live: bool) -> Caller:
+    from mpesa_gateway.security.scopes import Caller
+
     merchant = await merchant_of(gateway, merchant_id)
     return Caller(merchant.merchant_id, "", frozenset(), env_of(is_live=is_live), by=actor())
 
@@ -54,6 +60,7 @@ def register(
     as_json: bool,
 ) -> None:
     """Register the addresses of SHORTCODE, a paybill or till. Live takes one registration."""
+    from mpesa_gateway_c2b.registration import C2bRegistrations
 
     async def work(gateway: Gateway) -> C2bRegistered:
         caller = await _caller(gateway, merchant_id, is_live=is_live)
@@ -77,6 +84,7 @@ def show_registration(
     session: Session, shortcode: str, merchant_id: str | None, *, is_live: bool, as_json: bool
 ) -> None:
     """Show the registration of SHORTCODE, and the time of its last confirmation."""
+    from mpesa_gateway_c2b.registration import C2bRegistrations
 
     async def work(gateway: Gateway) -> C2bView:
         caller = await _caller(gateway, merchant_id, is_live=is_live)
@@ -98,6 +106,7 @@ def show_registration(
 @pass_session
 def remove(session: Session, shortcode: str, merchant_id: str | None, *, is_live: bool, as_json: bool) -> None:
     """Say what people have to do on Safaricom's portal to remove the registration of SHORTCODE."""
+    from mpesa_gateway_c2b.registration import C2bRegistrations
 
     async def work(gateway: Gateway) -> C2bRemoved:
         caller = await _caller(gateway, merchant_id, is_live=is_live)
@@ -124,6 +133,8 @@ def accounts() -> None:
 @pass_session
 def list_(session: Session, shortcode: str | None, merchant_id: str | None, *, is_live: bool, as_json: bool) -> None:
     """List a merchant's newest 100 account numbers."""
+    from mpesa_gateway_c2b.account_schemas import AccountQuery
+    from mpesa_gateway_c2b.accounts import AccountNumbers
 
     async def work(gateway: Gateway) -> list[AccountView]:
         caller = await _caller(gateway, merchant_id, is_live=is_live)
@@ -148,6 +159,7 @@ def show_account(
     session: Session, number: str, shortcode: str | None, merchant_id: str | None, *, is_live: bool, as_json: bool
 ) -> None:
     """Show an account number with its money."""
+    from mpesa_gateway_c2b.accounts import AccountNumbers
 
     async def work(gateway: Gateway) -> AccountWithEntries:
         caller = await _caller(gateway, merchant_id, is_live=is_live)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_c2b import COMMANDS
 from mpesa_gateway_c2b.account_routes import routes as account_routes
 from mpesa_gateway_c2b.account_tables import AccountEntryRow, AccountNumberRow
 from mpesa_gateway_c2b.allocation_rule import ALLOCATION_RULE, count_completed, count_reversed
 from mpesa_gateway_c2b.callbacks import CALLBACKS
-from mpesa_gateway_c2b.commands import accounts, c2b
 from mpesa_gateway_c2b.confirmations import Confirmations
 from mpesa_gateway_c2b.doctor import CHECKS
 from mpesa_gateway_c2b.erasure import CONFIRMATIONS
@@ -48,7 +48,7 @@ plugin = Plugin(
         on_event_in_transaction(PaymentReversed, count_reversed),
     ),
     contributes=(ALLOCATION_RULE, *NEEDS),
-    commands=(c2b, accounts),
+    commands=COMMANDS,
     checks=CHECKS,
     pages=PAGES,
     erasers=(CONFIRMATIONS,),

@@ -134,8 +134,6 @@ class C2bRegistrations:
         self._addresses.remember_mode(row["receiver_id"], "accept")
         return C2bRemoved(shortcode=credentials.shortcode, to_do=steps_to_remove(credentials.shortcode))
 
-    # -- steps ----------------------------------------------------------------------------------------------------
-
     async def _own(self, caller: Caller, shortcode: str) -> MpesaCredentials:
         credentials = await self._credentials.active(caller.merchant_id, caller.env, shortcode)
         credentials.check_owner("C2B")
@@ -294,8 +292,6 @@ class C2bRegistrations:
             )
         self._addresses.remember(row)
         return row
-
-    # -- views ----------------------------------------------------------------------------------------------------
 
     def _urls(self, row: Row) -> AddressesView:
         token = self._addresses.open(row).reveal()

@@ -80,7 +80,8 @@ ORDER BY receiver.number
 
 OF_ENV = """
 SELECT c2b_address.*, receiver.number, receiver.owner_id FROM c2b_address JOIN receiver USING (receiver_id)
-WHERE receiver.env = $1 ORDER BY receiver.number LIMIT 500
+WHERE receiver.env = $1 AND ($2::uuid IS NULL OR $2 = COALESCE(receiver.owner_id, c2b_address.merchant_id))
+ORDER BY receiver.number LIMIT 500
 """
 
 COUNT_UNCONFIRMED = """

@@ -1,22 +1,24 @@
 """The commands ``mpesa-gateway callbacks list``, ``show`` and ``replay``."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import LIVE, CommandFailed, Session, actor, env_of, pass_session, read_time
-from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import ApiError
-from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, not_replayable
-from mpesa_gateway_callbacks.schemas import CallbackQuery, laid_out, truncated
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.db.engine import Found
+    from mpesa_gateway_callbacks.schemas import CallbackQuery
 
 _MOST = 1000
 _HEADINGS = ("id", "state", "kind", "env", "received_at", "source", "merchant_id", "subject_id")
@@ -181,6 +183,9 @@ def replay(
 
 
 async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
+    from mpesa_gateway.errors import ApiError
+    from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+
     operators = gateway.port(CallbackOperatorService)
     try:
         done = await operators.replay(kept.callback_id, actor=actor(), vouches=True)
@@ -190,6 +195,8 @@ async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
 
 
 def _query(kind: str | None, since: str | None, until: str | None, limit: int, *, unread: bool) -> CallbackQuery:
+    from mpesa_gateway_callbacks.schemas import CallbackQuery
+
     return CallbackQuery(
         limit=limit,
         kind=kind,
@@ -200,6 +207,8 @@ def _query(kind: str | None, since: str | None, until: str | None, limit: int, *
 
 
 async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_Kept]:
+    from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+
     if query.kind is not None and query.kind not in gateway.callback_kinds:
         raise click.BadParameter(f"use one of {', '.join(sorted(gateway.callback_kinds))}", param_hint="--kind")
     operators = gateway.port(CallbackOperatorService)
@@ -209,11 +218,15 @@ async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_
 
 
 async def _find(gateway: Gateway, callback_id: str) -> Found:
+    from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+
     operators = gateway.port(CallbackOperatorService)
     return await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
 
 
 def _kept(callback_id: str, row: Found) -> _Kept:
+    from mpesa_gateway_callbacks.operator_service import not_replayable
+
     is_refused = callback_id.startswith("ref_")
     state = row["verdict"] if not is_refused else "replayed" if row["callback_id"] else f"refused: {row['reason']}"
     return _Kept(
@@ -231,6 +244,8 @@ def _kept(callback_id: str, row: Found) -> _Kept:
 
 def _details(callback_id: str, row: Found, *, unmasked: bool) -> dict[str, Any]:
     # The handle and the body can contain the payer's number.
+    from mpesa_gateway_callbacks.schemas import laid_out, truncated
+
     kept = _kept(callback_id, row)
     found = dict(zip(_HEADINGS, kept.cells, strict=True))
     if callback_id.startswith("ref_"):

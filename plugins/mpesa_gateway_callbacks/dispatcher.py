@@ -63,8 +63,6 @@ class CallbackDispatcher:
         """Verdicts on callbacks that are written at the end of the transaction."""
         self._is_batch: ContextVar[bool] = ContextVar("callbacks_in_batch", default=False)
 
-    # -- the port -------------------------------------------------------------------------------------------------
-
     def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
         # Daraja rejects addresses that contain certain words: see tokens.py.
         if self._kinds.get(kind) is None:
@@ -112,8 +110,6 @@ class CallbackDispatcher:
             for row in rows
         ]
 
-    # -- publishing -----------------------------------------------------------------------------------------------
-
     @contextmanager
     def collect_verdicts(self, verdicts: dict[str, Verdict], *, is_batch: bool = False) -> Generator[None]:
         """In this block, verdicts change ``verdicts`` instead of rows."""
@@ -139,7 +135,6 @@ class CallbackDispatcher:
             await self._publish_event(make, row)
 
     async def publish_again(self, row: Found) -> None:
-        """Publish a stored callback in the open transaction; one about another subject becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
             parsed = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))

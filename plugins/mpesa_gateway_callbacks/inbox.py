@@ -184,8 +184,6 @@ class CallbackInbox:
             self._batches[name] = self._new_batches()
         return self._batches[name]
 
-    # -- several at once ------------------------------------------------------------------------------------------
-
     async def _store_batch(self, arrivals: Sequence[VerifiedCallback]) -> list[bool | None]:
         """Return for each callback: True if stored, False if duplicate, None if its caller has to store it alone.
 

@@ -123,7 +123,6 @@ async def parse(
 
 
 async def storable(body: bytes) -> tuple[str, bytes | None]:
-    """Return a body's text, and its bytes if the text cannot restore them."""
     return to_stored_text(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(to_stored_text, body)
 
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - the ledger's query encloses the statement of an invariant.
+# raw SQL: declared - an invariant.
 INVARIANTS = (
     Invariant(
         name="waiting_is_due",

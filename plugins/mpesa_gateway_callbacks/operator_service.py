@@ -64,8 +64,6 @@ class CallbackOperatorService:
         self._dispatcher = dispatcher
         self._kinds = kinds
 
-    # -- replaying ------------------------------------------------------------------------------------------------
-
     async def replay(self, callback_id: str, *, actor: str, env: Env | None = None, vouches: bool = False) -> Replayed:
         """Process a stored callback again, accepted or refused.
 
@@ -145,8 +143,6 @@ class CallbackOperatorService:
         if accepted is None:
             raise Conflict("it was not kept: look at the log")
         return str(accepted["callback_id"])
-
-    # -- reading --------------------------------------------------------------------------------------------------
 
     async def find(self, callback_id: str) -> Found:
         """Return one accepted callback. Raises NotFound."""

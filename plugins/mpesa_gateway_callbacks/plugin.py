@@ -5,8 +5,7 @@ from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.commands import callbacks
+from mpesa_gateway_callbacks import COMMANDS, tables
 from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
 from mpesa_gateway_callbacks.invariants import INVARIANTS
@@ -34,7 +33,7 @@ plugin = Plugin(
     provides=PROVIDES,
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,
-    commands=(callbacks,),
+    commands=COMMANDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     metrics=CallbackMetrics,

@@ -1,11 +1,17 @@
 """The commands ``mpesa-gateway receivers``: owners and users of live paybills and tills."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import Session, actor, merchant_named, merchant_of, pass_session
-from mpesa_gateway_credentials.ownership import ReceiverOwnership, ReceiverUse
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_credentials.ownership import ReceiverUse
 
 
 @click.group()
@@ -23,6 +29,7 @@ def receivers() -> None:
 @pass_session
 def list_(session: Session, number: str, *, as_json: bool) -> None:
     """List the merchants with live credentials for NUMBER, a paybill or till."""
+    from mpesa_gateway_credentials.ownership import ReceiverOwnership
 
     async def work(gateway: Gateway) -> list[ReceiverUse]:
         return await gateway.port(ReceiverOwnership).users(number)
@@ -63,6 +70,7 @@ def refuse(session: Session, number: str, merchant_id: str | None) -> None:
 @pass_session
 def move(session: Session, number: str, merchant_id: str | None) -> None:
     """Make a merchant the owner of NUMBER; it gets the statements from now on."""
+    from mpesa_gateway_credentials.ownership import ReceiverOwnership
 
     async def work(gateway: Gateway) -> str:
         owner = (await merchant_of(gateway, merchant_id)).merchant_id
@@ -73,6 +81,8 @@ def move(session: Session, number: str, merchant_id: str | None) -> None:
 
 
 def _set_use(session: Session, number: str, merchant_id: str | None, *, is_allowed: bool) -> str:
+    from mpesa_gateway_credentials.ownership import ReceiverOwnership
+
     async def work(gateway: Gateway) -> str:
         named = (await merchant_of(gateway, merchant_id)).merchant_id
         await gateway.port(ReceiverOwnership).allow_use(number, named, is_allowed=is_allowed, actor=actor())

@@ -168,9 +168,6 @@ def _wanted(visit: PageRequest, stored: MpesaCredentials | None) -> dict[str, An
     return {"env": visit.env} | kept | filled
 
 
-# -- set-up -----------------------------------------------------------------------------------------------------------
-
-
 async def _read(gateway: Runtime, merchant_id: str, env: Env) -> MpesaCredentials | None:
     try:
         return await gateway.port(CredentialReader).get(merchant_id, env)

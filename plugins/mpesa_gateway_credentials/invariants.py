@@ -2,7 +2,7 @@
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - the ledger's query encloses the statement of an invariant.
+# raw SQL: declared - an invariant.
 INVARIANTS = (
     Invariant(
         name="envs_are_the_shortcodes",

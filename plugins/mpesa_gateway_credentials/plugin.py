@@ -2,7 +2,7 @@
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
-from mpesa_gateway_credentials.commands import receivers
+from mpesa_gateway_credentials import COMMANDS
 from mpesa_gateway_credentials.doctor import CHECKS
 from mpesa_gateway_credentials.invariants import INVARIANTS
 from mpesa_gateway_credentials.jobs import wipe_retired
@@ -12,7 +12,6 @@ from mpesa_gateway_credentials.reader import SECRET_FIELDS
 from mpesa_gateway_credentials.readiness import NEEDS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
-from mpesa_gateway_credentials.shortcode_commands import shortcodes
 from mpesa_gateway_credentials.shortcode_routes import routes as shortcode_routes
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow, StoreNumberRow
 
@@ -42,7 +41,7 @@ plugin = Plugin(
     ),
     jobs=(Job(wipe_retired, timeout=120, cron="23 * * * *", queue="maintenance"),),
     contributes=NEEDS,
-    commands=(receivers, shortcodes),
+    commands=COMMANDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     pages=PAGES,

@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 from mpesa_gateway.construction import provide
-from mpesa_gateway.daraja.certificates import certificate_for
+from mpesa_gateway.daraja.certificates import Certificate, certificate_for
 from mpesa_gateway.daraja.signatures import CallbackSecrets
+from mpesa_gateway.env import Env
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
@@ -21,13 +22,17 @@ def _open_work(gateway: Runtime) -> Mapping[str, Any]:
     return {work.what: partial(work.count, gateway) for work in gateway.contributed(OpenWork)}
 
 
+def _certificate(gateway: Runtime, env: Env) -> Certificate:
+    return certificate_for(gateway.config.daraja, env)
+
+
 PROVIDES: Provides = (
     provide(CredentialReader),
     (Credentials, lambda gateway: gateway.port(CredentialReader)),
     (CallbackSecrets, lambda gateway: gateway.port(CredentialReader)),
     provide(
         CredentialChecks,
-        certificate_of=lambda gateway: lambda env: certificate_for(gateway.config.daraja, env),
+        certificate_of=lambda gateway: partial(_certificate, gateway),
         public_url=lambda gateway: gateway.config.public_url,
     ),
     provide(CredentialStore, missing_of=lambda gateway: partial(missing_of, gateway), open_work=_open_work),

@@ -1,15 +1,19 @@
 """The commands ``mpesa-gateway shortcodes``: a merchant's shortcodes, and which one is the default."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, actor, env_of, merchant_of, pass_session
-from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_credentials.api import MpesaCredentials
-from mpesa_gateway_credentials.reader import CredentialReader
-from mpesa_gateway_credentials.schemas import RetiredView
-from mpesa_gateway_credentials.service import CredentialStore
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.security.scopes import Caller
+    from mpesa_gateway_credentials.api import MpesaCredentials
+    from mpesa_gateway_credentials.schemas import RetiredView
 
 _SHOWN = ("shortcode", "kind", "name", "is_default", "verified_at", "retired_at")
 
@@ -29,6 +33,7 @@ def shortcodes() -> None:
 @pass_session
 def list_(session: Session, merchant_id: str | None, *, is_live: bool, as_json: bool) -> None:
     """List the shortcodes of a merchant: active ones first, the default one at the top."""
+    from mpesa_gateway_credentials.reader import CredentialReader
 
     async def work(gateway: Gateway) -> list[MpesaCredentials]:
         merchant = await merchant_of(gateway, merchant_id)
@@ -46,6 +51,7 @@ def list_(session: Session, merchant_id: str | None, *, is_live: bool, as_json: 
 @pass_session
 def default(session: Session, number: str, merchant_id: str | None, *, is_live: bool) -> None:
     """Make NUMBER the default: payments that name no shortcode use it."""
+    from mpesa_gateway_credentials.service import CredentialStore
 
     async def work(gateway: Gateway) -> None:
         caller = await _caller(gateway, merchant_id, is_live=is_live)
@@ -62,6 +68,7 @@ def default(session: Session, number: str, merchant_id: str | None, *, is_live: 
 @pass_session
 def retire(session: Session, number: str, merchant_id: str | None, *, is_live: bool) -> None:
     """Retire NUMBER: no new payments. Open ones still end."""
+    from mpesa_gateway_credentials.service import CredentialStore
 
     async def work(gateway: Gateway) -> RetiredView:
         return await gateway.port(CredentialStore).retire(await _caller(gateway, merchant_id, is_live=is_live), number)
@@ -71,5 +78,7 @@ def retire(session: Session, number: str, merchant_id: str | None, *, is_live: b
 
 
 async def _caller(gateway: Gateway, merchant_id: str | None, *, is_live: bool) -> Caller:
+    from mpesa_gateway.security.scopes import Caller
+
     merchant = await merchant_of(gateway, merchant_id)
     return Caller(merchant.merchant_id, "", frozenset(), env_of(is_live=is_live), by=actor())

@@ -1,1 +1,3 @@
 """Prometheus metrics of the kernel and all plugins."""
+
+COMMANDS = ()

@@ -138,6 +138,8 @@ def require_permission(connection: Connection, session: Session, needs: Permissi
         return
     if needs in session.granted(merchant_id):
         raise SecondFactorMissing("set up a second factor under /ops/account first: your role requires one for this")
+    if not GRANTS[needs].members and not session.host_role:
+        raise NotAllowed("this page is for the people who run the gateway: ask an admin of the host")
     roles = [role for role in Role if needs in host_permissions(role)][:1] + sorted(GRANTS[needs].members)
     # People of the host see the host's role first.
     wanted = " or ".join(roles) or "another role"
@@ -157,7 +159,6 @@ Form = dict[str, list[str]]
 
 
 async def read_checked_form(request: Request[Any, Any, Any]) -> Form:
-    """Return a form's fields. Raises CrossSiteRequest without the session's token."""
     fields = await read_form(request)
     if not session_of(request).has_form_token(first(fields, "form_token")):
         raise CrossSiteRequest("this form belongs to another session: open the page again")

@@ -1,21 +1,23 @@
 """``mpesa-gateway people``: persons of the host and members of merchants."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import CommandFailed, Session, actor, pass_session
-from mpesa_gateway.errors import Conflict
 from mpesa_gateway.permissions import MerchantRole, Role
 from mpesa_gateway.secret import Secret
-from mpesa_gateway_ops.invitations import Invitations
-from mpesa_gateway_ops.memberships import Member, Memberships
 from mpesa_gateway_ops.passwords import SHORTEST
-from mpesa_gateway_ops.people import People, Person
-from mpesa_gateway_ops.second_factors import SecondFactors
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_ops.memberships import Member
+    from mpesa_gateway_ops.people import Person
 
 _PASSWORD_STDIN = click.option(
     "--password-stdin", is_flag=True, help="Read the password from the first line of standard input; do not ask for it."
@@ -41,6 +43,8 @@ def people() -> None:
 @pass_session
 def invite(session: Session, email: str, role: str, merchant: str | None) -> None:
     """Print a link with which EMAIL joins. It works once."""
+    from mpesa_gateway_ops.invitations import Invitations
+
     chosen = _role(role, merchant)
 
     async def work(gateway: Gateway) -> str:
@@ -61,6 +65,8 @@ def invite(session: Session, email: str, role: str, merchant: str | None) -> Non
 @pass_session
 def create(session: Session, email: str, role: str, password_stdin: bool) -> None:
     """Create a person of the host, with a password of at least 12 characters."""
+    from mpesa_gateway_ops.people import People
+
     chosen = _role(role, None)
     password = _password(from_stdin=password_stdin)
 
@@ -79,6 +85,8 @@ def create(session: Session, email: str, role: str, password_stdin: bool) -> Non
 @pass_session
 def password_(session: Session, email: str, password_stdin: bool) -> None:
     """Set a new password for EMAIL and end all open sessions."""
+    from mpesa_gateway_ops.people import People
+
     password = _password(from_stdin=password_stdin)
 
     async def work(gateway: Gateway) -> None:
@@ -94,6 +102,8 @@ def password_(session: Session, email: str, password_stdin: bool) -> None:
 @pass_session
 def list_(session: Session, *, merchant: str | None, as_json: bool) -> None:
     """List all persons, deactivated ones included; with --merchant, its members."""
+    from mpesa_gateway_ops.memberships import Memberships
+    from mpesa_gateway_ops.people import People
 
     async def persons(gateway: Gateway) -> list[Person]:
         return await gateway.port(People).list()
@@ -142,6 +152,10 @@ def list_(session: Session, *, merchant: str | None, as_json: bool) -> None:
 @pass_session
 def role_(session: Session, email: str, role: str, merchant: str | None) -> None:
     """Change the role of EMAIL, from the next page on. With --merchant, also add a member."""
+    from mpesa_gateway.errors import Conflict
+    from mpesa_gateway_ops.memberships import Memberships
+    from mpesa_gateway_ops.people import People
+
     chosen = _role(role, merchant)
 
     async def work(gateway: Gateway) -> None:
@@ -165,6 +179,9 @@ def role_(session: Session, email: str, role: str, merchant: str | None) -> None
 @pass_session
 def remove(session: Session, email: str, merchant: str | None, *, yes: bool) -> None:
     """Remove EMAIL from a merchant; without --merchant, from the host and all merchants."""
+    from mpesa_gateway_ops.memberships import Memberships
+    from mpesa_gateway_ops.people import People
+
     confirm(f"{email} will no longer be able to {'act for this merchant' if merchant else 'sign in'}.", yes=yes)
 
     async def work(gateway: Gateway) -> list[str]:
@@ -190,6 +207,10 @@ def remove(session: Session, email: str, merchant: str | None, *, yes: bool) -> 
 @pass_session
 def reset(session: Session, email: str, *, second_factor: bool, yes: bool) -> None:
     """Print a link with which EMAIL sets a new password."""
+    from mpesa_gateway_ops.invitations import Invitations
+    from mpesa_gateway_ops.people import People
+    from mpesa_gateway_ops.second_factors import SecondFactors
+
     confirm(f"The holder of the link can sign in as {email}.", yes=yes)
 
     async def work(gateway: Gateway) -> str:

@@ -96,7 +96,6 @@ class Invitations:
         return token
 
     async def reset_password(self, person: Person, *, actor: str) -> Secret:
-        """Return the token of a link with which the person sets a new password."""
         token = self._token()
         async with self._db.transaction():
             await self._insert(token, email=person.email, person_id=person.person_id, invited_by=actor)

@@ -111,8 +111,6 @@ class Layout:
             self._templates.get_template(template).render(own | dict(values)), status=status, more=more
         )
 
-    # -- values and panels -------------------------------------------------------------------------------------------
-
     def _values(
         self, connection: Connection, session: Session, visit: PageRequest, page: Page | None
     ) -> dict[str, Any]:

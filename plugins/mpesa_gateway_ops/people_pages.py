@@ -35,9 +35,6 @@ def _table(roles: tuple[str, ...]) -> list[tuple[str, list[bool]]]:
     ]
 
 
-# -- members of a merchant ---------------------------------------------------------------------------------------------
-
-
 async def members(visit: PageRequest) -> Rendered:
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
     roles = tuple(role.value for role in MerchantRole)
@@ -117,9 +114,6 @@ def _merchant_role(text: str) -> MerchantRole:
         return MerchantRole(text)
     except ValueError:
         raise InvalidFields.field_error("role", f"choose one of {', '.join(MerchantRole)}") from None
-
-
-# -- people of the host ------------------------------------------------------------------------------------------------
 
 
 async def everyone(visit: PageRequest) -> Rendered:

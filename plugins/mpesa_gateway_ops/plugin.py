@@ -12,6 +12,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.master_key_rotation import SealedColumn
 from mpesa_gateway_ops import (
+    COMMANDS,
     account_pages,
     audit_pages,
     event_pages,
@@ -26,7 +27,6 @@ from mpesa_gateway_ops import (
     tables,
 )
 from mpesa_gateway_ops.access import COOKIE
-from mpesa_gateway_ops.commands import people
 from mpesa_gateway_ops.doctor import CHECKS
 from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.people import People, names_of
@@ -79,7 +79,7 @@ plugin = Plugin(
         RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),
         RetentionRule("expired invitations", tables.FORGET_INVITATIONS, days=lambda _: 1),
     ),
-    commands=(people,),
+    commands=COMMANDS,
     pages=Pages(
         templates="mpesa_gateway_ops",
         pages=(

@@ -61,9 +61,6 @@ async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     return redirect(_below(request, to if known else ""), more={"Set-Cookie": env_cookie})
 
 
-# -- pages and actions -------------------------------------------------------------------------------------------------
-
-
 @get("/", public=True, include_in_schema=False)
 async def site_root(request: Request[Any, Any, Any]) -> Response[Any]:
     """Redirect a browser to the pages where the gateway is the whole site."""

@@ -65,8 +65,6 @@ class SecondFactors:
         self._limits = limits
         self._sessions = sessions
 
-    # -- set-up --------------------------------------------------------------------------------------------------------
-
     async def offer(self, person_id: str) -> None:
         """Store a new secret that becomes the second factor once a code of it is confirmed. Raises NotFound."""
         sealed = self._sealer.seal(pyotp.random_base32(), aad=aad(person_id))
@@ -150,8 +148,6 @@ class SecondFactors:
             return
         if await self._db.fetchval(tables.IS_BEYOND_OWNER, person_id, actor_id):
             raise NotAllowed("this person also belongs to other merchants: ask the host of the gateway")
-
-    # -- codes ---------------------------------------------------------------------------------------------------------
 
     async def verify(self, person_id: str, code: str, address: str) -> bool:
         """Judge a TOTP or recovery code, and use it up. Raises TooManyFailures."""
@@ -239,7 +235,6 @@ def _counter(person_id: str) -> str:
 
 
 def matching_step(secret: str, code: str, now: datetime) -> int | None:
-    """Return the 30-second step of ``code``, at most one step from ``now``."""
     totp, current = TOTP(secret, interval=STEP), int(now.timestamp()) // STEP
     for step in range(current - _DRIFT, current + _DRIFT + 1):
         if hmac.compare_digest(totp.generate_otp(step).encode(), code.encode()):

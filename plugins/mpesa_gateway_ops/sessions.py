@@ -70,7 +70,6 @@ class Session:
         return host_permissions(self.host_role) | member_permissions(member) | {Permission.ACCOUNT}
 
     def visitor(self, merchant_id: str | None = None) -> Visitor:
-        """Return the person with the permissions that this session may use."""
         member = self.memberships.get(merchant_id or "")
         granted = self.granted(merchant_id)
         if self.lacks_factor:
@@ -178,7 +177,6 @@ class Sessions:
         )
 
     async def find_unverified(self, token: Secret) -> str | None:
-        """Return the person of a session that waits for its second factor."""
         row = await self._row(token)
         is_waiting = row is not None and row["has_factor"] and row["verified_at"] is None
         return row["person_id"] if row is not None and is_waiting else None
@@ -248,7 +246,6 @@ class Sessions:
         )
 
     async def close_one_of(self, person_id: str, key: str) -> bool:
-        """End one session of a person, by its key. False if there is none."""
         closed = await self._db.run(
             SessionRow.delete()
             .where(SessionRow.person_id == person_id, SessionRow.digest == bytes.fromhex(key))

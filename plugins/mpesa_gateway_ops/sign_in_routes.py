@@ -112,9 +112,6 @@ async def _login(
     return gateway.port(Layout).alone(request, "login.html", values, status=status, more=more)
 
 
-# -- second factor -----------------------------------------------------------------------------------------------------
-
-
 @get("/ops/login/code", **OPEN)
 async def code_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     if await gateway.port(Sessions).find_unverified(cookie_of(request)) is None:
@@ -150,9 +147,6 @@ async def _code(
 ) -> Response[str]:
     values = {"title": "Second factor", "problem": problem, "is_live": await gateway.merchants.any_live()}
     return gateway.port(Layout).alone(request, "code.html", values, status=status, more=more)
-
-
-# -- invitation --------------------------------------------------------------------------------------------------------
 
 
 @get("/ops/join/{token:str}", **OPEN)
@@ -208,9 +202,6 @@ async def _join(
         "here": request.url.path,
     }
     return gateway.port(Layout).alone(request, "join.html", values, status=status, more=more)
-
-
-# -- sign-out ----------------------------------------------------------------------------------------------------------
 
 
 @post("/ops/logout", **OPEN)

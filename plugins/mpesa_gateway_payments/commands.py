@@ -1,20 +1,22 @@
 """The command group ``mpesa-gateway payments``."""
 
+from __future__ import annotations
+
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
 from mpesa_gateway.phone import Msisdn, mask_phones, mask_within
-from mpesa_gateway_payments.operator_service import PaymentOperatorService
-from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
-from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Status
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_payments.schemas import PaymentView
 
 
 @click.group()
@@ -45,6 +47,9 @@ def list_(
     as_json: bool,
 ) -> None:
     """List a merchant's payments of one env, newest first. Phone numbers are masked."""
+    from mpesa_gateway_payments.schemas import PaymentQuery
+    from mpesa_gateway_payments.service import PaymentService
+
     filters = PaymentQuery(
         status=None if status is None else Status(status),
         since=None if since is None else read_time(since, "--since"),
@@ -84,6 +89,8 @@ def list_(
 @pass_session
 def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
     """Show a payment with its timeline. The phone number is masked."""
+    from mpesa_gateway_payments.operator_service import PaymentOperatorService
+    from mpesa_gateway_payments.service import PaymentService
 
     async def work(gateway: Gateway) -> PaymentView:
         row = await gateway.port(PaymentOperatorService).get(payment_id)
@@ -119,6 +126,7 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
 @pass_session
 def query(session: Session, payment_id: str, *, as_json: bool) -> None:
     """Query M-Pesa now about a pending payment; the answer changes it as a callback would."""
+    from mpesa_gateway_payments.operator_service import PaymentOperatorService
 
     async def work(gateway: Gateway) -> str:
         return await gateway.port(PaymentOperatorService).query(payment_id)

@@ -30,9 +30,6 @@ _ANOTHER = "this callback is about another payment than its address"
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
 
 
-# -- reports ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StkCallback:
     """``names_another``: its CheckoutRequestID is another payment's of the env."""
@@ -83,8 +80,6 @@ class Expired:
 
 Report = StkCallback | StkAnswer | MatchedMoney | ReportedFailure | Expired
 
-
-# -- decisions ----------------------------------------------------------------------------------------------------
 
 Result = Literal["completed", "failed", "mismatched", "confirming", "known", "waiting", "ignored", "refused"]
 

@@ -90,7 +90,6 @@ class Expiry:
         return _BATCH, True
 
     async def end(self, row: Row) -> None:
-        """End a locked, expired payment in the open transaction."""
         reasons = await due_sql.read_unsent_reasons(self._db, [row])
         await self._transitions.apply(
             row, Expired(self.next_query_at(row, self._clock.now()), reasons.get(row["payment_id"]))

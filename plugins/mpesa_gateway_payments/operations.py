@@ -30,7 +30,6 @@ class StkAck(msgspec.Struct, frozen=True, kw_only=True):
 
     merchant_request_id: str | None
     checkout_request_id: str
-    customer_message: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,6 @@ def _read_push(answer: Any) -> StkAck:
     return StkAck(
         merchant_request_id=read_text(answer, "MerchantRequestID"),
         checkout_request_id=checkout_request_id,
-        customer_message=read_message(answer, "CustomerMessage") or "",
     )
 
 

@@ -71,8 +71,6 @@ class PaymentOperatorService:
         self._queries = queries
         self._checks = checks
 
-    # -- list -----------------------------------------------------------------------------------------------------
-
     def seal_payer(self, phone: Msisdn) -> str:
         """Return a number sealed for a URL."""
         return self._payers.seal(str(phone))
@@ -125,8 +123,6 @@ class PaymentOperatorService:
         if filters.held:
             found.add(tables.NEEDS_REVIEW)
         return found
-
-    # -- one payment ----------------------------------------------------------------------------------------------
 
     async def get(self, payment_id: str) -> Row:
         """Raises NotFound."""

@@ -29,7 +29,7 @@ from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import first_payment
-from mpesa_gateway_payments.allocation_panel import chosen_payment
+from mpesa_gateway_payments.allocation_panel import candidates, chosen_payment
 from mpesa_gateway_payments.answer_pages import ANSWERS, answers, resolve_answer, undecided
 from mpesa_gateway_payments.next_step import next_step
 from mpesa_gateway_payments.operator_search import (
@@ -187,8 +187,6 @@ async def resolve(visit: PageRequest) -> Redirect:
     return Redirect(f"payments/{payment_id}", "Marked as resolved.")
 
 
-# -- parts of other pages ---------------------------------------------------------------------------------------------
-
 _CAUSES = {
     "merchant": "by the merchant",
     "ack": "M-Pesa's answer",
@@ -324,7 +322,11 @@ PAGES = Pages(
         Action(ANSWERS, "resolve_answer", resolve_answer, Permission.RESOLVE),
         *first_payment.ACTS,
     ),
-    panels=(Panel("overview", figures, Permission.VIEW, 10), Panel("allocation", chosen_payment, Permission.VIEW)),
+    panels=(
+        Panel("overview", figures, Permission.VIEW, 10),
+        Panel("allocation", chosen_payment, Permission.VIEW),
+        Panel("transaction", candidates, Permission.ALLOCATE, 10),
+    ),
     traces=(TimelineSource("payment", past),),
     concerns=(Concern(held, Permission.VIEW), Concern(undecided, Permission.VIEW)),
     finder=find,

@@ -6,10 +6,9 @@ from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import OpenWork
-from mpesa_gateway_payments import status_query_sql, tables
+from mpesa_gateway_payments import COMMANDS, status_query_sql, tables
 from mpesa_gateway_payments.allocation_rule import ALLOCATION_RULE
 from mpesa_gateway_payments.callbacks import CALLBACKS
-from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import (
@@ -80,7 +79,7 @@ plugin = Plugin(
         models=(PaymentRow, PaymentStepRow, PaymentStatsRow, StatusCheckRow, OutgoingReceiptRow),
         migrations="mpesa_gateway_payments.migrations",
     ),
-    commands=(payments,),
+    commands=COMMANDS,
     pages=PAGES,
     contributes=(OpenWork("payments", _count_open), ALLOCATION_RULE),
     checks=CHECKS,

@@ -88,8 +88,6 @@ class PaymentService:
         self._pusher = pusher
         self._unacknowledged = unacknowledged
 
-    # -- creation -------------------------------------------------------------------------------------------------
-
     def read(self, body: CreatePayment) -> PaymentRequest:
         """Return the request in a valid body. Raises InvalidFields for its callback_url."""
         if body.callback_url is not None:
@@ -263,8 +261,6 @@ class PaymentService:
             )
         credentials.check_use()
         return credentials
-
-    # -- reading --------------------------------------------------------------------------------------------------
 
     async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         row = await find_payment(self._db, merchant_id, env, payment_id)

@@ -215,8 +215,6 @@ class PaymentStatementMatching:
         facts.replace(payment_of(row))
         return row
 
-    # -- rows that evidence is judged against ---------------------------------------------------------------------
-
     async def _facts(self, reports: Sequence[Evidence]) -> _Facts:
         facts = _Facts()
         for env in sorted({report.receiver.env for report in reports if report.receiver is not None}):

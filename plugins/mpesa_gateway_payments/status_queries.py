@@ -225,8 +225,6 @@ class StatusQueryService:
             ).where(StatusCheckRow.check_id == check_id, StatusCheckRow.state == "sending")
         )
 
-    # -- results --------------------------------------------------------------------------------------------------
-
     async def apply_result(self, result: StatusResulted) -> None:
         """Apply a result in the transaction that stores its callback; results of other subjects stay waiting."""
         if result.subject_id and not result.subject_id.startswith("chk_"):

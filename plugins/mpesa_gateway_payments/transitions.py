@@ -187,8 +187,6 @@ class Transitions:
         # After commit: the write may raise ConcurrentUpdate.
         await self._db.after_commit(written)
 
-    # -- refunds --------------------------------------------------------------------------------------------------
-
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> tuple[Found, Kes]:
@@ -275,8 +273,6 @@ class Transitions:
         if await self._transactions.record([seen]) == [None]:
             # M-Pesa has carried out the refund.
             log.error("reversal_receipt_of_other_money", refund_id=reversal.refund_id, receipt=receipt)
-
-    # -- timeline -------------------------------------------------------------------------------------------------
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
         """Add a step that the payment's columns do not state."""

@@ -2,3 +2,5 @@
 
 A scan proves nothing: the money arrives by C2B.
 """
+
+COMMANDS = ()

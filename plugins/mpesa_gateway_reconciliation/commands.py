@@ -1,10 +1,12 @@
 """The command ``mpesa-gateway reconcile``."""
 
+from __future__ import annotations
+
 import asyncio
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import (
     LIVE,
@@ -17,10 +19,10 @@ from mpesa_gateway.commands.session import (
     pass_session,
     read_time,
 )
-from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_reconciliation.run_reader import RunReader
-from mpesa_gateway_reconciliation.schemas import RunView, Window
-from mpesa_gateway_reconciliation.service import ReconciliationService
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_reconciliation.schemas import RunView
 
 _POLL = 0.5
 """Seconds between two reads of a running run."""
@@ -52,6 +54,11 @@ def reconcile(
 
     Payments are completed as by the regular runs, which the worker starts every 15 minutes.
     """
+    from mpesa_gateway.security.scopes import Caller
+    from mpesa_gateway_reconciliation.run_reader import RunReader
+    from mpesa_gateway_reconciliation.schemas import Window
+    from mpesa_gateway_reconciliation.service import ReconciliationService
+
     window = Window(
         start=None if start is None else read_time(start, "--start"),
         end=None if end is None else read_time(end, "--end"),

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
+# raw SQL: declared - an invariant.
 INVARIANTS = (
     Invariant(
         name="lines_fit_their_payments",

@@ -103,8 +103,6 @@ class LineMatching:
         self._payments = payments
         self._statement_matching = statement_matching
 
-    # -- runs -----------------------------------------------------------------------------------------------------
-
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
         """Return the time zone that the shortcode's latest matched lines prove."""
         return await zone_of(self._db, env, shortcode)
@@ -215,8 +213,6 @@ class LineMatching:
     async def _found_in_run(self, run: Row, line_id: str, finding: str) -> None:
         await self._db.execute(matching_queries.STORE_RUN_FINDING, run["run_id"], line_id, finding)
 
-    # -- status queries -------------------------------------------------------------------------------------------
-
     async def _query_line(self, row: Row, credentials: MpesaCredentials) -> None:
         """The answer shows the payer's whole number and the time."""
         now = self._clock.now()
@@ -303,8 +299,6 @@ class LineMatching:
         zone = await self.zone_of(asked["env"], asked["shortcode"])
         # M-Pesa has been queried about all of them.
         await self._match_lines(rows, [evidence_of(row, Proof.ANSWER, zone) for row in rows], None)
-
-    # -- assignment -----------------------------------------------------------------------------------------------
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None) -> Row:
         """Assign a line to a payment.

@@ -8,7 +8,7 @@ from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.erasure import ERASED
-from mpesa_gateway.errors import Conflict, require_found
+from mpesa_gateway.errors import Conflict, NotFound, require_found
 from mpesa_gateway.http.confirmation import require_reason
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments.api import Payments, PaymentView, Similar
@@ -45,7 +45,10 @@ class ReconciliationOperatorService:
 
     async def run(self, run_id: str) -> Found:
         """Raises NotFound."""
-        return require_found(await tables.find_run(self._db, run_id), "there is no such reconciliation run")
+        run = await tables.find_run(self._db, run_id)
+        if run is None:
+            raise NotFound("there is no such reconciliation run")
+        return run
 
     async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> KeysetPage[Row]:
         """Return a run's lines with their findings then. Raises InvalidFields for a bad cursor."""

@@ -227,9 +227,6 @@ async def register(visit: PageRequest) -> Redirect:
     return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {registration.shortcode}. {response}")
 
 
-# -- parts of other pages ---------------------------------------------------------------------------------------------
-
-
 async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
     rows = await visit.gateway.port(ReconciliationOperatorService).registrations(merchant_id, visit.env)
     active = await visit.gateway.port(Credentials).all_active(merchant_id, visit.env)

@@ -7,9 +7,8 @@ from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.events import StatusResulted
-from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation import COMMANDS, tables
 from mpesa_gateway_reconciliation.callbacks import CALLBACKS
-from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
 from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
@@ -53,7 +52,7 @@ plugin = Plugin(
         models=(RegistrationRow, RunRow, NoteRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
-    commands=(reconcile_now,),
+    commands=COMMANDS,
     pages=PAGES,
     contributes=NEEDS,
     checks=CHECKS,

@@ -90,8 +90,6 @@ class ReconciliationService:
         self._turns = Turns()
         self._at_work: set[asyncio.Future[None]] = set()
 
-    # -- runs -----------------------------------------------------------------------------------------------------
-
     async def run_now(self, caller: Caller, window: Window) -> RunView:
         """Reconcile a window, by default the last ``window_hours``; return the run, perhaps still running.
 

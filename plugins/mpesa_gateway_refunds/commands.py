@@ -1,20 +1,20 @@
 """The command group ``mpesa-gateway refunds``."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
 from mpesa_gateway.phone import mask_within
-from mpesa_gateway_refunds.listing import list_refunds
-from mpesa_gateway_refunds.operator_service import RefundOperatorService
-from mpesa_gateway_refunds.schemas import RefundQuery, RefundView
-from mpesa_gateway_refunds.status_queries import RefundStatusQueries
-from mpesa_gateway_refunds.views import view
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_refunds.schemas import RefundView
 
 _REFUND = click.argument("refund_id", metavar="RFD_…")
 
@@ -47,6 +47,9 @@ def list_(
     as_json: bool,
 ) -> None:
     """List a merchant's refunds of one env, newest first."""
+    from mpesa_gateway_refunds.listing import list_refunds
+    from mpesa_gateway_refunds.schemas import RefundQuery
+
     filters = RefundQuery(
         status=status,
         payment_id=payment_id,
@@ -76,6 +79,8 @@ def list_(
 @pass_session
 def show_(session: Session, refund_id: str, *, as_json: bool) -> None:
     """Show a refund. Phone numbers are masked."""
+    from mpesa_gateway_refunds.operator_service import RefundOperatorService
+    from mpesa_gateway_refunds.views import view
 
     async def work(gateway: Gateway) -> RefundView:
         return view(await gateway.port(RefundOperatorService).get(refund_id))
@@ -93,6 +98,8 @@ def show_(session: Session, refund_id: str, *, as_json: bool) -> None:
 @pass_session
 def query(session: Session, refund_id: str, *, as_json: bool) -> None:
     """Query M-Pesa now about a pending refund; the result changes it when it arrives."""
+    from mpesa_gateway_refunds.operator_service import RefundOperatorService
+    from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 
     async def work(gateway: Gateway) -> None:
         row = await gateway.port(RefundOperatorService).get(refund_id)

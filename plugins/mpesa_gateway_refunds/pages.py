@@ -137,9 +137,6 @@ def _refunded_after(money: MoneyToRefund, amount: str) -> int:
         return 0
 
 
-# -- panels and timelines of other plugins' pages ---------------------------------------------------------------------
-
-
 async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
     operators = visit.gateway.port(RefundOperatorService)
     rows, payment = await operators.of_payment(payment_id), await operators.payment(payment_id)

@@ -7,9 +7,8 @@ from mpesa_gateway.plugin import Job, Plugin, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments.events import StatusResulted
-from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds import COMMANDS, tables
 from mpesa_gateway_refunds.callbacks import CALLBACKS
-from mpesa_gateway_refunds.commands import refunds
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted, TransactionRefunded
@@ -64,7 +63,7 @@ plugin = Plugin(
     provides=PROVIDES,
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
-    commands=(refunds,),
+    commands=COMMANDS,
     pages=PAGES,
     contributes=(OpenWork("refunds", _count_open),),
     checks=CHECKS,

@@ -9,7 +9,7 @@ import structlog
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.errors import require_found
+from mpesa_gateway.errors import NotFound, require_found
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.bystanders import Movement
@@ -74,7 +74,6 @@ class C2bPayments:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def simulate(self, version: Version, body: dict[str, Any]) -> dict[str, str]:
-        """Accept a payment; it is validated and confirmed afterwards. Raises Fault."""
         if self._settings.c2b_live:
             raise named_fault("404.001.01")
         habit = await self._controls.habit("c2bsimulate")
@@ -116,7 +115,9 @@ class C2bPayments:
 
         Raises NotFound where its shortcode has registered no addresses.
         """
-        row = require_found(await self._confirmations.find(receipt), "this receipt has no confirmation")
+        row = await self._confirmations.find(receipt)
+        if row is None:
+            raise NotFound("this receipt has no confirmation")
         status, _ = await self._poster.post(row["callback_url"], row["body"], row["encoding"])
         return status
 
@@ -194,7 +195,6 @@ class C2bPayments:
             await self._confirmations.confirm(money, manner, registration, third_party)
 
     async def _validate(self, money: C2bMoney, manner: C2bManner, registration: Found) -> Verdict:
-        """Ask the validation address. Without an answer in time, ``ResponseType`` decides."""
         verdict = None
         if manner.validation == "asked":
             body = c2b_body(money, manner, registration["version"], balance=None)

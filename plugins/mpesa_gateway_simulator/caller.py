@@ -94,7 +94,6 @@ class CallbackCaller:
         return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
     async def until_called_back(self, checkout_request_id: str) -> None:
-        """Wait at most 20 seconds for the first callback of a push."""
         async with self._pulse.limit_wait(_HELD_BACK):
             while not await self._db.run(
                 CallbackRow.exists().where(

@@ -11,13 +11,9 @@ from contextlib import contextmanager
 import rich_click as click
 from rich.console import Console
 
-from mpesa_gateway import logs
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, CommandFailed, Session, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig, LogsConfig
 from mpesa_gateway.standalone.process import launch, stop, tail
-from mpesa_gateway.standalone.stage import UnexpectedAnswer
-from mpesa_gateway.standalone.up import READY_WITHIN, has_simulator, is_ready, is_up
 
 _LOOK = 0.2
 
@@ -33,11 +29,15 @@ def demo(session: Session, data: str | None) -> None:
     of its own and deactivates the merchant at the end. Exits with 1 and prints the expected and the actual value
     when a step fails.
     """
+    from mpesa_gateway import logs
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.standalone.stage import UnexpectedAnswer
+
     session.keep_data_in(data)
     logs.configure(LogsConfig(format="console", level="error"))
     try:
         # The verifier needs the `standalone` extra; the rest of the simulator does not.
-        from mpesa_gateway_simulator.demo import STEPS, play  # noqa: PLC0415
+        from mpesa_gateway_simulator.demo import STEPS, play
     except ModuleNotFoundError as problem:
         raise CommandFailed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
     console = Console()
@@ -59,6 +59,8 @@ def demo(session: Session, data: str | None) -> None:
 @contextmanager
 def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
     """The configuration of the running gateway; starts `up` for the block if none runs."""
+    from mpesa_gateway.standalone.up import is_up
+
     if is_up(session.data):
         yield _await_ready(session, None)
         return
@@ -78,6 +80,8 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
 
 
 def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:
+    from mpesa_gateway.standalone.up import READY_WITHIN, has_simulator, is_ready
+
     until = time.monotonic() + READY_WITHIN
     while time.monotonic() < until:
         if process is not None and process.poll() is not None:

@@ -169,7 +169,6 @@ class Phones:
         await self._api.data("POST", f"/control/pushes/{checkout_request_id}/answer", {"answer": answer})
 
     async def ended(self, checkout_request_id: str) -> dict[str, Any]:
-        """Return a push once its prompt has ended. Raises UnexpectedAnswer."""
         async for _ in poll("the end of the prompt"):
             push = await self.prompt(checkout_request_id)
             if push["state"] == "ended":
@@ -182,22 +181,18 @@ class Phones:
         return [entry for entry in entries if datetime.fromisoformat(entry["at"]) >= since]
 
     async def forge(self, checkout_request_id: str, **forged: Any) -> int:
-        """Post a forged callback to a push's address; returns the HTTP status of the answer."""
         answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/forge", forged)
         return cast(int, answer["status"])
 
     async def pay(self, phone: str, shortcode: str, account_number: str, amount: int, **more: Any) -> dict[str, Any]:
-        """Pay a paybill without a prompt; returns the payment, paid or refused."""
         body = {"phone": phone, "shortcode": shortcode, "account_number": account_number, "amount": amount}
         return cast("dict[str, Any]", await self._api.data("POST", "/control/c2b", body | more))
 
     async def confirm_again(self, receipt: str) -> int:
-        """Repeat a C2B confirmation; returns the HTTP status of the gateway's answer."""
         answer = await self._api.data("POST", f"/control/c2b/{receipt}/confirmation")
         return cast(int, answer["status"])
 
     async def call_back_again(self, checkout_request_id: str) -> int:
-        """Repeat a callback; returns the HTTP status of the gateway's answer."""
         answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/callback")
         return cast(int, answer["status"])
 
@@ -239,7 +234,6 @@ class DemoClients:
     shortcode: str
 
     async def settled(self, payment_id: str, status: str) -> dict[str, Any]:
-        """Return a payment once it has this status. Raises UnexpectedAnswer."""
         async for _ in poll(f"a payment that is {status}"):
             payment = await self.api.data("GET", f"/v1/payments/{payment_id}")
             if payment["status"] == status:

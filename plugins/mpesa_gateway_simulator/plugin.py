@@ -2,8 +2,7 @@
 
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.plugin import Plugin, Tables
-from mpesa_gateway_simulator import c2b_routes, phone_pages
-from mpesa_gateway_simulator.commands import demo
+from mpesa_gateway_simulator import COMMANDS, c2b_routes, phone_pages
 from mpesa_gateway_simulator.daraja_routes import daraja_routes
 from mpesa_gateway_simulator.doctor import CHECKS
 from mpesa_gateway_simulator.provides import PROVIDES, make_front
@@ -53,7 +52,7 @@ plugin = Plugin(
         ),
         migrations="mpesa_gateway_simulator.migrations",
     ),
-    commands=(demo,),
+    commands=COMMANDS,
     checks=CHECKS,
     contributes=(KnownCallerCheck(("/simulator",), _vouches),),
     front=make_front,

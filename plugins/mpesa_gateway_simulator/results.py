@@ -94,8 +94,6 @@ class Results:
         row: Found | None = await self._db.run(TransactionRow.select().where(TransactionRow.receipt == receipt).first())
         return row
 
-    # -- transaction status ---------------------------------------------------------------------------------------
-
     async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
         """Accept a query; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
         request = read_status(body, https_callbacks=self._settings.https_callbacks)
@@ -129,8 +127,6 @@ class Results:
             return "2032", [], None
         returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
         return "0", _transaction_status(row, is_reversed=returned >= row["amount"]), row["receipt"]
-
-    # -- reversal -------------------------------------------------------------------------------------------------
 
     async def reverse(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
         """Accept a reversal; returns the acknowledgement and the results to send before it. Raises Fault, AckLost."""
@@ -180,8 +176,6 @@ class Results:
             )
             held = await self._db.fetchval(tables.HELD, request.shortcode, now)
         return "0", _reversal_parameters(row, request, now, held), receipt
-
-    # -- results --------------------------------------------------------------------------------------------------
 
     async def _envelope(
         self,

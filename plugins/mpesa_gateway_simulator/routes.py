@@ -76,6 +76,9 @@ async def one_push(services: NamedDependency[Services], checkout_request_id: Fro
     return Success(data=push_view(await services.get(Prompts).find(checkout_request_id)))
 
 
+_ANSWER_ROUTE: dict[str, Any] = CONTROL_ROUTE | {"refuses": (Conflict, FromAnotherSite)}
+
+
 class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The answer to an open prompt."""
 
@@ -87,7 +90,7 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/answer",
     status_code=200,
-    **(CONTROL_ROUTE | {"refuses": (Conflict, FromAnotherSite)}),
+    **_ANSWER_ROUTE,
 )
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[PromptAnswer]

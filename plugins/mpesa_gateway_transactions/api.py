@@ -277,6 +277,14 @@ class AllocationRule:
     is_first: bool = False
 
 
+class OpenMoney(Protocol):
+    """Reads money that needs a decision."""
+
+    async def find(self, transaction_id: str) -> IncomingMoney | None:
+        """Return money in that is unallocated and of which no refund has begun; of any merchant, for operators."""
+        ...
+
+
 class Allocations(Protocol):
     """Records incoming money and finds what it pays for."""
 

@@ -1,24 +1,21 @@
 """The command group ``mpesa-gateway transactions``."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, actor, env_of, merchant_of, pass_session
-from mpesa_gateway.http.validation import read_body, read_query
 from mpesa_gateway.phone import mask_within
-from mpesa_gateway_transactions.schemas import (
-    Allocate,
-    MoneyKind,
-    TransactionDetails,
-    TransactionQuery,
-    TransactionView,
-)
-from mpesa_gateway_transactions.service import TransactionService
+from mpesa_gateway_transactions.money_kinds import MoneyKind
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_transactions.schemas import TransactionDetails, TransactionView
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -57,6 +54,10 @@ def transactions() -> None:
 @pass_session
 def list_(session: Session, /, merchant_id: str | None, *, is_live: bool, as_json: bool, **filters: Any) -> None:
     """List a merchant's transactions of one env, newest first. Phone numbers are masked."""
+    from mpesa_gateway.http.validation import read_query
+    from mpesa_gateway_transactions.schemas import TransactionQuery
+    from mpesa_gateway_transactions.service import TransactionService
+
     given = {name: [_parameter(value)] for name, value in filters.items() if value is not None}
     wanted = read_query(given, TransactionQuery)
 
@@ -95,6 +96,7 @@ def list_(session: Session, /, merchant_id: str | None, *, is_live: bool, as_jso
 @pass_session
 def show_(session: Session, transaction_id: str, *, is_live: bool, as_json: bool) -> None:
     """Show a transaction with its witnesses and allocations. Phone numbers are masked."""
+    from mpesa_gateway_transactions.service import TransactionService
 
     async def work(gateway: Gateway) -> TransactionDetails:
         return await gateway.port(TransactionService).get(None, env_of(is_live=is_live), transaction_id)
@@ -113,6 +115,10 @@ def allocate(
     session: Session, transaction_id: str, payment_id: str | None, note: str | None, *, is_live: bool, as_json: bool
 ) -> None:
     """Allocate incoming money to a payment, or with a note alone mark it as dealt with. The first decision stays."""
+    from mpesa_gateway.http.validation import read_body
+    from mpesa_gateway_transactions.schemas import Allocate
+    from mpesa_gateway_transactions.service import TransactionService
+
     if payment_id is None and note is None:
         raise click.UsageError("name a payment with --payment, or state with --note what the money is for")
     given = {"payment_id": payment_id, "note": note}

@@ -2,7 +2,7 @@
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
+# raw SQL: declared - an invariant.
 INVARIANTS = (
     Invariant(
         name="receipt_is_once",

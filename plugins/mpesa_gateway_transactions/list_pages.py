@@ -1,6 +1,7 @@
 """Operators' list of transactions, with its search. No number is in a URL: filters that may hold one are sealed."""
 
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, get_args
 from urllib.parse import urlencode
 
@@ -15,6 +16,7 @@ from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.local_time import UNTIL, parse_local
 from mpesa_gateway.ops_contract import PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway_transactions.money_kinds import MoneyKind
 from mpesa_gateway_transactions.operator_service import (
     OPERATORS_EXPORTED,
     SEALED,
@@ -23,13 +25,16 @@ from mpesa_gateway_transactions.operator_service import (
     audited,
     owner_of,
 )
-from mpesa_gateway_transactions.schemas import MoneyKind
+from mpesa_gateway_transactions.page_words import KINDS
 
 LIST = "transactions"
+RECENT = timedelta(days=7)
 _A_PAGE = 50
+_FIRST = 5
+"""Rows of unallocated money above the list."""
 
 _TEXTS = (
-    *("direction", "kind", "allocated", "shortcode", "receipt", "since", "until", "min_amount", "max_amount"),
+    *("open", "direction", "kind", "allocated", "shortcode", "receipt", "since", "until", "min_amount", "max_amount"),
     "merchant",
 )
 
@@ -64,6 +69,17 @@ def read_filters(visit: PageRequest) -> OperatorTransactionFilters:
     return filters
 
 
+def waiting(visit: PageRequest) -> OperatorTransactionFilters:
+    """Return the filters of recent money that needs a decision."""
+    since = (visit.gateway.clock.now() - RECENT).replace(hour=0, minute=0, second=0, microsecond=0)
+    return OperatorTransactionFilters(merchant=visit.merchant_id, open=True, since=since)
+
+
+def waiting_query(visit: PageRequest) -> str:
+    filters = waiting(visit)
+    return urlencode({"open": "true", "since": "" if filters.since is None else rfc3339(filters.since)})
+
+
 async def transactions(visit: PageRequest) -> Rendered:
     service, filters, problems = visit.gateway.port(TransactionOperatorService), None, visit.problems
     try:
@@ -78,21 +94,24 @@ async def transactions(visit: PageRequest) -> Rendered:
     kept = chosen if filters is None or filters.terms is None else chosen | {"terms": filters.terms}
     typed = {name: (filters and getattr(filters, name)) or visit.text(name) for name in SEALED}
     is_first = filters is None or filters.cursor is None
+    first = await service.page(visit.env, waiting(visit), _FIRST) if is_first and not kept else None
     return Rendered(
         "transactions.html",
         {
             "problems": problems,
             "rows": page.rows,
-            "numbers": await service.numbers(page.rows),
+            "waiting": first.rows if first else (),
+            "waiting_total": f"{waiting_query(visit)}&{urlencode({'env': visit.env})}",
+            "numbers": await service.numbers([*page.rows, *(first.rows if first else ())]),
             "own": visit.merchant_id,
             "next": page.next_cursor and urlencode(kept | {"cursor": page.next_cursor}),
             "newer": urlencode(kept | {"cursor": page.first or "", "env": visit.env}) if is_first else None,
             "here": urlencode(kept),
             "totalled": urlencode(kept | {"env": visit.env}) if kept and filters is not None else "",
             "fields": dict.fromkeys(_TEXTS, "") | chosen | typed,
-            "kinds": get_args(MoneyKind),
+            "kinds": {kind: KINDS[kind] for kind in get_args(MoneyKind)},
         }
-        | await visit.merchant_names(page.rows),
+        | await visit.merchant_names([*page.rows, *(first.rows if first else ())]),
     )
 
 
@@ -105,12 +124,9 @@ async def newer(visit: PageRequest) -> Rendered:
     """Count the transactions recorded since the list was drawn."""
     filters = read_filters(visit)
     count = await visit.gateway.port(TransactionOperatorService).count_newer(visit.env, filters)
-    left_out = {"cursor", "env", "counter"}
+    left_out = {"cursor", "env"}
     kept = {name: text for name, texts in visit.query.items() if name not in left_out and (text := "".join(texts))}
-    if filters.counter:
-        kept = {"shortcode": filters.shortcode or ""}
-    to = f"{LIST}/counter" if filters.counter else LIST
-    return Rendered("transactions_newer.html", {"count": count, "to": to, "here": urlencode(kept)})
+    return Rendered("transactions_newer.html", {"count": count, "here": urlencode(kept)})
 
 
 async def export(visit: PageRequest) -> Response[Any]:

@@ -39,11 +39,19 @@ class ManualAllocation:
         self._incoming = incoming
 
     async def allocate(
-        self, merchant_id: str | None, env: Env, transaction_id: str, wanted: Allocate, *, actor: str
+        self,
+        merchant_id: str | None,
+        env: Env,
+        transaction_id: str,
+        wanted: Allocate,
+        *,
+        actor: str,
+        is_whole: bool = False,
     ) -> None:
         """Allocate to a payment, or with a note alone mark as dealt with.
 
-        ``merchant_id`` is None for the host's operators, who may decide against the rule. Raises InvalidFields,
+        ``merchant_id`` is None for the host's operators, who may decide against the rule. With ``is_whole``, money of
+        which a part was refunded is refused. Raises InvalidFields,
         NotFound, AlreadyAllocated or NotAllocatable. A repetition by the same actor changes nothing.
         """
         note = None if wanted.note is None else mask_phones(wanted.note.strip())
@@ -58,7 +66,7 @@ class ManualAllocation:
             if wanted.payment_id is None:
                 await self._offer_to_rules(row, note, actor)
             async with self._db.transaction():
-                await self._allocate(merchant_id, row, wanted.payment_id, note, actor)
+                await self._allocate(merchant_id, row, wanted.payment_id, note, actor, is_whole=is_whole)
         except _Repeated:
             return
 
@@ -76,7 +84,14 @@ class ManualAllocation:
             raise NotAllocatable(f"M-Pesa's evidence fits {one.subject.subject_id}: the money is allocated to it")
 
     async def _allocate(
-        self, merchant_id: str | None, row: Values, payment_id: str | None, note: str | None, actor: str
+        self,
+        merchant_id: str | None,
+        row: Values,
+        payment_id: str | None,
+        note: str | None,
+        actor: str,
+        *,
+        is_whole: bool,
     ) -> None:
         transaction_id = row["transaction_id"]
         wanted = Subject("resolved", transaction_id) if payment_id is None else Subject("payment", payment_id)
@@ -87,11 +102,11 @@ class ManualAllocation:
             )
             if locked["subject_id"] is not None:
                 await self._refuse(locked, wanted, note, actor)
-            _refuse_refunded(locked, payment_id)
+            _refuse_refunded(locked, payment_id, is_whole=is_whole)
 
         if row["subject_id"] is not None:
             await self._refuse(row, wanted, note, actor)
-        _refuse_refunded(row, payment_id)
+        _refuse_refunded(row, payment_id, is_whole=is_whole)
         owner = row["merchant_id"]
         if payment_id is None:
             await lock()
@@ -151,8 +166,10 @@ class ManualAllocation:
         raise AlreadyAllocated(f"this money was {what} {by}")
 
 
-def _refuse_refunded(row: Values, payment_id: str | None) -> None:
+def _refuse_refunded(row: Values, payment_id: str | None, *, is_whole: bool) -> None:
     if row["refund_reserved_cents"]:
         raise NotAllocatable("a refund of this money is pending: decide when it has ended")
     if row["refunded_cents"] and payment_id is not None:
         raise NotAllocatable("a part of this money was refunded: it pays no payment, mark it as dealt with")
+    if row["refunded_cents"] and is_whole:
+        raise NotAllocatable("this money was refunded to its payer: it pays no order")

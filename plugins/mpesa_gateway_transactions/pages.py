@@ -17,13 +17,14 @@ from mpesa_gateway.ops_contract import (
     Rendered,
     TimelineSource,
 )
-from mpesa_gateway_transactions import allocation_pages, list_pages
-from mpesa_gateway_transactions.allocation_pages import COUNTER
+from mpesa_gateway_transactions import allocation_pages, counter_pages, list_pages
+from mpesa_gateway_transactions.allocation_pages import amount_text
 from mpesa_gateway_transactions.contradictions import MOST_SHOWN, ContradictionReview
+from mpesa_gateway_transactions.counter_pages import CHANGES, COUNTER
 from mpesa_gateway_transactions.list_pages import LIST
+from mpesa_gateway_transactions.operator_service import TransactionOperatorService
 
 _PATH = "transactions/contradictions"
-_MENU = Menu("Transactions", 15, "Money", "t")
 _ONE = f"{LIST}/{{transaction_id}}"
 
 
@@ -66,6 +67,17 @@ async def contradicting(visit: PageRequest) -> Sequence[AttentionItem]:
     return (AttentionItem(text=text, to=_PATH, state="failed"),)
 
 
+async def unallocated(visit: PageRequest) -> Sequence[AttentionItem]:
+    """Name money of the last days that needs a decision."""
+    service = visit.gateway.port(TransactionOperatorService)
+    found = await service.total(visit.env, list_pages.waiting(visit))
+    if not found.count:
+        return ()
+    what = "transaction is" if found.count == 1 else "transactions are"
+    text = f"{found.count:,} {what} unallocated: {amount_text(found.amount)} of the last {list_pages.RECENT.days} days"
+    return (AttentionItem(text=text, to=f"{LIST}?{list_pages.waiting_query(visit)}"),)
+
+
 PAGES = Pages(
     templates="mpesa_gateway_transactions",
     pages=(
@@ -75,19 +87,20 @@ PAGES = Pages(
         Page(f"{LIST}/newer", "New transactions", list_pages.newer, Permission.VIEW, is_part=True),
         Page(f"{LIST}/total", "Total", list_pages.total, Permission.VIEW, is_part=True),
         Page(f"{LIST}/export", "Transactions as CSV", list_pages.export, Permission.NUMBERS),
-        Page(COUNTER, "Counter", allocation_pages.counter, Permission.ALLOCATE),
+        Page(COUNTER, "Counter", counter_pages.counter, Permission.ALLOCATE),
+        Page(CHANGES, "Counter", counter_pages.changes, Permission.ALLOCATE, is_part=True),
         Page(_PATH, "Contradicting reports", contradictions, Permission.VIEW),
         Page(_ONE, "Transaction", allocation_pages.transaction, Permission.VIEW, names="txn", place="transaction"),
         Page(f"{_ONE}/allocate", "Allocate", allocation_pages.allocation, Permission.ALLOCATE, place="allocation"),
     ),
     acts=(
         Action(f"{LIST}/look", "search", list_pages.search, Permission.VIEW, back=LIST),
-        Action(COUNTER, "take", allocation_pages.take, Permission.ALLOCATE),
+        Action(COUNTER, "take", counter_pages.take, Permission.ALLOCATE),
         Action(_PATH, "resolve", resolve, Permission.RESOLVE),
         Action(f"{_ONE}/allocate", "allocate", allocation_pages.allocate, Permission.ALLOCATE),
     ),
     traces=(TimelineSource("transaction", allocation_pages.past),),
-    concerns=(Concern(contradicting, Permission.VIEW),),
+    concerns=(Concern(contradicting, Permission.VIEW), Concern(unallocated, Permission.VIEW)),
     finder=list_pages.find,
     owners={"transaction_id": allocation_pages.owner},
 )

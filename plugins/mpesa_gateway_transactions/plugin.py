@@ -6,10 +6,10 @@ from mpesa_gateway.construction import provide
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_transactions import COMMANDS
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, RefundableTransactions, Transactions
-from mpesa_gateway_transactions.commands import transactions
+from mpesa_gateway_transactions.api import AllocationRule, Allocations, OpenMoney, RefundableTransactions, Transactions
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
@@ -60,6 +60,7 @@ plugin = Plugin(
         provide(ManualAllocation),
         provide(TransactionService),
         provide(TransactionOperatorService),
+        (OpenMoney, lambda gateway: gateway.port(TransactionOperatorService)),
         provide(AnnouncementSweep),
         provide(TransactionRefunds, RefundableTransactions),
         provide(ContradictionReview),
@@ -69,7 +70,7 @@ plugin = Plugin(
     ),
     scopes=(TRANSACTIONS_READ, TRANSACTIONS_WRITE),
     routes=routes,
-    commands=(transactions,),
+    commands=COMMANDS,
     jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
     publishes=(TransactionReceived, TransactionAllocated),
     erasers=(TRANSACTIONS,),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -12,8 +12,7 @@ from mpesa_gateway.http.field_rules import PHONE, WHOLE, Rule, at_most, matching
 from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Receipt, example_id, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway_transactions.api import Direction, TransactionId
-
-MoneyKind = Literal["stk", "c2b", "reversal", "b2c", "b2b", "fee", "other"]
+from mpesa_gateway_transactions.money_kinds import MoneyKind
 
 SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 

@@ -67,7 +67,14 @@ class TransactionService:
         )
 
     async def allocate(
-        self, merchant_id: str | None, env: Env, transaction_id: str, wanted: Allocate, *, actor: str
+        self,
+        merchant_id: str | None,
+        env: Env,
+        transaction_id: str,
+        wanted: Allocate,
+        *,
+        actor: str,
+        is_whole: bool = False,
     ) -> None:
         """See ManualAllocation."""
-        await self._manual.allocate(merchant_id, env, transaction_id, wanted, actor=actor)
+        await self._manual.allocate(merchant_id, env, transaction_id, wanted, actor=actor, is_whole=is_whole)

@@ -1,16 +1,17 @@
 """The commands ``mpesa-gateway webhooks listen``, ``trigger`` and ``replay``."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import signal
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import rich_click as click
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, print_json_line
 from mpesa_gateway.commands.session import (
@@ -24,18 +25,18 @@ from mpesa_gateway.commands.session import (
     pass_session,
     read_time,
 )
-from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.http.egress import EgressFailed, EgressResponse, check_url
-from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway.standalone.stage import UnexpectedAnswer
-from mpesa_gateway_webhooks.deliveries import DeliveryService
-from mpesa_gateway_webhooks.dev_listener import DevListener
-from mpesa_gateway_webhooks.event_trigger import KINDS, EventTrigger, TriggeredEvent
-from mpesa_gateway_webhooks.schemas import ReplayMany
-from mpesa_gateway_webhooks.tables import DeliveryRow
+from mpesa_gateway_webhooks.event_recipes import KINDS
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway.db.engine import Row
+    from mpesa_gateway.http.egress import EgressFailed, EgressResponse
+    from mpesa_gateway.security.merchants import Merchant
+    from mpesa_gateway_webhooks.dev_listener import DevListener
+    from mpesa_gateway_webhooks.event_trigger import TriggeredEvent
+    from mpesa_gateway_webhooks.schemas import ReplayMany
 
 _PAUSE = 0.3
 """Seconds between two queries for new events."""
@@ -79,6 +80,8 @@ def listen(
 
     The merchant's endpoint still gets its deliveries. Your program's responses are shown; failures are not retried.
     """
+    from mpesa_gateway_webhooks.dev_listener import DevListener
+
     url, env = None if url is None else _read_url(url), env_of(is_live=is_live)
 
     async def work(gateway: Gateway) -> None:
@@ -115,6 +118,8 @@ def _print_banner(listener: DevListener, merchant: Merchant, env: Env, url: str 
 
 
 async def _listen(listener: DevListener, url: str | None, *, as_json: bool) -> None:
+    from mpesa_gateway.db.engine import UNREACHABLE
+
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -142,6 +147,8 @@ async def _listen(listener: DevListener, url: str | None, *, as_json: bool) -> N
 
 
 def _print_event(row: Row, answer: EgressResponse | EgressFailed | None, *, as_json: bool) -> None:
+    from mpesa_gateway.http.egress import EgressFailed, EgressResponse
+
     status = answer.status if isinstance(answer, EgressResponse) else None
     error = str(answer) if isinstance(answer, EgressFailed) else None
     if as_json:
@@ -170,6 +177,8 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
     Needs the running gateway with its worker and simulator, as started by `mpesa-gateway up`; webhook.test needs no
     simulator. Live data is not touched.
     """
+    from mpesa_gateway.standalone.stage import UnexpectedAnswer
+    from mpesa_gateway_webhooks.event_trigger import EventTrigger
 
     async def work(gateway: Gateway) -> TriggeredEvent:
         merchant = await merchant_of(gateway, merchant_id)
@@ -214,6 +223,10 @@ def replay(
 
     The webhook-id stays the same, so that the endpoint can detect duplicates.
     """
+    from mpesa_gateway.security.scopes import Caller
+    from mpesa_gateway_webhooks.deliveries import DeliveryService
+    from mpesa_gateway_webhooks.tables import DeliveryRow
+
     if bool(event_ids) == (since is not None) or (event_ids and (until or status)):
         raise click.UsageError("name events (evt_…), or a time with --since, and not both")
     which = None if since is None else _window(since, until, status)
@@ -258,6 +271,8 @@ def replay(
 
 
 def _window(since: str, until: str | None, status: str | None) -> ReplayMany:
+    from mpesa_gateway_webhooks.schemas import ReplayMany
+
     return msgspec.convert(
         {"since": read_time(since, "--since"), "until": until and read_time(until, "--until"), "status": status},
         ReplayMany,
@@ -265,6 +280,8 @@ def _window(since: str, until: str | None, status: str | None) -> ReplayMany:
 
 
 def _read_url(text: str) -> str:
+    from mpesa_gateway.http.egress import check_url
+
     url = text if _SCHEME.match(text) else f"http://{text}"
     try:
         check_url(url, allow_loopback=True)

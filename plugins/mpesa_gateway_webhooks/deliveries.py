@@ -69,8 +69,6 @@ class DeliveryService:
     async def stop(self) -> None:
         await self._sender.stop()
 
-    # -- creating and enqueueing ----------------------------------------------------------------------------------
-
     async def create_deliveries(self, events: Sequence[PublicEvent]) -> None:
         """Create the deliveries of events, inside the publisher's transaction.
 
@@ -129,8 +127,6 @@ class DeliveryService:
             if len(rows) < SWEEP and len(orphans) < SWEEP:
                 return assigned
 
-    # -- sending --------------------------------------------------------------------------------------------------
-
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
         """Claim due, unleased deliveries and send them concurrently; returns their number."""
         return await self._sender.deliver(delivery_ids)
@@ -138,8 +134,6 @@ class DeliveryService:
     async def begin(self, delivery_ids: Sequence[str]) -> int:
         """Like ``deliver``, but returns after the claim."""
         return await self._sender.begin(delivery_ids)
-
-    # -- reading and replaying ------------------------------------------------------------------------------------
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
         """Return deliveries, newest first. Raises InvalidFields for a bad cursor."""
@@ -151,7 +145,6 @@ class DeliveryService:
         return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
-        """Return events, newest first. Raises InvalidFields for a bad cursor."""
         found = public_events(env, merchant_id, kind=filters.type)
         found.since, found.until = filters.since, filters.until
         page = await EVENTS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)

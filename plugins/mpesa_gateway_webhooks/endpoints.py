@@ -113,7 +113,6 @@ class EndpointService:
         return money_types(self._runtime)
 
     def missing_money_types(self, event_types: Sequence[str] | None) -> list[str]:
-        """Return the types that report moved money and are not in the choice."""
         return [] if event_types is None else [kind for kind in self.money_types if kind not in event_types]
 
     def _known_types(self, event_types: Sequence[str] | None) -> list[str] | None:

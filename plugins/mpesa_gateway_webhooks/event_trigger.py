@@ -17,6 +17,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.standalone.sample_credentials import CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, UnexpectedAnswer
+from mpesa_gateway_webhooks.event_recipes import RECIPES
 from mpesa_gateway_webhooks.events import WebhookTest
 
 PATIENCE = 30.0
@@ -24,27 +25,6 @@ PATIENCE = 30.0
 
 _LOOK = 0.1
 _KEY_LIVES = timedelta(minutes=5)
-
-
-@dataclass(frozen=True)
-class EventRecipe:
-    """The simulated phone of the payment, and the refund that follows."""
-
-    phone: str
-    refunded: bool = False
-    refused: bool = False
-    """M-Pesa rejects the refund."""
-
-
-RECIPES: dict[str, EventRecipe] = {
-    "payment.completed": EventRecipe("254700000000"),
-    "payment.failed": EventRecipe("254700000001"),
-    "payment.mismatched": EventRecipe("254700000011"),
-    "payment.reversed": EventRecipe("254700000000", refunded=True),
-    "refund.failed": EventRecipe("254700000000", refunded=True, refused=True),
-}
-
-KINDS = (*RECIPES, WebhookTest.kind)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """The events that webhooks publish."""
 
-from typing import Any, ClassVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.runtime import Runtime
+
+if TYPE_CHECKING:
+    from mpesa_gateway.runtime import Runtime
 
 
 class WebhookTest(PublicEvent, frozen=True, kw_only=True):

@@ -71,9 +71,6 @@ async def _endpoint(gateway: Runtime, merchant_id: str, env: Env) -> Row | None:
     return await gateway.port(WebhookOperatorService).endpoint_of(merchant_id, env)
 
 
-# -- set-up -----------------------------------------------------------------------------------------------------------
-
-
 async def _webhook(gateway: Runtime, merchant_id: str, env: Env) -> SetupState:
     row = await _endpoint(gateway, merchant_id, env)
     if row is not None:

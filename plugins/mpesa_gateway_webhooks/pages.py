@@ -163,9 +163,6 @@ def _pretty(body: str) -> str:
     return mask_phones(msgspec.json.format(body.encode(), indent=2).decode())
 
 
-# -- panels of other plugins' pages -----------------------------------------------------------------------------------
-
-
 async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
     rows = await visit.gateway.port(WebhookOperatorService).of_payment(payment_id)
     return Rendered("deliveries_of.html", {"rows": rows, "host": host_of, "about": payment_id}) if rows else None

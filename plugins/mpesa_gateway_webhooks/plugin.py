@@ -6,7 +6,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, RetentionRule, SealedColumn, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_webhooks.commands import webhooks
+from mpesa_gateway_webhooks import COMMANDS
 from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.doctor import CHECKS
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
@@ -53,7 +53,7 @@ plugin = Plugin(
             SealedColumn(table="webhook_endpoint", key="endpoint_id", column="previous_secret", aad=_AAD),
         ),
     ),
-    commands=(webhooks,),
+    commands=COMMANDS,
     pages=PAGES,
     contributes=NEEDS,
     checks=CHECKS,

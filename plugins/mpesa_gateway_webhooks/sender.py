@@ -115,7 +115,6 @@ class DeliverySender:
         await self.egress.stop()
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim due, unleased deliveries and send them concurrently; returns their number."""
         tasks = await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context()))
         try:
             if tasks:
@@ -142,8 +141,6 @@ class DeliverySender:
             await self._enqueue_due()
         except Exception as problem:  # noqa: BLE001 - the sweep enqueues them later
             log.warning("due_deliveries_not_enqueued", exception=trace(problem))
-
-    # -- claiming -------------------------------------------------------------------------------------------------
 
     async def _claim(self, requested: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
         if self._is_stopping:
@@ -201,8 +198,6 @@ class DeliverySender:
         finally:
             limit.is_refilling = False
             self._limits.remove_if_idle(endpoint_id, limit)
-
-    # -- sending --------------------------------------------------------------------------------------------------
 
     async def _deliver_one(self, row: Row, limit: EndpointLimit, lease: _Lease) -> None:
         delivery_id = row["delivery_id"]

@@ -313,8 +313,6 @@ WHERE merchant_id = $1 AND env = $6 AND is_public AND event_id >= $2 AND kind = 
 ORDER BY event_id LIMIT $5
 """
 
-# -- operators' queries -----------------------------------------------------------------------------------------------
-
 
 CAN_REPLAY = """EXISTS (SELECT 1 FROM webhook_endpoint AS active WHERE active.merchant_id = delivery.merchant_id
         AND active.env = delivery.env AND active.is_active) AS can_replay"""

@@ -16,7 +16,7 @@ import click
 import jinja2
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.cli import cli
+from mpesa_gateway.cli import COMMANDS, cli
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import PLUGINS, gateway_values
@@ -32,7 +32,8 @@ GUESTS = {"acme_sms": "examples/acme_sms"}
 
 def commands() -> dict[str, click.Command]:
     """Return the `mpesa-gateway` command with every plugin's commands."""
-    return {**cli.commands, **{str(one.name): one for plugin in plugins() for one in plugin.commands}}
+    entries = [*COMMANDS, *(entry for plugin in plugins() for entry in plugin.commands)]
+    return {entry.name: entry.load() for entry in entries}
 
 
 def misused(call: Sequence[str]) -> str | None:

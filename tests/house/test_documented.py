@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import click
 import msgspec
 
-from mpesa_gateway.cli import cli
+from mpesa_gateway.cli import COMMANDS
 from mpesa_gateway.config import ConfigError, GatewayConfig, decode
 from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.errors import Code
@@ -181,13 +181,21 @@ def test_id_prefixes_are_declared_by_the_owner_of_the_table() -> None:
 
 
 def test_commands_are_all_documented() -> None:
-    own = _commands(cli, "mpesa-gateway")
-    brought = [f"mpesa-gateway {command.name}" for plugin in plugins() for command in plugin.commands]
+    own = [name for entry in COMMANDS for name in _commands(entry.load(), f"mpesa-gateway {entry.name}")]
+    brought = [f"mpesa-gateway {entry.name}" for plugin in plugins() for entry in plugin.commands]
     assert {name for name in [*own, *brought] if name not in docs()} == set()
 
 
-def _commands(group: click.Group, path: str) -> list[str]:
-    found: list[str] = []
-    for name, command in sorted(group.commands.items()):
-        found += _commands(command, f"{path} {name}") if isinstance(command, click.Group) else [f"{path} {name}"]
-    return found
+def _commands(command: click.Command, path: str) -> list[str]:
+    if not isinstance(command, click.Group):
+        return [path]
+    return [name for inner in command.commands.values() for name in _commands(inner, f"{path} {inner.name}")]
+
+
+def test_listed_commands_have_the_name_and_summary_of_the_command() -> None:
+    entries = [*COMMANDS, *(entry for plugin in plugins() for entry in plugin.commands)]
+    assert len(entries) > 20
+    for entry in entries:
+        command = entry.load()
+        first = " ".join((command.help or "").split("\n\n")[0].split())
+        assert (entry.name, entry.summary) == (command.name, first)

@@ -9,7 +9,8 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.plugin import Plugin, installed, load
+from mpesa_gateway.installed_plugins import installed
+from mpesa_gateway.plugin import Plugin, load
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
 from tests.ledger import broken_invariants

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from docs.site.reference.words import NOTE, code, document, prose, table
-from mpesa_gateway.cli import cli
+from mpesa_gateway.cli import COMMANDS, cli
 from mpesa_gateway.plugin import Plugin
 
 _PROGRAM = "mpesa-gateway"
@@ -14,8 +14,8 @@ _PROGRAM = "mpesa-gateway"
 
 def page(plugins: Sequence[Plugin]) -> str:
     """Return the page."""
-    own = [(command, "") for command in cli.commands.values()]
-    brought = [(command, plugin.name) for plugin in plugins for command in plugin.commands]
+    own = [(entry.load(), "") for entry in COMMANDS]
+    brought = [(entry.load(), plugin.name) for plugin in plugins for entry in plugin.commands]
     return document(
         "# Commands",
         NOTE,

@@ -4,7 +4,8 @@ from functools import cache
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.plugin import Plugin, installed
+from mpesa_gateway.installed_plugins import installed
+from mpesa_gateway.plugin import Plugin, load_installed
 from mpesa_gateway.testing.serving import gateway_values
 
 DISTRIBUTION = "mpesa-gateway"
@@ -15,7 +16,7 @@ def plugins() -> tuple[Plugin, ...]:
     """Return the project's plugins in the order of the default settings, optional ones last."""
     found = {name: point for name, point in installed().items() if point.distribution == DISTRIBUTION}
     usual = [name for name in GatewayConfig().plugins if name in found]
-    return tuple(found[name].load() for name in [*usual, *sorted(found.keys() - set(usual))])
+    return tuple(load_installed(found[name]) for name in [*usual, *sorted(found.keys() - set(usual))])
 
 
 @cache

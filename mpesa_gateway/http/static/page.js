@@ -27,6 +27,14 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   if (document.hidden) event.preventDefault();
 });
 
+// While an order is typed, new rows wait: they would move the field under the finger.
+document.addEventListener("htmx:configRequest", (event) => {
+  const { elt, parameters } = event.detail;
+  const fields = [...document.querySelectorAll("[data-counter] input[name=order]")];
+  const isTyped = fields.some((field) => field.value || field === document.activeElement);
+  if ("still" in elt.dataset && isTyped) parameters.busy = "true";
+});
+
 // The session has expired: polling would swap in the login page.
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.xhr.responseURL.endsWith("/login")) {

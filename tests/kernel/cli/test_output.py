@@ -12,7 +12,7 @@ import pytest
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.cli import cli
+from mpesa_gateway.cli import COMMANDS
 from mpesa_gateway.commands.completion import VARIABLE
 from mpesa_gateway.commands.session import Session
 from mpesa_gateway.config import LogsConfig
@@ -56,10 +56,8 @@ def commands() -> dict[str, click.Command]:
         else:
             found[words] = command
 
-    walk(cli, "")
-    for plugin in plugins():
-        for command in plugin.commands:
-            walk(command, str(command.name))
+    for entry in [*COMMANDS, *(entry for plugin in plugins() for entry in plugin.commands)]:
+        walk(entry.load(), entry.name)
     return found
 
 

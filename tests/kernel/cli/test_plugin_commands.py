@@ -10,7 +10,7 @@ from tests.kernel.cli.terminal import Host, is_refused
 MODULE = '''
 import click
 from mpesa_gateway.commands.session import Session, pass_session
-from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.plugin import CommandEntry, Plugin
 
 @click.command()
 @pass_session
@@ -20,7 +20,8 @@ def barter(session: Session) -> None:
         return len((await gateway.merchants.page(10)).rows)
     click.echo(f"{session.run(count)} merchants to swap with")
 
-plugin = Plugin(name="barter", summary="Goats.", commands=(barter,))
+swap = CommandEntry("barter", "barter_plugin:barter", "Swap goats.")
+plugin = Plugin(name="barter", summary="Goats.", commands=(swap,))
 '''
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.ops_contract import Role
+from mpesa_gateway.ops_contract import MerchantRole, Role
+from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.people import People
 from tests.browsing import PASSWORD, signed_in
 from tests.daraja import fault
@@ -31,3 +32,19 @@ async def test_page_shows_registrations_and_the_overview_names_a_doubtful_one(si
         assert "174379" in page.words
         assert "Safaricom calls this gateway about each payment to 174379" in page.words
         assert "C2B registration is" not in (await browser.open("")).words
+
+
+async def test_member_sees_the_registrations_of_its_merchant_only(site: C2bSite) -> None:
+    people, memberships = site.gateway.port(People), site.gateway.port(Memberships)
+    await site.register()
+    own = await site.gateway.db.fetchval("SELECT merchant_id FROM shortcode")
+    other = (await site.gateway.merchants.create("Other", actor="test")).merchant_id
+    for merchant_id, email in ((own, "own@shop.example"), (other, "other@shop.example")):
+        person = await people.create(email, PASSWORD, role=None, actor="test")
+        await memberships.add(merchant_id, person.person_id, MerchantRole.OWNER, actor="test")
+    async with signed_in(f"{site.base}/ops", "own@shop.example") as browser:
+        assert "174379" in (await browser.open("/c2b")).words
+        assert "174379" in (await browser.open(f"/c2b?merchant={other}")).words
+    async with signed_in(f"{site.base}/ops", "other@shop.example") as browser:
+        for path in ("/c2b", f"/c2b?merchant={own}"):
+            assert "No shortcode is registered" in (await browser.open(path)).words

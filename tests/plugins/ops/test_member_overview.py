@@ -53,6 +53,12 @@ SELECT $1, merchant_id, env, shortcode, 'manual', now() - interval '1 hour', now
     receiver_id FROM shortcode WHERE merchant_id = $2 LIMIT 1
 """
 
+ADDRESS = """
+INSERT INTO c2b_address (receiver_id, merchant_id, env, token, token_digest, response_type, validation, created_at)
+SELECT receiver_id, merchant_id, env, 'v1.x', decode(repeat('00', 32), 'hex'), 'Completed', 'accept', now()
+FROM shortcode WHERE merchant_id = $1
+"""
+
 LINES = """
 WITH line AS (
     SELECT * FROM (VALUES ($2::uuid, 'TKL0000001', 'not_found'), ($3, 'TKL0000002', 'ambiguous'))
@@ -109,6 +115,7 @@ async def shops(ops_site: OpsSite) -> AsyncGenerator[Shops]:
             await gateway.db.execute(sql, paid[number])
         await gateway.db.execute(ENDPOINT, troubled)
         await gateway.db.execute(ANSWER, identifier("chk", at=gateway.clock.now()), troubled)
+        await gateway.db.execute(ADDRESS, troubled)
         await gateway.db.execute(RUN, identifier("run", at=gateway.clock.now()), troubled)
         await gateway.db.execute(
             LINES, troubled, *(identifier("txn", number, at=gateway.clock.now()) for number in range(2))
@@ -127,7 +134,7 @@ async def test_concerns_of_members_count_their_own_merchant_only(shops: Shops) -
         assert [item.to for item in own] == [item.to for item in await shops.items(concern, None)], concern
         assert await shops.items(concern, shops.quiet) == [], concern
         texts += [item.text for item in own]
-    assert len(texts) == 12, texts
+    assert len(texts) == 14, texts
     assert not [text for text in texts if "merchant" in text], texts
 
 
@@ -189,7 +196,7 @@ async def test_attention_items_lead_members_to_pages_that_they_may_open(
                 page = await browsers[role].open(f"/{item.to}")
                 assert (page.status, shops.quiet in page.text) == (200, False), (role, item)
                 followed += 1
-    assert followed == 12 * len(MerchantRole)
+    assert followed == 14 * len(MerchantRole)
 
 
 async def test_pages_of_undecided_reports_show_members_their_own_merchants_only(

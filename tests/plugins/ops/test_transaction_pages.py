@@ -119,6 +119,69 @@ async def test_search_by_receipt_leads_to_money_that_pays_nothing(ops_site: OpsS
         assert found.url.endswith(f"/transactions/{transaction_id}")
 
 
+async def test_list_shows_unallocated_money_first_and_the_overview_names_it(ops_site: OpsSite) -> None:
+    first = await _loose(ops_site)
+    await _loose(ops_site, "TKM0000002", amount_cents=70_000)
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        overview = await browser.open("/")
+        assert "2 transactions are unallocated: KES 1,200 of the last 7 days" in overview.words
+        (named,) = [link.removeprefix(browser.ops) for link in overview.links if "open=true" in link]
+        assert "TKM0000002" in (await browser.open(named)).words
+        page = await browser.open("/transactions")
+        assert "Unallocated, last 7 days" in page.words
+        (totalled,) = [link.removeprefix(browser.ops) for link in page.links if "/transactions/total" in link]
+        assert "2 transactions, KES 1,200" in (await browser.open(totalled)).words
+        await _mark(browser, first)
+        assert "1 transaction is unallocated: KES 700" in (await browser.open("/")).words
+        shown = await browser.open("/transactions?open=true")
+        assert ("TKM0000001" in shown.words, "TKM0000002" in shown.words) == (False, True)
+
+
+async def _mark(browser: Browser, transaction_id: str) -> Page:
+    act = f"/transactions/{transaction_id}/allocate"
+    return await browser.submit(await browser.open(act), act, note="order 1041", confirm=transaction_id)
+
+
+@pytest.mark.parametrize(
+    ("change", "label"),
+    [
+        ("refunded_cents = 50000", "refunded"),
+        ("refunded_cents = 20000", "partly refunded"),
+        ("refund_reserved_cents = 50000", "refund requested"),
+    ],
+)
+async def test_refunded_money_is_named_and_not_offered_at_the_counter(
+    ops_site: OpsSite, members: dict[MerchantRole, Browser], change: str, label: str
+) -> None:
+    transaction_id = await _loose(ops_site)
+    cashier = members[MerchantRole.CASHIER]
+    before = await cashier.open("/transactions/counter")
+    assert "TKM0000001" in before.words
+    await ops_site.gateway.db.execute(f"UPDATE transaction SET {change}")  # noqa: S608 - a column of the test
+    assert "TKM0000001" not in (await cashier.open("/transactions/counter")).words
+    assert label in (await cashier.open("/transactions")).words
+    assert "unallocated:" not in (await cashier.open("/")).words
+    refused = await _take(cashier, before, transaction_id, "7")
+    assert (refused.status, "refund" in refused.words) == (409, True)
+    assert await _subjects(ops_site) == [None]
+
+
+@pytest.mark.as_owner
+async def test_money_of_another_merchant_is_named_as_such(
+    ops_site: OpsSite, members: dict[MerchantRole, Browser]
+) -> None:
+    base, db = ops_site.url.removesuffix("/ops"), ops_site.gateway.db
+    async with shop(ops_site.gateway, base, webhook_url=ops_site.receiver.url) as second:
+        payment_id = (await second.pay("254700000000", 300, key="theirs")).data["id"]
+        await second.settled(payment_id, "completed")
+        # Only live receivers have owners.
+        await db.execute("ALTER TABLE receiver DROP CONSTRAINT receiver_sandbox_has_no_owner")
+        await db.execute("UPDATE receiver SET owner_id = $1", ops_site.merchant_id)
+        page = await members[MerchantRole.OWNER].open("/transactions")
+        assert "another merchant's payment" in page.words
+        assert payment_id not in page.text
+
+
 # -- one transaction --------------------------------------------------------------------------------------------------
 
 
@@ -171,9 +234,31 @@ async def test_detail_shows_reports_refund_form_and_timeline(ops_site: OpsSite) 
     await receive_at(ops_site.gateway, "TKM0000001", source="pull", payer=PAYER)
     async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.open(f"/transactions/{transaction_id}")
-        for text in ("c2b", "pull", "Refundable", "transaction.received published", "recorded"):
+        for text in (
+            "C2B confirmation",
+            "M-Pesa's statement",
+            "Refundable",
+            "transaction.received published",
+            "recorded",
+        ):
             assert text in page.words, text
         assert any(link.endswith(f"/transactions/{transaction_id}/refund") for link in page.links)
+
+
+async def test_unpaid_payments_that_resemble_the_money_are_offered(ops_site: OpsSite) -> None:
+    likely = (await ops_site.api.pay("254700000020", 500, key="a")).data["id"]
+    other = (await ops_site.api.pay("254700000021", 900, key="b", reference="ORDER 7")).data["id"]
+    unlike = (await ops_site.api.pay("254700000021", 901, key="c")).data["id"]
+    transaction_id = await _loose(ops_site, account_number="order 7 ")
+    async with ops_site.browser(Role.OPERATOR) as browser, ops_site.browser(Role.VIEWER) as viewer:
+        page = await browser.open(f"/transactions/{transaction_id}")
+        offered = [link.rpartition("=")[2] for link in page.links if "/allocate?payment_id=" in link]
+        assert likely in offered
+        assert unlike not in offered
+        assert set(offered) <= {likely, other}
+        assert "resemble" not in (await viewer.open(f"/transactions/{transaction_id}")).words
+        await _mark(browser, transaction_id)
+        assert "resemble" not in (await browser.open(f"/transactions/{transaction_id}")).words
 
 
 # -- the counter ------------------------------------------------------------------------------------------------------
@@ -233,3 +318,47 @@ async def test_viewer_of_the_merchant_sees_money_but_cannot_take_it(
     assert (await viewer.open("/transactions/counter")).status == 403
     assert (await _take(viewer, page, transaction_id, "7")).status == 403
     assert await _subjects(ops_site) == [None]
+
+
+async def _changes(browser: Browser, page: Page, *shown: str, busy: bool = False) -> Page:
+    (polled,) = [link.removeprefix(browser.ops) for link in page.links if "/counter/changes" in link]
+    more = "".join(f"&transaction_id={one}" for one in shown) + ("&busy=true" if busy else "")
+    return await browser.open(f"{polled}{more}")
+
+
+async def test_counter_adds_new_money_but_waits_while_an_order_is_typed(
+    ops_site: OpsSite, members: dict[MerchantRole, Browser]
+) -> None:
+    cashier = members[MerchantRole.CASHIER]
+    page = await cashier.open("/transactions/counter")
+    assert "TKM0000001" not in (await _changes(cashier, page)).words
+    await _loose(ops_site)
+    waiting = await _changes(cashier, page, busy=True)
+    assert ("1 new" in waiting.words, "TKM0000001" in waiting.text) == (True, False)
+    added = await _changes(cashier, page)
+    assert ("TKM0000001" in added.words, added.text.count('name="order"')) == (True, 1)
+    assert "TKM0000001" not in (await _changes(cashier, added)).words
+    await _loose(ops_site, "TKM0000002")
+    assert "TKM0000002" in (await _changes(cashier, added)).words
+
+
+async def test_counter_names_who_took_shown_money(ops_site: OpsSite, members: dict[MerchantRole, Browser]) -> None:
+    taken, left = await _loose(ops_site), await _loose(ops_site, "TKM0000002")
+    cashier, owner = members[MerchantRole.CASHIER], members[MerchantRole.OWNER]
+    page = await cashier.open("/transactions/counter")
+    await _take(owner, await owner.open("/transactions/counter"), taken, "7")
+    changed = await _changes(cashier, page, taken, left, "txn_nonsense", "pay_00000000000000000000000000")
+    assert "Owner was first and took KES 500 of TKM0000001" in changed.words
+    assert "Order 7" in changed.words
+    assert "TKM0000002" not in changed.text
+    base = ops_site.url.removesuffix("/ops")
+    async with shop(ops_site.gateway, base, webhook_url=ops_site.receiver.url) as second:
+        other_id = (await second.call("GET", "/v1/merchant/me")).data["id"]
+        foreign = await _loose(ops_site, "TKM0000009", merchant_id=other_id)
+        await ops_site.gateway.db.execute("UPDATE transaction SET refunded_cents = 1")
+        assert foreign not in (await _changes(cashier, page, foreign)).text
+
+
+async def test_host_page_tells_a_member_whom_to_ask(members: dict[MerchantRole, Browser]) -> None:
+    refused = await members[MerchantRole.OWNER].open("/events")
+    assert (refused.status, "ask an admin of the host" in refused.words) == (403, True)

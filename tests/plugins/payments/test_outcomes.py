@@ -267,7 +267,7 @@ async def test_outcome_written_twice_adds_one_step(pushes: Pushes) -> None:
     # As after a COMMIT whose answer was lost.
     assert (await pushes.api.pay(f"{PHONE}0", 500, key="a")).status == 201
     row = await pushes.row()
-    ack = StkAck(merchant_request_id="m-1", checkout_request_id="ws_CO_2", customer_message="")
+    ack = StkAck(merchant_request_id="m-1", checkout_request_id="ws_CO_2")
     async with pushes.gateway.db.transaction():
         credentials = await pushes.gateway.services.get(Credentials).get(row["merchant_id"], "sandbox")
         await pushes.pusher._write_accepted(row, ack, credentials)
