@@ -27,7 +27,7 @@ _MOST_CHARACTERS = 10_000
 _LONGEST_TEMPLATE = 2000
 _REMEMBERED = 4096
 
-_TOKEN = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"(\s*:)?|-?\d[\d.eE+-]*|"')
+_TOKEN = re.compile(r'"([^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"(\s*:)?|(-?\d[\d.eE+-]*)|"')
 """A string, with the colon if it is a name; a number; or a quote that begins no string."""
 
 _PLACE = re.compile(r"([^%]*)(?:%(?:([0-9]+)[$]s|(%))|$)")
@@ -71,31 +71,37 @@ def split(body: Body) -> tuple[str, str] | None:
     if len(text) > _MOST_CHARACTERS or SEPARATOR in text:
         return None
     places = {value: f"%{place}$s" for place, value in enumerate(body.columns, 1) if value}
-    template = ""
+    constants, count, has_percent = body.constants, len(body.columns), "%" in text
+    pieces: list[str] = []
     values: list[str] = []
     end = 0
     for match in _TOKEN.finditer(text):
-        value = match.group()
-        if value == '"':
-            return None
-        if match.group(1):
+        group = match.lastindex
+        if group == 2:
+            # A name.
             continue
-        begin = match.start()
-        if value.startswith('"'):
-            value, begin = value[1:-1], begin + 1
-        if value in body.constants:
+        if group is None:
+            return None
+        value = match[group]
+        if value in constants:
             continue
         place = places.get(value)
         if place is None:
             values.append(value)
-            place = f"%{len(body.columns) + len(values)}$s"
-        template += text[end:begin].replace("%", "%%") + place
-        end = begin + len(value)
-    template += text[end:].replace("%", "%%")
+            place = f"%{count + len(values)}$s"
+        begin, after = match.span(group)
+        piece = text[end:begin]
+        pieces.append(piece.replace("%", "%%") if has_percent else piece)
+        pieces.append(place)
+        end = after
+    pieces.append(text[end:].replace("%", "%%"))
     # format() has no argument for an only value that is empty.
-    if len(values) < 2 or len(template) > _LONGEST_TEMPLATE or not template.isascii() or _PAYER.search(template):
-        return None
-    return template, SEPARATOR.join(values)
+    return ("".join(pieces), SEPARATOR.join(values)) if len(values) > 1 else None
+
+
+def is_form(template: str) -> bool:
+    """Return False for a template that is not stored."""
+    return len(template) <= _LONGEST_TEMPLATE and template.isascii() and _PAYER.search(template) is None
 
 
 def whole(template: str, values: str, columns: Sequence[str]) -> str:
@@ -149,6 +155,8 @@ class BodyForms:
         return found
 
     async def _notice(self, template: str) -> None:
+        if not is_form(template):
+            return
         if len(self._seen) >= _REMEMBERED:
             self._seen.clear()
         self._seen[template] += 1

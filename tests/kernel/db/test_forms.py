@@ -89,7 +89,15 @@ async def test_values_of_the_row_are_not_stored_again(harness: Harness) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_text_without_a_usable_form_is_not_split(name: str) -> None:
-    assert split(Body(WHOLE[name])) is None
+    parts = split(Body(WHOLE[name]))
+    assert parts is None or not forms.is_form(parts[0])
+
+
+async def test_bodies_without_a_usable_form_store_none(harness: Harness) -> None:
+    bodies = BodyForms(harness.gateway.db)
+    for text in WHOLE.values():
+        found = [(await bodies.shorten([Body(text)]))[0] for _ in range(AFTER * 2)]
+        assert {(each.text, each.form_id) for each in found} == {(text, None)}
 
 
 def test_values_of_any_kind_share_a_form() -> None:
