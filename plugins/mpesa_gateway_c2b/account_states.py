@@ -34,3 +34,9 @@ def as_text(cents: int) -> str:
     """Return cents in the API's form: ``"500.00"``."""
     sign, (shillings, rest) = "-" if cents < 0 else "", divmod(abs(cents), 100)
     return f"{sign}{shillings}.{rest:02}"
+
+
+def as_cents(text: str) -> int:
+    """Return the cents of an amount in the API's form."""
+    shillings, _, rest = text.partition(".")
+    return int(shillings) * 100 + int(rest)

@@ -192,6 +192,7 @@ WAITING = """
 SELECT * FROM transaction
 WHERE receiver_id = $1 AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
     AND amount_cents IS NOT NULL AND account_number IS NOT NULL AND refund_reserved_cents + refunded_cents = 0
+    AND reversed_outside IS NULL
     AND transaction_id > $2
 ORDER BY transaction_id LIMIT $3
 """

@@ -6,6 +6,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_c2b.counting import SUBJECT_KIND, AccountCounting
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, AllocationRule, FoundSubject, IncomingMoney, RefundedMoney
+from mpesa_gateway_transactions.events import TransactionReversed
 
 
 async def find_account_numbers(gateway: Runtime, money: Sequence[IncomingMoney]) -> Sequence[FoundSubject | None]:
@@ -26,6 +27,10 @@ async def count_completed(completed: Sequence[PaymentCompleted], gateway: Runtim
 
 async def count_reversed(reversed_: Sequence[PaymentReversed], gateway: Runtime) -> None:
     await gateway.port(AccountCounting).count_reversed(reversed_)
+
+
+async def count_reversed_money(reversed_: Sequence[TransactionReversed], gateway: Runtime) -> None:
+    await gateway.port(AccountCounting).count_reversed_money(reversed_)
 
 
 ALLOCATION_RULE = AllocationRule(

@@ -10,12 +10,13 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
 from mpesa_gateway_c2b import account_tables
-from mpesa_gateway_c2b.account_states import AccountState, as_text, crossed, normalise
+from mpesa_gateway_c2b.account_states import AccountState, as_cents, as_text, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid, AccountPartPaid
 from mpesa_gateway_c2b.push_money import CLOCKS_DIFFER, HELD, PUSH, is_held, is_of_another, requestable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
 from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
+from mpesa_gateway_transactions.events import TransactionReversed
 
 SUBJECT_KIND = "account_number"
 
@@ -152,6 +153,15 @@ class AccountCounting:
         """Subtract a refund of a transaction that counts to an account number."""
         if money.subject is not None:
             await self.add([Entry(money.refund_id, money.subject.subject_id, -money.refund_cents)])
+
+    async def count_reversed_money(self, reversed_: Sequence[TransactionReversed]) -> None:
+        """Subtract what M-Pesa returned outside the gateway; of an unknown part nothing."""
+        entries: list[Entry] = []
+        for one in reversed_:
+            subject = one.allocated_to
+            if subject is not None and subject["type"] == SUBJECT_KIND and one.refund_amount is not None:
+                entries.append(Entry(one.event_id, subject["id"], -as_cents(one.refund_amount)))
+        await self.add([one for one in entries if one.amount_cents])
 
     async def add(self, entries: Sequence[Entry], *, must_exist: bool = False) -> None:
         """An account number may have been deleted since it was found: skip it, or raise ConcurrentUpdate."""

@@ -8,7 +8,12 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_c2b import COMMANDS
 from mpesa_gateway_c2b.account_routes import routes as account_routes
 from mpesa_gateway_c2b.account_tables import AccountEntryRow, AccountNumberRow
-from mpesa_gateway_c2b.allocation_rule import ALLOCATION_RULE, count_completed, count_reversed
+from mpesa_gateway_c2b.allocation_rule import (
+    ALLOCATION_RULE,
+    count_completed,
+    count_reversed,
+    count_reversed_money,
+)
 from mpesa_gateway_c2b.callbacks import CALLBACKS
 from mpesa_gateway_c2b.confirmations import Confirmations
 from mpesa_gateway_c2b.doctor import CHECKS
@@ -25,6 +30,7 @@ from mpesa_gateway_c2b.routes import routes
 from mpesa_gateway_c2b.settings import C2bSettings
 from mpesa_gateway_c2b.tables import AddressRow
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
+from mpesa_gateway_transactions.events import TransactionReversed
 
 
 async def take_confirmations(confirmed: Sequence[C2bConfirmed], gateway: Runtime) -> None:
@@ -46,6 +52,7 @@ plugin = Plugin(
         on_event_in_transaction(C2bConfirmed, take_confirmations),
         on_event_in_transaction(PaymentCompleted, count_completed),
         on_event_in_transaction(PaymentReversed, count_reversed),
+        on_event_in_transaction(TransactionReversed, count_reversed_money),
     ),
     contributes=(ALLOCATION_RULE, *NEEDS),
     commands=COMMANDS,

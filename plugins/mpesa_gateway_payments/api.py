@@ -199,6 +199,13 @@ class StatementMatching(Protocol):
         """
         ...
 
+    async def record_reversed(self, receiver: Receiver, receipt: str, state: TransactionState) -> None:
+        """Record that M-Pesa reports the money of a receipt as reversed, in the open transaction.
+
+        After commit the payment or other money with the receipt is reversed, as soon as it is known.
+        """
+        ...
+
     async def assign(
         self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
     ) -> Settled | NotAssignable:

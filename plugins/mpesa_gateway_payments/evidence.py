@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from mpesa_gateway.daraja.transaction_types import read_transaction_type
 from mpesa_gateway.daraja.wire import read_amount as read_kes
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
@@ -177,30 +178,11 @@ def normalised(text: str | None) -> str | None:
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 """A payer as SHA-256: no number to show."""
 
-_LETTERS = re.compile(r"[^a-z0-9]+")
-
-_INCOMING: dict[str, bool] = {
-    "c2bpaybilldebit": False,
-    "c2bpaybill": False,
-    "paybill": False,
-    "customerpaybillonline": False,
-    "c2bbuygoodsdebit": True,
-    "c2bbuygoods": True,
-    "buygoods": True,
-    "customerbuygoodsonline": True,
-    "customermerchantpayment": True,
-}
-"""Customers' payments by ``transactiontype``, letters only; True for a till."""
-
-_OUTGOING = ("revers", "b2c", "b2b", "payout", "charge", "withdraw", "salary", "promotion", "businesspayment")
-
 
 def read_kind(kind: str | None) -> tuple[Direction | None, bool]:
     """Return the direction of a ``transactiontype``, and True for a till."""
-    word = _LETTERS.sub("", (kind or "").casefold())
-    if word in _INCOMING:
-        return Direction.IN, _INCOMING[word]
-    return (Direction.OUT, False) if any(part in word for part in _OUTGOING) else (None, "buygoods" in word)
+    direction, is_tills = read_transaction_type(kind)
+    return None if direction is None else Direction(direction), is_tills
 
 
 _PARTY = re.compile(r"\s*\+?([0-9]{5,15})(?![0-9*xX])", re.ASCII)

@@ -10,6 +10,7 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import statement_matching_sql, tables
+from mpesa_gateway_payments.api import Lock, lock_nothing
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.evidence import Receiver
 from mpesa_gateway_payments.result_codes import TransactionState
@@ -17,6 +18,7 @@ from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.tables import OutgoingReceiptRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import event_fields
+from mpesa_gateway_transactions.api import ReportedReversal, ReversibleTransactions
 
 log = structlog.get_logger(__name__)
 
@@ -27,11 +29,20 @@ _LOOK_BACK = timedelta(days=7)
 class ExternalReversals:
     """Marks payments as reversed without a refund of ours."""
 
-    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, transitions: Transitions) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        outbox: Outbox,
+        transitions: Transitions,
+        loose: ReversibleTransactions,
+    ) -> None:
         self._db = db
         self._clock = clock
         self._outbox = outbox
         self._transitions = transitions
+        self._loose = loose
 
     async def apply(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
@@ -87,11 +98,47 @@ class ExternalReversals:
 
         await self._db.after_commit(apply_later)
 
+    async def reverse_loose(self, seen: ReportedReversal, lock: Lock = lock_nothing) -> None:
+        """Mark money without a payment as reversed, in the open transaction.
+
+        Unallocated money that may be a payment's waits until its payment is known, or no longer possible.
+        """
+        if await self._loose.reverse(seen, lock) == "claimed":
+            known = await self._db.fetch(statement_matching_sql.MONEY_IN, seen.env, list(seen.receipts), seen.number)
+            for row in known:
+                is_whole = seen.is_whole or row["amount_cents"] == seen.amount_cents
+                state: TransactionState = "reversed" if is_whole else "partially_reversed"
+                await self.record(Receiver(seen.env, seen.number), row["receipt"], state)
+
     async def apply_recorded(self) -> int:
-        """Reverse the payments that got a recorded receipt; return their number.
+        """Reverse the payments and the other money that got a recorded receipt; return their number.
 
         It runs after commit and finds both rows, in any order of commits.
         """
+        return await self._apply_to_payments() + await self._apply_to_loose()
+
+    async def _apply_to_loose(self) -> int:
+        rows = await self._db.fetch(statement_matching_sql.LOOSE_REVERSED_RECEIPTS, self._clock.now() - _LOOK_BACK)
+        count = 0
+        for row in rows:
+            seen = ReportedReversal(
+                env=row["env"], number=row["number"], receipts=(row["receipt"],), is_whole=not row["is_part"]
+            )
+            async with self._db.transaction():
+                outcome = await self._loose.reverse(seen)
+                if outcome in {"applied", "known"}:
+                    await self._db.run(
+                        OutgoingReceiptRow.delete().where(
+                            OutgoingReceiptRow.env == row["env"],
+                            OutgoingReceiptRow.number == row["number"],
+                            OutgoingReceiptRow.receipt == row["receipt"],
+                            OutgoingReceiptRow.is_part == row["is_part"],
+                        )
+                    )
+                count += outcome == "applied"
+        return count
+
+    async def _apply_to_payments(self) -> int:
         rows = await self._db.fetch(statement_matching_sql.PAID_BY_REVERSED_RECEIPT, self._clock.now() - _LOOK_BACK)
         count = 0
         for row in rows:

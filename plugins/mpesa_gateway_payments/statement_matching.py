@@ -16,6 +16,7 @@ from mpesa_gateway_payments.evidence import (
     Direction,
     Evidence,
     Proof,
+    Receiver,
     Source,
     normalised,
     read_unsigned,
@@ -23,6 +24,7 @@ from mpesa_gateway_payments.evidence import (
 )
 from mpesa_gateway_payments.external_reversals import ExternalReversals
 from mpesa_gateway_payments.matching import SHOWN_FOR, judge_choice, may_own, with_part_of_statement
+from mpesa_gateway_payments.result_codes import TransactionState
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import (
@@ -38,6 +40,7 @@ from mpesa_gateway_payments.verdicts import (
     Verdict,
     payment_of,
 )
+from mpesa_gateway_transactions.api import ReportedReversal
 
 _FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
 
@@ -158,7 +161,18 @@ class PaymentStatementMatching:
             statement_matching_sql.PAID_AT, receiver.env, receiver.number, sorted(set(receipts))
         )
         row = None if found is None else await self._db.fetchrow(tables.LOCK, [found["payment_id"]])
+        returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         if row is None:
+            await self._external_reversals.reverse_loose(
+                ReportedReversal(
+                    env=receiver.env,
+                    number=receiver.number,
+                    receipts=tuple(sorted(set(receipts))),
+                    amount_cents=None if returned is None else int(returned) * 100,
+                    reversal_receipt=report.receipt,
+                ),
+                lock,
+            )
             return Settled("not_found")
         await lock()
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
@@ -166,7 +180,6 @@ class PaymentStatementMatching:
         if any(one["number"] == receiver.number for one in known):
             # A refund of ours.
             return settled
-        returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         is_whole = returned == row["amount"]
         is_new = await self._external_reversals.apply(
             row,
@@ -176,6 +189,9 @@ class PaymentStatementMatching:
             None if report.receipt == row["receipt"] else report.receipt,
         )
         return settled if is_new or row["reversed_outside"] is not None else Settled("not_found")
+
+    async def record_reversed(self, receiver: Receiver, receipt: str, state: TransactionState) -> None:
+        await self._external_reversals.record(receiver, receipt, state)
 
     async def assign(
         self,

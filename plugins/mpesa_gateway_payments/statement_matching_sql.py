@@ -29,6 +29,21 @@ WHERE gone.noted_at >= $1
 ORDER BY gone.noted_at LIMIT 100
 """
 
+# raw SQL: join
+LOOSE_REVERSED_RECEIPTS = """
+SELECT gone.env, gone.number, gone.receipt, gone.is_part FROM outgoing_receipt AS gone
+    JOIN transaction ON transaction.env = gone.env AND direction = 'in' AND transaction.receipt = gone.receipt
+        AND subject_kind IS DISTINCT FROM 'payment'
+    JOIN receiver ON receiver.receiver_id = transaction.receiver_id AND receiver.number = gone.number
+WHERE gone.noted_at >= $1
+ORDER BY gone.noted_at DESC LIMIT 100
+"""
+
+MONEY_IN = """
+SELECT receipt, amount_cents FROM transaction JOIN receiver USING (receiver_id, env)
+WHERE env = $1 AND direction = 'in' AND receipt = ANY($2::text[]) AND number = $3
+"""
+
 _FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, reference, reference_is_ours, created_at,
     status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch, charge,
     claim"""
@@ -77,6 +92,6 @@ WHERE transaction.env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) A
 UNION
 SELECT receipt, number FROM transaction JOIN receiver USING (receiver_id)
 WHERE transaction.env = $1 AND direction = 'in' AND receipt = ANY($2::text[])
-    AND refund_reserved_cents + refunded_cents > 0
+    AND (refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL)
 """
 """Receipts that pay for nothing at a receiver: reversed as a whole, of our refunds, or refunded without a payment."""

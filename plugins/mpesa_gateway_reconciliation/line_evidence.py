@@ -65,6 +65,24 @@ def reported_transaction(run: Row, line: StatementLine, occurred_at: datetime) -
     )
 
 
+def is_of_unknown_direction(line: Row) -> bool:
+    return read_kind(line["kind"])[0] is None and not is_negative(line["amount_text"])
+
+
+def answered_transaction(line: Row) -> ReportedTransaction:
+    """Return the money in of which a status answer names the receiver as the credit party."""
+    return ReportedTransaction(
+        source="status",
+        env=line["env"],
+        number=line["shortcode"],
+        merchant_id=line["merchant_id"],
+        direction="in",
+        receipt=line["receipt"],
+        occurred_at=line["paid_at"],
+        amount_cents=None if line["amount"] is None else line["amount"] * 100,
+    )
+
+
 def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
     direction, is_called_a_tills = read_kind(row["kind"])
     values: dict[str, Any] = {

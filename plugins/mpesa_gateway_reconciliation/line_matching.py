@@ -33,6 +33,7 @@ from mpesa_gateway_payments.api import (
     PaidBy,
     Payments,
     Proof,
+    Receiver,
     Settled,
     StatementMatching,
     TransactionStatus,
@@ -47,9 +48,16 @@ from mpesa_gateway_payments.api import (
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import matching_queries, tables
 from mpesa_gateway_reconciliation.errors import LineSettled
-from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
+from mpesa_gateway_reconciliation.line_evidence import (
+    answered_transaction,
+    evidence_of,
+    is_of_unknown_direction,
+    named_receipts,
+    zone_of,
+)
 from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
 from mpesa_gateway_reconciliation.tables import NoteRow
+from mpesa_gateway_transactions.api import Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +100,7 @@ class LineMatching:
         credentials: Credentials,
         payments: Payments,
         statement_matching: StatementMatching,
+        transactions: Transactions,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -102,6 +111,7 @@ class LineMatching:
         self._credentials = credentials
         self._payments = payments
         self._statement_matching = statement_matching
+        self._transactions = transactions
 
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
         """Return the time zone that the shortcode's latest matched lines prove."""
@@ -257,8 +267,12 @@ class LineMatching:
             return
         is_answer = result.is_final and not result.timed_out and result.result_code == "0"
         if is_answer and asked["finding"] == "ambiguous" and result.receipt in {None, asked["receipt"]}:
+            state = transaction_state(result.transaction_status)
             if _agrees(asked, result):
                 await self._learn(asked, result)
+            elif state in {"reversed", "partially_reversed"} and _is_of_line(asked, result):
+                receiver = Receiver(asked["env"], asked["shortcode"])
+                await self._statement_matching.record_reversed(receiver, asked["receipt"], state)
             else:
                 log.error("status_answer_of_other_money", line_id=asked["line_id"], says=result.transaction_status)
                 await self._db.execute(
@@ -284,6 +298,8 @@ class LineMatching:
             result.received_at,
             None if direction is None else direction is Direction.IN,
         )
+        if direction is Direction.IN and is_of_unknown_direction(line):
+            await self._transactions.defer([answered_transaction(line)])
 
     async def _decide_like(self, asked: Row) -> None:
         """The payer's number may decide similar lines too, if the queried line fits their payments."""
@@ -358,8 +374,10 @@ class LineMatching:
 
 
 def _agrees(line: Row, result: StatusResulted) -> bool:
-    if transaction_state(result.transaction_status) != "completed":
-        return False
+    return transaction_state(result.transaction_status) == "completed" and _is_of_line(line, result)
+
+
+def _is_of_line(line: Row, result: StatusResulted) -> bool:
     if result.amount_text is not None and result.amount != line["amount"]:
         return False
     at = result.finished_at

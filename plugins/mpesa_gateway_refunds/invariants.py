@@ -37,7 +37,9 @@ INVARIANTS = (
                     COALESCE(sum(amount) FILTER (WHERE status = 'pending'), 0) AS reserved
                 FROM refund WHERE transaction_id IS NOT NULL GROUP BY transaction_id
             ) AS refunds ON refunds.transaction_id = transaction.transaction_id
-            WHERE refunded_cents <> 100 * COALESCE(gone, 0) OR refund_reserved_cents <> 100 * COALESCE(reserved, 0)
+            WHERE (reversed_outside IS NULL AND refunded_cents <> 100 * COALESCE(gone, 0))
+                OR refund_reserved_cents <> 100 * COALESCE(reserved, 0)
+                OR (reversed_outside IS NOT NULL AND gone > 0)
         """,
     ),
     Invariant(

@@ -1,11 +1,12 @@
 """Recording of incoming money, with the rules that find its subject."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.transaction_types import read_transaction_type
 from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
@@ -122,7 +123,7 @@ class IncomingMoneyRecorder:
             [
                 incoming_money(one, row)
                 for one, row in zip(seen, known, strict=True)
-                if _is_unallocated(one, row) and not row["is_refunded"]
+                if _is_offered(one, row) and not row["is_refunded"]
             ]
         )
         reports = [
@@ -152,7 +153,7 @@ class IncomingMoneyRecorder:
             [
                 (result.transaction_id, incoming_money(one, row), row["announce_at"])
                 for one, row, result in zip(reports, known, recorded, strict=True)
-                if result.subject is None and _is_unallocated(one, row) and row["announced_at"] is None
+                if result.subject is None and _is_offered(one, row) and row["announced_at"] is None
             ]
         )
         return recorded
@@ -223,6 +224,21 @@ def money_key(env: str, receipt: str) -> str:
 def _is_unallocated(one: ReportedTransaction, row: Row) -> bool:
     is_named = one.subject is not None or one.conflict_id is not None
     return one.direction == "in" and not is_named and row["subject_id"] is None and row["conflict_id"] is None
+
+
+def _is_offered(one: ReportedTransaction, row: Row) -> bool:
+    return _is_unallocated(one, row) and is_shown_in(
+        {one.source, row["first_source"], *(row["witnesses"] or ())}, row["money_kind"] or one.kind
+    )
+
+
+def is_shown_in(sources: Collection[str | None], kind: str | None) -> bool:
+    """Return True if M-Pesa shows that the money came in.
+
+    A line of the Pull Transactions API shows it by its transaction type alone. Of money of another type, a rule decides
+    nothing and no event is published until M-Pesa reports it elsewhere: a person may allocate it.
+    """
+    return any(source not in {"pull", None} for source in sources) or read_transaction_type(kind)[0] == "in"
 
 
 def incoming_money(one: ReportedTransaction, row: Values) -> IncomingMoney:

@@ -6,7 +6,10 @@ from mpesa_gateway.db.named import Named
 KNOWN = """
 SELECT known.transaction_id, announce_at, announced_at, subject_id, conflict_id, amount_cents, occurred_at,
     account_number, payer, payer_digest, known.kind AS money_kind,
-    known.refund_reserved_cents + known.refunded_cents > 0 AS is_refunded,
+    known.refund_reserved_cents + known.refunded_cents > 0 OR known.reversed_outside IS NOT NULL AS is_refunded,
+    known.first_source,
+    (SELECT array_agg(source) FROM transaction_witness WHERE transaction_id = known.transaction_id AND detail IS NULL)
+        AS witnesses,
     receiver.receiver_id, receiver.number, receiver.kind, receiver.owner_id
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS t(env, number, direction, receipt, place)
     LEFT JOIN transaction AS known ON known.env = t.env AND known.direction = t.direction AND known.receipt = t.receipt
@@ -43,6 +46,13 @@ OF_RECEIPT = f"""
 {_WITH_RECEIVER} WHERE transaction.env = $1 AND direction IN ('in', 'out') AND receipt = $2 ORDER BY direction LIMIT 1
 """
 
+# raw SQL: expression
+SHOWN_IN = """
+SELECT subject_id, kind, first_source || ARRAY(SELECT source FROM transaction_witness AS witness
+    WHERE witness.transaction_id = transaction.transaction_id AND detail IS NULL) AS sources
+FROM transaction WHERE env = $1 AND direction = 'in' AND receipt = $2
+"""
+
 LOCK = f"{FIND} FOR UPDATE OF transaction"
 
 # raw SQL: hot path - for each list of a shortcode.
@@ -65,7 +75,7 @@ ANNOUNCE = """
 WITH due AS (
     SELECT transaction_id FROM transaction
     WHERE transaction_id = ANY($1::uuid[]) AND subject_id IS NULL AND conflict_id IS NULL AND announced_at IS NULL
-        AND direction = 'in' AND refunded_cents = 0
+        AND direction = 'in' AND refunded_cents = 0 AND reversed_outside IS NULL
     ORDER BY env, receipt FOR UPDATE
 )
 UPDATE transaction SET announce_at = NULL, announced_at = $2

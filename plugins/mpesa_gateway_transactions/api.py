@@ -201,6 +201,43 @@ class RefundedMoney:
     subject: Subject | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportedReversal:
+    """A report that M-Pesa returned money in, which has one of ``receipts``.
+
+    ``number`` is the receiver's. ``is_whole``: all of the money. ``amount_cents`` is the returned part, None if not
+    stated or unreadable. ``reversal_receipt`` is that of the recorded money out.
+    """
+
+    env: Env
+    number: str
+    receipts: Sequence[str]
+    is_whole: bool = False
+    amount_cents: int | None = None
+    reversal_receipt: str | None = None
+
+
+ReversalOutcome = Literal["applied", "known", "claimed", "unknown"]
+"""``claimed``: unallocated money that may be a payment's; ``unknown``: there is no such money without a payment."""
+
+LockLater = Callable[[], Awaitable[None]]
+
+
+async def lock_nothing_more() -> None:
+    """For a report without a row of its own."""
+
+
+class ReversibleTransactions(Protocol):
+    """Marks money without a payment as reversed outside the gateway."""
+
+    async def reverse(self, seen: ReportedReversal, lock: LockLater = lock_nothing_more) -> ReversalOutcome:
+        """Record a reversal, each once; publish ``transaction.reversed``.
+
+        Needs an open transaction. ``lock`` is awaited after the money is locked and before any write.
+        """
+        ...
+
+
 class RefundableTransactions(Protocol):
     """Changes transactions without a payment for refunds. Each call that changes one needs an open transaction."""
 

@@ -1,7 +1,7 @@
 """Events of transactions, for merchants, hosts and other plugins."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
@@ -52,6 +52,42 @@ class TransactionReceived(TransactionEvent, frozen=True, kw_only=True):
     """Money in that names no payment."""
 
     kind: ClassVar[str] = "transaction.received"
+
+
+class TransactionReversed(TransactionEvent, frozen=True, kw_only=True):
+    """M-Pesa returned money that paid no payment, without a refund of the gateway, such as on Safaricom's portal.
+
+    ``reversed`` is ``whole`` or ``part``. ``refund_amount`` was returned now, null if M-Pesa states no readable part;
+    ``refunded_amount`` in total, as far as known. ``allocated_to`` is the money's subject, such as an account number.
+    """
+
+    kind: ClassVar[str] = "transaction.reversed"
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **TransactionEvent.EXAMPLE,
+        "allocated_to": {"type": "account_number", "id": example_id("acc")},
+        "reversed": "whole",
+        "refund_amount": "500.00",
+        "refunded_amount": "500.00",
+        "reversal_receipt": "TKN4D5E6F7",
+        "origin": "mpesa",
+    }
+
+    allocated_to: dict[str, str] | None
+    reversed: Literal["whole", "part"]
+    refund_amount: str | None
+    refunded_amount: str
+    reversal_receipt: str | None
+    origin: str = "mpesa"
+
+    def data(self) -> dict[str, Any]:
+        return super().data() | {
+            "allocated_to": self.allocated_to,
+            "reversed": self.reversed,
+            "refund_amount": self.refund_amount,
+            "refunded_amount": self.refunded_amount,
+            "reversal_receipt": self.reversal_receipt,
+            "origin": self.origin,
+        }
 
 
 class TransactionAllocated(TransactionEvent, frozen=True, kw_only=True):

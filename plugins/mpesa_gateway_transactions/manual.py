@@ -169,7 +169,7 @@ class ManualAllocation:
 def _refuse_refunded(row: Values, payment_id: str | None, *, is_whole: bool) -> None:
     if row["refund_reserved_cents"]:
         raise NotAllocatable("a refund of this money is pending: decide when it has ended")
-    if row["refunded_cents"] and payment_id is not None:
-        raise NotAllocatable("a part of this money was refunded: it pays no payment, mark it as dealt with")
-    if row["refunded_cents"] and is_whole:
-        raise NotAllocatable("this money was refunded to its payer: it pays no order")
+    if (row["refunded_cents"] or row["reversed_outside"]) and payment_id is not None:
+        raise NotAllocatable("money of this transaction was returned: it pays no payment, mark it as dealt with")
+    if (row["refunded_cents"] or row["reversed_outside"]) and is_whole:
+        raise NotAllocatable("this money was returned to its payer: it pays no order")

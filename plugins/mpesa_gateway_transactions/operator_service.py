@@ -28,7 +28,12 @@ SEALED = ("phone", "account_number")
 
 _PLAIN = TransactionFilters.__struct_fields__
 
-_OPEN = ("direction = 'in'", "subject_id IS NULL", "refunded_cents + refund_reserved_cents = 0")
+_OPEN = (
+    "direction = 'in'",
+    "subject_id IS NULL",
+    "refunded_cents + refund_reserved_cents = 0",
+    "reversed_outside IS NULL",
+)
 
 
 class OperatorTransactionFilters(TransactionFilters, frozen=True, kw_only=True):
@@ -117,7 +122,7 @@ class TransactionOperatorService:
 
 def is_open(row: Row) -> bool:
     """Return True for money in that still needs a decision."""
-    is_untouched = not row["refunded_cents"] and not row["refund_reserved_cents"]
+    is_untouched = not (row["refunded_cents"] or row["refund_reserved_cents"] or row["reversed_outside"])
     return row["direction"] == "in" and row["subject_id"] is None and is_untouched
 
 

@@ -9,12 +9,19 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions import COMMANDS
 from mpesa_gateway_transactions.allocating import AllocationRules, BoundRule, IncomingMoneyRecorder
 from mpesa_gateway_transactions.announcing import AnnouncementSweep, Announcer
-from mpesa_gateway_transactions.api import AllocationRule, Allocations, OpenMoney, RefundableTransactions, Transactions
+from mpesa_gateway_transactions.api import (
+    AllocationRule,
+    Allocations,
+    OpenMoney,
+    RefundableTransactions,
+    ReversibleTransactions,
+    Transactions,
+)
 from mpesa_gateway_transactions.contradiction_metrics import CONTRADICTIONS
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from mpesa_gateway_transactions.doctor import CHECKS
 from mpesa_gateway_transactions.erasure import TRANSACTIONS
-from mpesa_gateway_transactions.events import TransactionAllocated, TransactionReceived
+from mpesa_gateway_transactions.events import TransactionAllocated, TransactionReceived, TransactionReversed
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from mpesa_gateway_transactions.jobs import announce
 from mpesa_gateway_transactions.manual import ManualAllocation
@@ -22,6 +29,7 @@ from mpesa_gateway_transactions.operator_service import TransactionOperatorServi
 from mpesa_gateway_transactions.pages import PAGES
 from mpesa_gateway_transactions.recording import TransactionRecorder
 from mpesa_gateway_transactions.refunding import TransactionRefunds
+from mpesa_gateway_transactions.reversals import TransactionReversals
 from mpesa_gateway_transactions.routes import routes
 from mpesa_gateway_transactions.scopes import TRANSACTIONS_READ, TRANSACTIONS_WRITE
 from mpesa_gateway_transactions.service import TransactionService
@@ -63,6 +71,7 @@ plugin = Plugin(
         (OpenMoney, lambda gateway: gateway.port(TransactionOperatorService)),
         provide(AnnouncementSweep),
         provide(TransactionRefunds, RefundableTransactions),
+        provide(TransactionReversals, ReversibleTransactions),
         provide(ContradictionReview),
     ),
     tables=Tables(
@@ -72,7 +81,7 @@ plugin = Plugin(
     routes=routes,
     commands=COMMANDS,
     jobs=(Job(announce, timeout=120, cron="* * * * * */5", queue="maintenance"),),
-    publishes=(TransactionReceived, TransactionAllocated),
+    publishes=(TransactionReceived, TransactionAllocated, TransactionReversed),
     erasers=(TRANSACTIONS,),
     invariants=INVARIANTS,
     pages=PAGES,

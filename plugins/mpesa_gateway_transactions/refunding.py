@@ -10,7 +10,8 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured, require_found
 from mpesa_gateway.money import Kes
-from mpesa_gateway_transactions.allocating import AllocationRules, incoming_money
+from mpesa_gateway_transactions import allocation_sql
+from mpesa_gateway_transactions.allocating import AllocationRules, incoming_money, is_shown_in
 from mpesa_gateway_transactions.announcing import report_of
 from mpesa_gateway_transactions.api import (
     Allocations,
@@ -193,13 +194,8 @@ class TransactionRefunds:
         await self._db.run(TransactionRow.update(values).where(TransactionRow.transaction_id == transaction_id))
 
     async def has_come_in(self, env: Env, receipt: str) -> bool:
-        return bool(
-            await self._db.run(
-                TransactionRow.exists().where(
-                    TransactionRow.env == env, TransactionRow.direction == "in", TransactionRow.receipt == receipt
-                )
-            )
-        )
+        row = await self._db.fetchrow(allocation_sql.SHOWN_IN, env, receipt)
+        return row is not None and (row["subject_id"] is not None or is_shown_in(row["sources"], row["kind"]))
 
     async def _record_outgoing(self, row: Row, merchant_id: str, refund_id: str, cents: int, receipt: str) -> None:
         seen = ReportedTransaction(
@@ -236,6 +232,10 @@ def _require_refundable(row: Row, merchant_id: str) -> None:
         raise Conflict(f"this transaction pays {row['subject_id']}: refund that payment, with `payment_id`")
     if row["subject_kind"] == "payment":
         raise Conflict("this transaction pays another merchant's payment, and is refunded by that merchant")
+    if row["reversed_outside"] is not None:
+        raise Conflict(
+            "M-Pesa reports that this money was reversed outside this gateway: check the amount on its portal"
+        )
     if row["amount_cents"] is None:
         raise Conflict("M-Pesa has reported no readable amount of this transaction: check it on M-Pesa's portal")
 

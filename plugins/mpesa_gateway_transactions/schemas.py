@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -13,6 +13,8 @@ from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Receipt, exa
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway_transactions.api import Direction, TransactionId
 from mpesa_gateway_transactions.money_kinds import MoneyKind
+
+ReversedOutside = Literal["whole", "part"]
 
 SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 
@@ -66,13 +68,19 @@ class AllocationView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
-    """Money that M-Pesa moved. ``amount`` is null if no report states a readable one."""
+    """Money that M-Pesa moved. ``amount`` is null if no report states a readable one.
+
+    ``refunded_amount`` was returned to the payer; what was returned of a payment is in the payment. ``reversed`` is
+    ``whole`` or ``part`` if M-Pesa returned money without a refund of this gateway; a part's amount may be unknown.
+    """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "shortcode": "174379",
         "direction": "in",
         "kind": "c2b",
         "fee": None,
+        "refunded_amount": "0.00",
+        "reversed": None,
         "account_number": "ORDER 1041",
     }
 
@@ -84,6 +92,8 @@ class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
     kind: Annotated[MoneyKind, named("MoneyKind")]
     amount: Amount | None
     fee: Amount | None
+    refunded_amount: Amount
+    reversed: Annotated[ReversedOutside, named("ReversedOutside")] | None
     currency: Currency
     receipt: Receipt
     account_number: str | None

@@ -32,6 +32,7 @@ class TransactionRow(Table, tablename="transaction"):
     category = Text(default="other")
     refund_reserved_cents = BigInt(default=0)
     refunded_cents = BigInt(default=0)
+    reversed_outside = Text(null=True, default=None)
 
 
 class WitnessRow(Table, tablename="transaction_witness"):
@@ -112,12 +113,15 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     conflict_id = COALESCE(known.conflict_id,
         CASE WHEN known.receiver_id = excluded.receiver_id THEN excluded.conflict_id END),
     announce_at = CASE WHEN COALESCE(known.subject_id, excluded.subject_id, known.conflict_id) IS NULL
-        AND (excluded.conflict_id IS NULL OR known.receiver_id <> excluded.receiver_id) THEN known.announce_at END
+        AND (excluded.conflict_id IS NULL OR known.receiver_id <> excluded.receiver_id)
+        -- Another source may show of money that was kept back that it came in.
+        THEN COALESCE(known.announce_at, CASE WHEN known.announced_at IS NULL AND known.direction = 'in'
+            AND known.first_source = 'pull' AND excluded.first_source <> 'pull' THEN excluded.announce_at END) END
 -- No row for money of another subject, amount or receiver, refunded, or announced without the writer's knowledge: it
 -- decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
-        AND known.refund_reserved_cents + known.refunded_cents = 0
+        AND known.refund_reserved_cents + known.refunded_cents = 0 AND known.reversed_outside IS NULL
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
             OR known.conflict_id = excluded.subject_id)
         AND (known.announced_at IS NULL OR excluded.announced_at IS NOT NULL))

@@ -35,6 +35,8 @@ def fields(row: Values, shortcode: str, witnesses: Sequence[Mapping[str, Any]]) 
         "kind": row["category"],
         "amount": cents(row["amount_cents"]),
         "fee": cents(row["fee_cents"]),
+        "refunded_amount": cents(row["refunded_cents"]),
+        "reversed": row["reversed_outside"],
         "currency": "KES",
         "receipt": row["receipt"],
         "account_number": row["account_number"],
@@ -50,7 +52,19 @@ def allocation_view(row: Values) -> AllocationView:
     return AllocationView(allocated_to=to, by=row["by"], at=row["at"], note=row["note"])
 
 
-_PLAIN = ("id", "env", "shortcode", "direction", "kind", "amount", "fee", "currency", "receipt", "account_number")
+_PLAIN = (
+    "id",
+    "env",
+    "shortcode",
+    "direction",
+    "kind",
+    "amount",
+    "fee",
+    "refunded_amount",
+    "currency",
+    "receipt",
+    "account_number",
+)
 
 EXPORTED = (*_PLAIN, "payer_phone", "payer_name", "occurred_at", "allocated_to_type", "allocated_to_id", "first_source")
 """The columns of the CSV file."""

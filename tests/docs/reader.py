@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequ
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -21,10 +22,10 @@ from mpesa_gateway.commands.session import RUNNING_CONFIG
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.migrator import migrate
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.standalone.sample_credentials import CREDENTIALS
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import Api
 from tests.docs.blocks import Block
+from tests.docs.blocks import blocks as blocks_of
 from tests.docs.claims import READERS, complaints, noted
 from tests.docs.how import How, Job, Page
 from tests.docs.shell import Broken, Shell, terminal
@@ -41,6 +42,12 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".bench", ".hypothesis", ".
 def copied(checkout: Path) -> None:
     """Copy the files of a checkout into this new folder."""
     shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
+
+
+def quickstart_credentials() -> Any:
+    """Return the credentials that a reader of the quickstart has stored. No page may need more unless it stores it."""
+    (shown,) = [one.text for one in blocks_of("docs/quickstart.md") if "/v1/merchant/providers" in one.text]
+    return json.loads(shown[shown.index("'{") + 1 : shown.rindex("}'") + 1])
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,9 @@ class Demo:
         return environ | ours | {"PATH": f"{forks.command()}{os.pathsep}{environ['PATH']}"}
 
     async def is_as_it_was(self) -> None:
-        """Undo the changes of a previous page: store `up`'s credentials, remove the webhook."""
+        """Undo the changes of a previous page: store the quickstart's credentials, remove the webhook."""
         api = Api(self.url, self.key)
-        stored = await api.call("PUT", "/v1/merchant/providers", CREDENTIALS)
+        stored = await api.call("PUT", "/v1/merchant/providers", quickstart_credentials())
         removed = await api.call("DELETE", "/v1/merchant/webhook")
         await api.close()
         assert (stored.status, stored.data["provider"]) == (200, "mpesa")

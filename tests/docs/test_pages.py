@@ -37,6 +37,14 @@ async def test_page_blocks_run_as_shown(page: str, demo: Demo, tmp_path: Path) -
     await read(blocks(page), PAGES.get(page, Page()), tmp_path, demo.environ, demo=demo)
 
 
+@pytest.mark.parametrize("page", SHOWING)
+def test_page_waits_end_by_themselves(page: str) -> None:
+    """A reader whose step went wrong sees the prompt again: `for … && break`, never `until` or `while`."""
+    assert [
+        str(block) for block in blocks(page) if re.search(r"^\s*(until|while) .*\bdo\b", block.text, re.MULTILINE)
+    ] == []
+
+
 def test_block_table_names_only_existing_blocks() -> None:
     unused = [
         (page, how.begins)

@@ -17,7 +17,9 @@ $$;
 -- amount_cents is NULL if no report states a readable amount. merchant_id is the merchant of the subject or conflict,
 -- otherwise the receiver's owner, otherwise the merchant that reported the money. subject_kind 'resolved' is money that a
 -- person marked as dealt with; its subject is the row itself. announce_at is when transaction.received is due, announced_at
--- when it was published. refund_* are of refunds without a payment.
+-- when it was published. refund_* are of refunds without a payment. reversed_outside: M-Pesa returned the money, whole or
+-- in part, without a refund of the gateway; refunded_cents has as much as is known. Money out with subject_kind
+-- 'transaction' returned the money in that is its subject.
 CREATE TABLE transaction (
     transaction_id uuid PRIMARY KEY CHECK (has_prefix(transaction_id, 'txn')),
     receiver_id uuid NOT NULL,
@@ -40,6 +42,7 @@ CREATE TABLE transaction (
     payer_name text,
     account_number text,
     subject_kind text,
+    reversed_outside text CHECK (reversed_outside IN ('whole', 'part')),
     first_source text NOT NULL CHECK (first_source <> ''),
     -- The kind that merchants see: money_category() of the row.
     category text NOT NULL DEFAULT 'other'
@@ -48,6 +51,10 @@ CREATE TABLE transaction (
     CONSTRAINT transaction_refunds_fit CHECK (refund_reserved_cents + refunded_cents <= COALESCE(amount_cents, 0)),
     CONSTRAINT transaction_payments_refund_themselves CHECK (refund_reserved_cents + refunded_cents = 0
         OR (direction = 'in' AND subject_kind IS DISTINCT FROM 'payment')),
+    CONSTRAINT transaction_reversed_outside_is_money_in CHECK (reversed_outside IS NULL OR (direction = 'in'
+        AND subject_kind IS DISTINCT FROM 'payment' AND refund_reserved_cents = 0
+        AND (reversed_outside = 'part' OR refunded_cents = COALESCE(amount_cents, 0)))),
+    CONSTRAINT transaction_returns_money_in CHECK (subject_kind <> 'transaction' OR direction = 'out'),
     CONSTRAINT transaction_resolved_is_its_own_subject
         CHECK (subject_kind <> 'resolved' OR subject_id = transaction_id),
     CONSTRAINT transaction_announced_once CHECK (num_nonnulls(announce_at, announced_at) <= 1),
@@ -56,6 +63,7 @@ CREATE TABLE transaction (
 );
 CREATE UNIQUE INDEX transaction_subject ON transaction (subject_id)
     WHERE subject_kind IN ('payment', 'refund', 'payout');
+CREATE INDEX transaction_returns ON transaction (subject_id) WHERE subject_kind = 'transaction';
 CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id IS NOT NULL;
 -- For recent unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
@@ -86,7 +94,7 @@ CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'a receipt pays for one thing');
 CREATE TRIGGER transaction_refunded_is_not_allocated AFTER UPDATE OF subject_kind, subject_id ON transaction
     FOR EACH ROW WHEN (OLD.subject_id IS NULL AND NEW.subject_id IS NOT NULL AND (NEW.refund_reserved_cents > 0
-        OR (NEW.refunded_cents > 0 AND NEW.subject_kind <> 'resolved')))
+        OR ((NEW.refunded_cents > 0 OR NEW.reversed_outside IS NOT NULL) AND NEW.subject_kind <> 'resolved')))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'refunded money pays for nothing');
 CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
 

@@ -12,6 +12,7 @@ from tests.plugins.transactions.test_allocations import NUMBER, Desk, desk
 
 __all__ = ["desk"]
 
+PAY_BILL = "c2b-pay-bill-debit"
 RECEIVED = "transaction.received"
 
 
@@ -67,7 +68,7 @@ async def test_held_money_that_stays_unallocated_is_announced_when_its_time_come
     await desk.api.pay("254700000020", 500, key="a")
     await desk.receive(desk.report("TKN0000001"))
     # A statement's line is held until its page is matched.
-    await desk.record(desk.report("TKN0000002", source="pull", amount_cents=900))
+    await desk.record(desk.report("TKN0000002", source="pull", kind=PAY_BILL, amount_cents=900))
     assert await desk.events(RECEIVED) == []
     await make_due(desk)
     assert await sweep(desk) == 2
@@ -76,7 +77,7 @@ async def test_held_money_that_stays_unallocated_is_announced_when_its_time_come
 
 
 async def test_sweep_offers_lines_of_statements_to_the_rules(desk: Desk) -> None:
-    await desk.record(desk.report("TKN0000001", source="pull", account_number="RENT"))
+    await desk.record(desk.report("TKN0000001", source="pull", kind=PAY_BILL, account_number="RENT"))
     await make_due(desk)
     assert await sweep(desk) == 1
     assert await desk.events(RECEIVED) == []
@@ -87,7 +88,12 @@ async def test_sweep_offers_lines_of_statements_to_the_rules(desk: Desk) -> None
 async def test_sweep_continues_after_a_transaction_that_fails(desk: Desk) -> None:
     for number in range(3):
         await desk.record(
-            desk.report(f"TKN000000{number}", source="pull", account_number="BROKEN" if number == 1 else None)
+            desk.report(
+                f"TKN000000{number}",
+                source="pull",
+                kind="c2b-pay-bill-debit",
+                account_number="BROKEN" if number == 1 else None,
+            )
         )
     await make_due(desk)
     assert await sweep(desk) == 2

@@ -53,6 +53,11 @@ CASES = {
         LOOSE % ("refund_reserved_cents = 100", f"'resolved', {literal('txn', 2)}"),
         LOOSE % ("refunded_cents = 100", f"'account_number', {literal('acc', 1)}"),
     ],
+    "transaction_reversed_outside_is_money_in": [
+        CHANGE % "reversed_outside = 'part'",
+        LOOSE.rpartition(";")[0] % "reversed_outside = 'whole', refunded_cents = 100",
+    ],
+    "transaction_returns_money_in": [SECOND % ("'TKN0000002'", f"'transaction', {literal('txn', 1)}")],
     "transaction_resolved_is_its_own_subject": [
         SECOND % ("'TKN0000002'", f"'resolved', {literal('txn', 3)}"),
     ],

@@ -121,7 +121,7 @@ async def test_replayed_delivery_survives_a_change_of_endpoint(merchant: Webhook
     assert await merchant.statuses() == {event: "delivered"}
 
 
-TRANSACTIONS = ("transaction.received", "transaction.refunded")
+TRANSACTIONS = ("transaction.received", "transaction.refunded", "transaction.reversed")
 
 
 async def test_choice_without_events_about_money_is_shown_to_operators(merchant: WebhookMerchant) -> None:
