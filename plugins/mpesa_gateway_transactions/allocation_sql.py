@@ -46,7 +46,7 @@ OF_RECEIPT = f"""
 {_WITH_RECEIVER} WHERE transaction.env = $1 AND direction IN ('in', 'out') AND receipt = $2 ORDER BY direction LIMIT 1
 """
 
-# raw SQL: expression
+# raw SQL: join
 SHOWN_IN = """
 SELECT subject_id, kind, first_source || ARRAY(SELECT source FROM transaction_witness AS witness
     WHERE witness.transaction_id = transaction.transaction_id AND detail IS NULL) AS sources
