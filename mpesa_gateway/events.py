@@ -30,6 +30,9 @@ class PublicEvent(Event, frozen=True, kw_only=True):
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
 
+    CONSTANTS: ClassVar[frozenset[str]] = frozenset()
+    """Values that most events of this kind have, and no personal ones: they are stored once for all."""
+
     reports_money: ClassVar[bool] = False
     """True for moved money: operators are warned of an endpoint that does not take this event."""
 

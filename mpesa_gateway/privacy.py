@@ -34,10 +34,10 @@ WHERE subject_id = ANY($1::uuid[]) AND done_at IS NULL LIMIT 1
 """
 
 EVENTS_OF = """
-SELECT event_id, payload::text AS payload, body FROM event WHERE subject_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+SELECT event_id, payload::text AS payload, event.body FROM event WHERE subject_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
 """
 
-CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE event_id = $1"
+CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, form_id = NULL, stored_body = $3 WHERE event_id = $1"
 
 
 LOCKS = "SET LOCAL lock_timeout = '200ms'"

@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from valkey.asyncio.connection import AbstractConnection
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.db import forms
 from mpesa_gateway.testing.fixtures import ServedGateway
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
@@ -141,6 +142,15 @@ def real_hasher() -> Iterator[PasswordHasher]:
     real = passwords._hasher  # pyright: ignore[reportPrivateUsage] - what the tests replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passwords, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield real
+
+
+@pytest.fixture(autouse=True, scope="session")
+def real_learnt_after() -> Iterator[int]:
+    """Store forms of bodies with their first body, so that tests read short bodies. Returns the product's number."""
+    real = forms.LEARNT_AFTER
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "LEARNT_AFTER", 1)
         yield real
 
 

@@ -256,7 +256,7 @@ async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> 
 async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endpoint) -> None:
     """Every event reached the merchant, under one id with identical bytes, signed; records the longest delay."""
     delivered = endpoint.delivered()
-    rows = await gateway.db.fetch("SELECT id_text(event_id) AS event_id, body FROM event WHERE is_public")
+    rows = await gateway.db.fetch("SELECT id_text(event_id) AS event_id, event.body FROM event WHERE is_public")
     bodies = {row["event_id"]: row["body"].encode() for row in rows}
     findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in delivered])
     findings.note(

@@ -240,7 +240,7 @@ ORDER BY a.attnum
 
 
 async def read_rows(connection: Any, table: str) -> Rows:
-    """Return all rows of a table in physical order."""
+    """Return all rows of a table in the order of their ids, in which they were made: updates move rows."""
     found = Rows([Column(*row) for row in await connection.fetch(_COLUMNS, SCHEMA, table)])
     names = ", ".join(f'"{column.name}"' for column in found.columns)
     content = bytearray()
@@ -251,6 +251,10 @@ async def read_rows(connection: Any, table: str) -> Rows:
     query = f'SELECT {names} FROM "{table}" ORDER BY tableoid, ctid'  # noqa: S608 - names from the catalogue
     await connection.copy_from_query(query, output=keep)
     found.fields = [line.split("\t") for line in content.decode().split("\n")[:-1]]
+    for place, column in enumerate(found.columns):
+        if column.type == "uuid" and _is_distinct(found, _values(found, place)):
+            found.fields.sort(key=lambda fields: fields[place])
+            break
     return found
 
 

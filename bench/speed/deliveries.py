@@ -37,7 +37,7 @@ WITH made AS (
         ($3::uuid[])[1 + n % cardinality($3::uuid[])] AS merchant_id
     FROM generate_series(1, $2::bigint) AS n
 ), event AS (
-    INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+    INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
     SELECT event_id, 'payment.completed', merchant_id, 'sandbox', payment_id, now(), true, NULL,
         '{{"id": "' || event_id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}}'
     FROM made

@@ -102,8 +102,8 @@ FROM generate_series(1, $2::bigint) AS n
     (
         "callback",
         """
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
-    verdict, applied_at, merchant_id)
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code,
+    stored_body, verdict, applied_at, merchant_id)
 SELECT ID[cbk], 'stk', substr(sha256(('c' || n)::bytea), 1, 16), AT, '127.0.0.1', 'sandbox', ID[pay], 'ws_CO_seed' || n,
     '0', repeat('x', 400), 'applied', AT, $1
 FROM generate_series(1, $2::bigint) AS n
@@ -112,7 +112,7 @@ FROM generate_series(1, $2::bigint) AS n
     (
         "event",
         """
-INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
 SELECT ID[evt], CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, 'sandbox', ID[pay],
     AT, true, NULL, repeat('x', 700)
 FROM generate_series(1, $2::bigint) AS n

@@ -98,5 +98,7 @@ class CallbackKind:
     """Answers a question of Safaricom's. The body is neither read as a callback nor stored."""
     personal: frozenset[str] = frozenset()
     """Fields of the body that an erasure replaces, as they show the payer in no searchable form."""
+    constants: frozenset[str] = frozenset()
+    """Values that most bodies have, and no personal ones: they are stored once for all."""
     is_apart: bool = False
     """True if its callbacks share a transaction with no other kind."""

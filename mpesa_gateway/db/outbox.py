@@ -8,11 +8,14 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import structlog
 
-from mpesa_gateway.clock import Clock, rfc3339
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.correlation import context_of, use_context
 from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.event_bodies import body_of
+from mpesa_gateway.db.forms import BodyForms
 from mpesa_gateway.db.json_codec import dumps, loads, plain
+from mpesa_gateway.db.named import Named
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
@@ -29,17 +32,21 @@ PAUSES = (5, 30, 120, 600, 1800, 3600)
 """Seconds between retries; the last value repeats."""
 
 # raw SQL: hot path - each event is stored, claimed and settled.
-INSERT_EVENTS = """
-INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
-SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
-FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[])
-    AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
+INSERT_EVENTS = Named("""
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, form_id,
+    stored_body)
+SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, form.form_id,
+    CASE WHEN form.form_id IS NULL THEN body ELSE body_values END
+FROM unnest($event_id::uuid[], $kind::text[], $merchant_id::uuid[], $env::text[], $subject_id::uuid[],
+        $occurred_at::timestamptz[], $payload::text[], $body::text[], $form_id::integer[], $body_values::text[])
+    AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body, form_id, body_values)
+    LEFT JOIN body_form AS form ON form.form_id = t.form_id
 ORDER BY event_id
 RETURNING event_id
-"""
+""")
 
 FIND_EVENT = """
-SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body FROM event WHERE event_id = $1
+SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, event.body FROM event WHERE event_id = $1
 """
 
 INSERT_TASKS = """
@@ -111,6 +118,7 @@ class Outbox:
         self._jobs = jobs
         self._event_type = event_type
         self._context = context
+        self._forms = BodyForms(db)
         self._subscribers = list(subscribers)
         names = [subscriber.name for subscriber in self._subscribers if not subscriber.inside]
         for name in names:
@@ -152,17 +160,27 @@ class Outbox:
 
     async def _write(self, events: Sequence[Event]) -> None:
         if events:
-            args = (
-                [event.event_id for event in events],
-                [event.kind for event in events],
-                [event.merchant_id or None for event in events],
-                [event.env for event in events],
-                [event.subject_id or None for event in events],
-                [event.occurred_at for event in events],
-                [payload_of(event) for event in events],
-                [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
+            bodies = await self._forms.shorten(
+                [body_of(event) if isinstance(event, PublicEvent) else None for event in events]
             )
-            await self._db.defer(DeferredWrite(INSERT_EVENTS, args))
+            sql, *args = INSERT_EVENTS.bind_rows(
+                [
+                    {
+                        "event_id": event.event_id,
+                        "kind": event.kind,
+                        "merchant_id": event.merchant_id or None,
+                        "env": event.env,
+                        "subject_id": event.subject_id or None,
+                        "occurred_at": event.occurred_at,
+                        "payload": payload_of(event),
+                        "body": body.text,
+                        "form_id": body.form_id,
+                        "body_values": body.values,
+                    }
+                    for event, body in zip(events, bodies, strict=True)
+                ]
+            )
+            await self._db.defer(DeferredWrite(sql, tuple(args)))
 
     async def _insert_tasks(self, owed: Sequence[tuple[Event, str]]) -> None:
         args = (
@@ -232,19 +250,6 @@ class Outbox:
             event_id, subscriber = row["event_id"], row["subscriber"]
             await self._jobs.enqueue(HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber)
         return len(rows)
-
-
-def public_body(event: PublicEvent) -> str:
-    """Return the webhook body, identical for every delivery and attempt."""
-    return msgspec.json.encode(
-        {
-            "id": event.event_id,
-            "type": event.kind,
-            "env": event.env,
-            "created_at": rfc3339(event.occurred_at),
-            "data": {"env": event.env} | event.data(),
-        }
-    ).decode()
 
 
 _COLUMNS = frozenset(Event.__struct_fields__)

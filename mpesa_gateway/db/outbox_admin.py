@@ -8,13 +8,14 @@ from piccolo.table import Table
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.event_bodies import TEMPLATE
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage, OperatorQuery
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import require_found
 
 
 class EventRow(Table, tablename="event"):
-    """``payload`` holds the fields that ``body`` lacks."""
+    """``payload`` holds the fields that the body lacks: `event_bodies.text_of`."""
 
     event_id = Text(primary_key=True)
     kind = Text()
@@ -24,7 +25,8 @@ class EventRow(Table, tablename="event"):
     occurred_at = Timestamptz()
     is_public = Boolean()
     payload = JSONB(null=True, default=None)
-    body = Text(null=True, default=None)
+    form_id = Integer(null=True, default=None)
+    stored_body = Text(null=True, default=None)
 
 
 class EventTaskRow(Table, tablename="event_task"):
@@ -39,13 +41,15 @@ class EventTaskRow(Table, tablename="event_task"):
     done_at = Timestamptz(null=True, default=None)
 
 
-EVENTS = KeysetList(table="event", key="event_id", prefix="evt")
+EVENTS = KeysetList(table="event", key="event_id", prefix="evt", columns=f"event.*, {TEMPLATE}")
 
 STUCK_ATTEMPTS = 3
 """Failed tries before a task is reported."""
 
 # raw SQL: join - an event with its merchant, a subscriber's task with its event.
-_FIND = "SELECT event.*, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
+_FIND = (
+    "SELECT event.*, event.body, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
+)
 
 _STUCK = """
 SELECT event_task.*, event.kind FROM event_task JOIN event USING (event_id)

@@ -64,7 +64,8 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
             await gateway.db.run(
                 CallbackRow.update(
                     {
-                        CallbackRow.body: body,
+                        CallbackRow.form_id: None,
+                        CallbackRow.stored_body: body,
                         CallbackRow.body_bytes: None,
                         CallbackRow.handle: handle,
                         CallbackRow.fingerprint: gateway.ids.token(16),

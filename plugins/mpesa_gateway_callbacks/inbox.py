@@ -17,6 +17,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.correlation import current_context, use_context, use_job_contexts
 from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Database, reserve
+from mpesa_gateway.db.forms import BodyForms
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
@@ -74,6 +75,7 @@ class CallbackInbox:
         self._dispatcher = dispatcher
         self._refusals = refusals
         self._kinds = kinds
+        self._forms = BodyForms(db)
         self._repetitions = RepetitionCounter(db)
         for values in label_values(kinds.names):
             counter.labels(*values)
@@ -238,8 +240,14 @@ class CallbackInbox:
         self, arrivals: Sequence[VerifiedCallback], verdicts: Mapping[str, Verdict], now: datetime
     ) -> None:
         """Defer writing these callbacks. The commit raises ConcurrentUpdate if one is a duplicate."""
+        bodies = await self._forms.shorten([arrival.body(self._kinds) for arrival in arrivals])
         sql, *args = tables.KEEP.bind_rows(
-            [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
+            [
+                arrival.columns()
+                | {"body": body.text, "form_id": body.form_id, "body_values": body.values}
+                | {"is_applied": verdicts[arrival.callback_id] == "applied"}
+                for arrival, body in zip(arrivals, bodies, strict=True)
+            ],
             received_at=now,
             due_at=now + timedelta(seconds=RETRY_PAUSES[0]),
         )

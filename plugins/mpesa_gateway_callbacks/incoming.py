@@ -11,6 +11,7 @@ import structlog
 
 from mpesa_gateway.correlation import RequestContext
 from mpesa_gateway.daraja.wire import ContradictoryCallback, InvalidCallback, to_stored_text
+from mpesa_gateway.db.forms import Body
 from mpesa_gateway.logs import trace
 from mpesa_gateway_callbacks.callback_kinds import CallbackKinds, ParsedCallback
 from mpesa_gateway_callbacks.errors import DuplicateFieldRejected, ShapeRejected
@@ -86,11 +87,15 @@ class VerifiedCallback:
             "subject_id": subject.subject_id if subject else None,
             "handle": self.parsed.handle,
             "result_code": self.parsed.result_code,
-            "body": self.text,
             "merchant_id": (subject.merchant_id or None) if subject else None,
             "signature": "verified" if self.is_signed else "none",
             "body_bytes": self.raw,
         }
+
+    def body(self, kinds: CallbackKinds) -> Body:
+        """Return the body to store."""
+        kind = kinds.get(self.incoming.kind)
+        return Body(self.text, frozenset() if kind is None else kind.constants, (self.parsed.handle,))
 
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
         return {

@@ -147,7 +147,11 @@ class CallbackOperatorService:
     async def find(self, callback_id: str) -> Found:
         """Return one accepted callback. Raises NotFound."""
         row: Found = require_found(
-            await self._db.run(CallbackRow.select().where(CallbackRow.callback_id == callback_id).first()),
+            await self._db.run(
+                CallbackRow.select(*CallbackRow.all_columns(), tables.BODY)
+                .where(CallbackRow.callback_id == callback_id)
+                .first()
+            ),
             "there is no such callback",
         )
         return row

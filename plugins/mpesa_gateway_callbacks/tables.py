@@ -1,6 +1,7 @@
 """Tables and queries of the inbox."""
 
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
+from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from mpesa_gateway.db.keyset import KeysetList
@@ -19,7 +20,8 @@ class CallbackRow(Table, tablename="callback"):
     subject_id = Text()
     handle = Text()
     result_code = Text()
-    body = Text()
+    form_id = Integer(null=True, default=None)
+    stored_body = Text()
     repeats = Integer()
     verdict = Text()
     applied_at = Timestamptz(null=True, default=None)
@@ -28,6 +30,10 @@ class CallbackRow(Table, tablename="callback"):
     merchant_id = Text()
     signature = Text()
     body_bytes = Bytea(null=True, default=None)
+
+
+BODY = QueryString('"callback".body', alias="body")
+"""The text as it came."""
 
 
 class RefusedRow(Table, tablename="refused_callback"):
@@ -59,18 +65,20 @@ class RefusedRow(Table, tablename="refused_callback"):
 # raw SQL: aggregate - counts for operators.
 
 KEEP = Named("""
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
-    merchant_id, signature, body_bytes, verdict, applied_at, due_at)
-SELECT callback_id, kind, fingerprint, $received_at::timestamptz, source, env, subject_id, handle, result_code, body,
-    merchant_id, signature, body_bytes,
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code,
+    form_id, stored_body, merchant_id, signature, body_bytes, verdict, applied_at, due_at)
+SELECT callback_id, kind, fingerprint, $received_at::timestamptz, source, env, subject_id, handle, result_code,
+    form.form_id, CASE WHEN form.form_id IS NULL THEN body ELSE body_values END, merchant_id, signature, body_bytes,
     CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END,
     CASE WHEN is_applied THEN $received_at::timestamptz END,
     CASE WHEN NOT is_applied THEN $due_at::timestamptz END
 FROM unnest($callback_id::uuid[], $kind::text[], $fingerprint::bytea[], $source::text[], $env::text[],
     $subject_id::uuid[], $handle::text[], $result_code::text[], $body::text[], $merchant_id::uuid[],
-    $signature::text[], $is_applied::boolean[], $body_bytes::bytea[])
+    $signature::text[], $is_applied::boolean[], $body_bytes::bytea[], $form_id::integer[],
+    $body_values::text[])
     AS t(callback_id, kind, fingerprint, source, env, subject_id, handle, result_code, body, merchant_id, signature,
-    is_applied, body_bytes)
+    is_applied, body_bytes, form_id, body_values)
+    LEFT JOIN body_form AS form ON form.form_id = t.form_id
 -- A fixed order, so that two processes with the same callbacks cannot deadlock.
 ORDER BY fingerprint
 ON CONFLICT (fingerprint) DO NOTHING
@@ -111,7 +119,7 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 """
 
 WAITING_FOR = """
-SELECT callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at FROM callback
+SELECT callback_id, kind, env, merchant_id, subject_id, source, callback.body, body_bytes, received_at FROM callback
 WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY callback_id
 """
 """Takes no lock: every path locks the subject before the callback."""
@@ -126,11 +134,12 @@ WHERE callback_id IN (
     SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at <= $1
     ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
 )
-RETURNING callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at, tries
+RETURNING callback_id, kind, env, merchant_id, subject_id, source, callback.body, body_bytes, received_at, tries
 """
 
-_SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code, left(body, 65536) AS body,
-    repeats, verdict, applied_at, merchant_id, signature"""
+_SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code,
+    left(body_text(form_id, stored_body, ARRAY[handle]), 65536) AS body, repeats, verdict,
+    applied_at, merchant_id, signature"""
 
 _ABOUT = """
 SELECT {0} FROM (
@@ -202,14 +211,14 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 """
 
 OF_CASE = """
-SELECT callback_id, kind, received_at, merchant_id, subject_id, handle, verdict, body FROM callback
+SELECT callback_id, kind, received_at, merchant_id, subject_id, handle, verdict, callback.body FROM callback
 WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[])
     OR (handle = ANY($2::text[]) AND handle <> '' AND (subject_id IS NULL OR merchant_id IS NULL))
 FOR UPDATE NOWAIT
 """
 
 WITH_NUMBER = """
-SELECT callback_id, CASE WHEN COALESCE(merchant_id = $1, true) AND body LIKE $2 THEN body END AS body
+SELECT callback_id, CASE WHEN COALESCE(merchant_id = $1, true) AND stored_body LIKE $2 THEN callback.body END AS body
 FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 """
 """Scans ``$4`` callbacks, and returns the bodies that may contain the number."""

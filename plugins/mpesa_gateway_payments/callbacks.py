@@ -8,6 +8,7 @@ from mpesa_gateway.daraja.provider_text import provider_text
 from mpesa_gateway.daraja.wire import ResultCallback, read_moments, read_receipt, read_stk_callback
 from mpesa_gateway_callbacks.api import RESULT_CODE, described, result_kinds
 from mpesa_gateway_payments.events import StatusResulted, StkResulted
+from mpesa_gateway_payments.result_codes import SUCCESS_TEXT
 
 STK_BODY: dict[str, Any] = {
     "type": "object",
@@ -107,6 +108,9 @@ CALLBACKS = (
         examples={"stk": _STK_EXAMPLE},
         matches=_is_stk,
         can_be_queried=True,
+        constants=frozenset(
+            {"0", SUCCESS_TEXT, "Amount", "MpesaReceiptNumber", "Balance", "TransactionDate", "PhoneNumber"}
+        ),
     ),
     *result_kinds("status", "transactionstatus", StatusResulted, _read_status),
 )

@@ -9,6 +9,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.events import QueryResulted
+from mpesa_gateway_payments.result_codes import SUCCESS_TEXT
 
 
 class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
         "created_at": "2026-11-23T10:15:09.120000Z",
         "completed_at": "2026-11-23T10:15:12.000000Z",
     }
+
+    CONSTANTS: ClassVar[frozenset[str]] = frozenset({"KES", "mpesa", "completed", "failed", "0", SUCCESS_TEXT})
 
     payment_id: str
     amount: str

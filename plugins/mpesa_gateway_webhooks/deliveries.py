@@ -9,6 +9,7 @@ import msgspec
 from mpesa_gateway.correlation import RequestContext, context_of
 from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.event_bodies import EVENT_BODY, text_of
 from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.db.outbox_admin import EVENTS, EventRow, public_events
 from mpesa_gateway.env import Env
@@ -174,7 +175,7 @@ class DeliveryService:
         """Return an event. Raises NotFound."""
         row = require_found(
             await self._db.run(
-                EventRow.select(EventRow.body)
+                EventRow.select(EVENT_BODY)
                 .where(
                     EventRow.merchant_id == merchant_id,
                     EventRow.env == env,
@@ -259,4 +260,4 @@ def _view(row: Row | Mapping[str, Any]) -> DeliveryView:
 
 
 def _event(row: Row) -> EventBody:
-    return msgspec.json.decode(row["body"], type=EventBody)
+    return msgspec.json.decode(text_of(row), type=EventBody)

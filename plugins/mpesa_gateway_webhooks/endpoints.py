@@ -8,7 +8,7 @@ import msgspec
 from piccolo.columns import Column
 
 from mpesa_gateway.bulkhead import Bulkhead
-from mpesa_gateway.db.outbox import public_body
+from mpesa_gateway.db.event_bodies import public_body
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, check_fields
 from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, normal_url

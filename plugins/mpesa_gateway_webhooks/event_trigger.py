@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 import niquests
 
+from mpesa_gateway.db.event_bodies import EVENT_BODY
 from mpesa_gateway.db.outbox_admin import EventRow
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.runtime import Runtime
@@ -113,7 +114,7 @@ class EventTrigger:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             for row in await self._runtime.db.run(
-                EventRow.select(EventRow.event_id, EventRow.body)
+                EventRow.select(EventRow.event_id, EVENT_BODY)
                 .where(
                     EventRow.merchant_id == self._merchant.merchant_id,
                     EventRow.env == "sandbox",

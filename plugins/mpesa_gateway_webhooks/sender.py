@@ -15,6 +15,7 @@ from opentelemetry.trace import Span
 from mpesa_gateway.batching import Batcher
 from mpesa_gateway.correlation import context_of, use_context
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.event_bodies import text_of
 from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, EgressResponse
 from mpesa_gateway.logs import trace
 from mpesa_gateway.runtime import Runtime
@@ -261,7 +262,7 @@ class DeliverySender:
 
     async def _send(self, row: Row) -> EgressResponse | EgressFailed | EgressBusy:
         now = self._runtime.clock.now()
-        body = row["body"].encode()
+        body = text_of(row).encode()
         merchant_id = row["merchant_id"]
         secrets = [self._endpoints.open(merchant_id, row["secret"])]
         if row["previous_secret"] is not None and row["previous_until"] > now:

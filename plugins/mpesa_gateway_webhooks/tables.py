@@ -3,6 +3,7 @@
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.event_bodies import TEMPLATE
 from mpesa_gateway.db.keyset import KeysetList
 
 DELIVERIES = KeysetList(table="delivery", key="delivery_id", prefix="dlv")
@@ -83,19 +84,20 @@ WHERE delivery_id IN (
     AND webhook_endpoint.endpoint_id = delivery.endpoint_id AND event.event_id = delivery.event_id
     AND merchant.merchant_id = delivery.merchant_id
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
-    delivery.payment_id, delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret,
-    webhook_endpoint.previous_secret, webhook_endpoint.previous_until, webhook_endpoint.is_active,
-    webhook_endpoint.address_id, webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env,
-    merchant.is_active AS merchant_is_active
+    delivery.payment_id, delivery.attempts, event.stored_body, event.subject_id, event.occurred_at, {template},
+    webhook_endpoint.url, webhook_endpoint.secret, webhook_endpoint.previous_secret,
+    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.address_id, webhook_endpoint.failures,
+    webhook_endpoint.closed_until, delivery.env, merchant.is_active AS merchant_is_active
 """
 
 CLAIM = _CLAIM.format(
     "(SELECT unnest($1::uuid[]) AS delivery_id LIMIT cardinality($1)) AS these JOIN delivery USING (delivery_id)"
     " WHERE endpoint_id <> ALL($4::uuid[])",
     "",
+    template=TEMPLATE,
 )
 
-CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY due_at LIMIT $4")
+CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY due_at LIMIT $4", template=TEMPLATE)
 
 RELEASE = """
 UPDATE delivery SET leased_until = NULL
@@ -305,7 +307,7 @@ FOR UPDATE OF attempt NOWAIT
 """
 
 EVENTS_SINCE = """
-SELECT event_id, kind, occurred_at, body FROM event
+SELECT event_id, kind, occurred_at, event.body FROM event
 WHERE merchant_id = $1 AND env = $6 AND is_public AND event_id >= $2 AND kind = ANY($3::text[])
     AND event_id <> ALL($4::uuid[])
 ORDER BY event_id LIMIT $5

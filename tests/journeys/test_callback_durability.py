@@ -76,7 +76,7 @@ class Sender:
 
 async def stored(gateway: Gateway) -> Counter[str]:
     """Return the receipts in the inbox."""
-    rows = await gateway.db.fetch("SELECT body FROM callback")
+    rows = await gateway.db.fetch("SELECT callback.body FROM callback")
     return Counter(_receipt(json.loads(row["body"])) for row in rows)
 
 

@@ -384,7 +384,12 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         },
     ),
     "an event that was changed": (
-        ["""UPDATE event SET body = replace(body, '"amount"', '"Amount"') WHERE event_id = {told}"""],
+        [
+            """
+            UPDATE event SET form_id = NULL, stored_body = replace(event.body, '"amount"', '"Amount"')
+            WHERE event_id = {told}
+            """
+        ],
         {"untold: a webhook that differs from its event"},
     ),
     "a payment with another status": (
@@ -399,7 +404,12 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {"untold: Every mismatch of a payment was published to its merchant, not so"},
     ),
     "a refund without a webhook": (
-        ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],
+        [
+            """
+            DELETE FROM event WHERE kind = 'payment.reversed'
+                AND event.body::jsonb->'data'->>'refund_id' = id_text({refund})
+            """
+        ],
         {"untold: A refund that went through has exactly one event payment.reversed or transaction.refunded, not so"},
     ),
     "rows that no job processes": (

@@ -66,6 +66,7 @@ UNPLAYED = {
 PLAIN = {
     "audit_checkpoint": "written by audit_cut() alone, which one process at a time runs",
     "audit_policy": "written by a migration",
+    "body_form": "inserted one row at a time, never changed",
     "gateway_secret": "written one row at a time",
     "migration": "written by one process at a time",
     "ops_note": "written one row at a time",

@@ -136,8 +136,8 @@ async def set_checkout_id(harness: Harness, payment: dict[str, Any]) -> str:
     for change in (
         "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
         "UPDATE payment SET checkout_request_id = $2 WHERE checkout_request_id = $1",
-        "UPDATE callback SET handle = replace(handle, $1, $2), body = replace(body, $1, $2)",
-        "UPDATE event SET body = replace(body, $1, $2)",
+        "UPDATE callback SET handle = replace(handle, $1, $2), stored_body = replace(stored_body, $1, $2)",
+        "UPDATE event SET stored_body = replace(stored_body, $1, $2)",
     ):
         await db.execute(change, payment["provider_ref"], name)
     return name
@@ -148,8 +148,8 @@ async def receive_unmatched(harness: Harness, days: int) -> None:
     at = harness.gateway.clock.now() - timedelta(days=days)
     await harness.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, 'ws_CO_0', "
-        "'0', $3, 'unmatched')",
+        "stored_body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, "
+        "'ws_CO_0', '0', $3, 'unmatched')",
         identifier("cbk", days, at=at),
         at,
         f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
@@ -495,7 +495,7 @@ async def test_status_query_by_receipt_keeps_no_number_of_an_erased_payer(
         await queried_by_receipt(harness, payment, payment["receipt"], text)
         # A host may state the reference that it expects. Callbacks are deleted earlier than queries.
         await harness.gateway.db.execute("UPDATE status_check SET payment_id = NULL, reference = '0711000001'")
-        await harness.gateway.db.execute("UPDATE callback SET body = '{}'")
+        await harness.gateway.db.execute("UPDATE callback SET form_id = NULL, stored_body = '{}'")
     advance_clock(harness, timedelta(hours=60))
     assert (await erase(harness)).left == []
     if is_late:

@@ -500,7 +500,7 @@ async def test_mutilated_callbacks_cause_no_server_error(harness: Harness, seed:
         for answer, (url, body) in zip(answers, posted[start:], strict=False):
             assert answer.status in {200, 403, 413, 422}, (answer.body, url, body)
     # Every accepted callback was also parsed: a failing subscriber leaves its callback pending.
-    stuck = await db.fetch("SELECT kind, body FROM callback WHERE verdict = 'waiting'")
+    stuck = await db.fetch("SELECT kind, callback.body FROM callback WHERE verdict = 'waiting'")
     assert [(found["kind"], found["body"]) for found in stuck] == []
 
 

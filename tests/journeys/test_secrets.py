@@ -575,7 +575,7 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
             seen.setdefault(place, set()).add(number)
     documented = documented_columns()
     assert set(seen) - documented == set()
-    assert {"payment.phone", "callback.body", "event.body", "shortcode.nominated_number"} <= set(seen)
+    assert {"payment.phone", "callback.stored_body", "event.stored_body", "shortcode.nominated_number"} <= set(seen)
     columns = {place async for place, _ in rows_of(site.database_url)}
     # The claim is settled, the events contain only what their webhooks contain, no status query concerned a statement
     # line with a payer, and no report of this journey names one.

@@ -23,7 +23,7 @@ BATCH = 500
 ROWS = 100_000
 
 CALLBACKS = """
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, body,
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, stored_body,
     verdict, applied_at, due_at)
 SELECT (left($1::uuid::text, 24) || lpad(to_hex(number), 12, '0'))::uuid, 'stk',
     substr(sha256(($1::uuid::text || number || $4)::bytea), 1, 16), $2::timestamptz, '127.0.0.1', NULL, '', '0',

@@ -120,7 +120,8 @@ SABOTAGE: dict[str, str] = {
         UPDATE refund SET status = 'failed', outcome = 'other', completed_at = NULL, reversal_receipt = NULL
     """,
     "events: money in an event that is not the payment's": """
-        UPDATE event SET body = jsonb_set(body::jsonb, '{data,amount}', '"1.00"')::text WHERE is_public
+        UPDATE event SET form_id = NULL, stored_body = jsonb_set(event.body::jsonb, '{data,amount}', '"1.00"')::text
+        WHERE is_public
     """,
     "events: not exactly one delivery": "DELETE FROM attempt; DELETE FROM delivery",
     "stuck: no job will process it": """

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from docs.site.reference.words import NOTE, code, document, prose
-from mpesa_gateway.db.outbox import public_body
+from mpesa_gateway.db.event_bodies import public_body
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.http.fields import example_id
 from mpesa_gateway.plugin import Plugin

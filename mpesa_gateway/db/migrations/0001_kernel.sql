@@ -89,18 +89,33 @@ CREATE TABLE idempotency_key (
 );
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
--- body: as webhooks carry it; payload: the fields, NULL if the body holds them all unchanged.
+-- The forms of bodies: templates of format(). form_id: the first 4 bytes of the template's SHA-256.
+CREATE TABLE body_form (
+    form_id integer PRIMARY KEY,
+    template text NOT NULL CHECK (length(template) <= 2000)
+);
+-- The text of a body. The first arguments of its template are the columns of its row, the others its values, which
+-- U+001F separates. Without a form, the stored body is the text.
+CREATE FUNCTION body_text(form_id integer, stored_body text, columns text[]) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN form_id IS NULL THEN stored_body ELSE (
+    SELECT format(template, VARIADIC columns || string_to_array(stored_body, U&'\001F')) FROM body_form AS form
+    WHERE form.form_id = body_text.form_id) END;
+
+-- event.body is the webhook as it is sent; payload: the fields, NULL if the body holds them all unchanged.
 CREATE TABLE event (
     event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
     occurred_at timestamptz NOT NULL,
+    form_id integer,
     is_public boolean NOT NULL,
     merchant_id uuid REFERENCES merchant,
     subject_id uuid CHECK (is_id(subject_id)),
     env text,
     kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
     payload jsonb CHECK (jsonb_typeof(payload) = 'object'),
-    body text,
-    CONSTRAINT event_check CHECK (is_public = (body IS NOT NULL)),
+    stored_body text,
+    CONSTRAINT event_check CHECK (is_public = (stored_body IS NOT NULL)),
+    CONSTRAINT event_form_of_a_body CHECK (form_id IS NULL OR stored_body IS NOT NULL),
     CONSTRAINT event_check1 CHECK (merchant_id IS NOT NULL OR NOT is_public),
     CONSTRAINT event_env_check CHECK (env IN ('sandbox', 'live') AND (NOT (is_public AND env IS NULL))),
     CONSTRAINT event_payload_unless_public CHECK (payload IS NOT NULL OR is_public),
@@ -109,6 +124,10 @@ CREATE TABLE event (
 CREATE INDEX event_newest ON event (merchant_id, env, event_id) WHERE is_public;
 CREATE INDEX event_newest_of_kind ON event (merchant_id, env, kind, event_id) WHERE is_public;
 CREATE INDEX event_subject ON event (subject_id);
+CREATE FUNCTION body(event) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN $1.form_id IS NULL THEN $1.stored_body ELSE body_text($1.form_id, $1.stored_body, ARRAY[
+    id_text($1.event_id), id_text($1.merchant_id), id_text($1.subject_id),
+    to_char($1.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')]) END;
 
 -- One subscriber's task for an event.
 CREATE TABLE event_task (
@@ -392,10 +411,17 @@ CREATE TRIGGER event_not_deleted BEFORE DELETE ON event
 CREATE TRIGGER event_never_emptied BEFORE TRUNCATE ON event
     FOR EACH STATEMENT
     EXECUTE FUNCTION refuse_change();
--- Without payload and body: a payer's number can be erased from them on request.
+-- Without payload, form_id and stored_body: a payer's number can be erased from them on request.
 CREATE TRIGGER event_append_only BEFORE UPDATE OF event_id, kind, merchant_id, env, subject_id, occurred_at,
     is_public ON event
     FOR EACH ROW
+    EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER body_form_stays BEFORE UPDATE OR DELETE ON body_form
+    FOR EACH ROW
+    EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER body_form_never_emptied BEFORE TRUNCATE ON body_form
+    FOR EACH STATEMENT
     EXECUTE FUNCTION refuse_change();
 
 CREATE TRIGGER audit_entry_never_emptied BEFORE TRUNCATE ON audit_entry

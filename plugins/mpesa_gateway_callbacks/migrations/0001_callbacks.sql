@@ -1,4 +1,5 @@
--- Accepted callbacks. body_bytes: the body's bytes, if its text cannot restore them.
+-- Accepted callbacks. callback.body is the text as it came; body_bytes: the body's bytes, if its text cannot restore
+-- them.
 -- fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE callback (
     callback_id uuid PRIMARY KEY CHECK (has_prefix(callback_id, 'cbk')),
@@ -7,6 +8,7 @@ CREATE TABLE callback (
     tries integer NOT NULL DEFAULT 0,
     applied_at timestamptz,
     due_at timestamptz,
+    form_id integer,
     subject_id uuid CHECK (is_id(subject_id)),
     merchant_id uuid CHECK (is_id(merchant_id)),
     env text CHECK (env IN ('sandbox', 'live')),
@@ -17,7 +19,7 @@ CREATE TABLE callback (
     result_code text NOT NULL,
     verdict text NOT NULL DEFAULT 'waiting' CHECK (verdict IN ('waiting', 'applied', 'unmatched')),
     signature text NOT NULL DEFAULT 'none' CHECK (signature IN ('none', 'verified')),
-    body text NOT NULL,
+    stored_body text NOT NULL,
     body_bytes bytea,
     CONSTRAINT callback_check CHECK ((verdict = 'applied') = (applied_at IS NOT NULL)),
     CONSTRAINT callback_check1 CHECK ((verdict = 'waiting') = (due_at IS NOT NULL)),
@@ -25,6 +27,8 @@ CREATE TABLE callback (
     CONSTRAINT callback_env_is_its_tokens CHECK ((subject_id IS NULL) = (env IS NULL)),
     CONSTRAINT callback_merchant_is_its_tokens CHECK (subject_id IS NOT NULL OR merchant_id IS NULL)
 );
+CREATE FUNCTION body(callback) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN body_text($1.form_id, $1.stored_body, ARRAY[$1.handle]);
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
 -- Callbacks without a subject or at a standing address, and unapplied callbacks, are found by their handle.

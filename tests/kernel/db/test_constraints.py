@@ -20,8 +20,9 @@ ROWS = f"""
 INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ({SHOP}, 'Shop', now(), now());
 INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at)
 VALUES ({SHOP}, 'sandbox', 'order', substr(sha256('a'), 1, 16), 'settled', {PAYMENT}, now(), now());
-INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
 VALUES ({HEARD}, 'payment.completed', {SHOP}, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}');
+INSERT INTO body_form (form_id, template) VALUES (1, '%s %s');
 INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({HEARD}, 'me', now());
 SELECT audit_write('aud_1', now(), NULL, 'me', 'x', NULL, '{{}}');
 """  # noqa: S608 - our own
@@ -30,9 +31,9 @@ KEY = (
     "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at) "
     "VALUES "
 )
-EVENT = (
-    "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) VALUES "
-)
+EVENT = """
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body) VALUES
+"""
 ENTRY = (
     "INSERT INTO audit_entry (number, entry_id, at, actor, action, detail, previous_digest, digest) "
     "VALUES (%s, 'aud_x', now(), '%s', '%s', '{\"through\": 1}', %s, sha256('a'))"
@@ -74,10 +75,19 @@ CASES = {
     "event_subject_id_check": [
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {NOTHING}, now(), true, '{{}}', '{{}}')"
     ],
+    "event_form_of_a_body": [
+        f"""
+        INSERT INTO event (event_id, kind, occurred_at, is_public, payload, form_id)
+        VALUES ({OTHER_EVENT}, 'a.b', now(), false, '{{}}', 1)
+        """  # noqa: S608 - our own
+    ],
+    "body_form_template_check": ["INSERT INTO body_form (form_id, template) VALUES (2, repeat('x', 2001))"],
+    "body_form_stays": ["UPDATE body_form SET template = 'x'", "DELETE FROM body_form"],
+    "body_form_never_emptied": ["TRUNCATE body_form"],
     "event_append_only": [
         "UPDATE event SET kind = 'payment.failed'",
         f"UPDATE event SET event_id = {OTHER_EVENT}",  # noqa: S608 - our own
-        "UPDATE event SET merchant_id = NULL, is_public = false, body = NULL",
+        "UPDATE event SET merchant_id = NULL, is_public = false, stored_body = NULL",
         f"UPDATE event SET subject_id = {OTHER_PAYMENT}",  # noqa: S608 - our own
         "UPDATE event SET occurred_at = now()",
         "UPDATE event SET env = 'live'",
@@ -111,4 +121,6 @@ async def test_kernel_constraints_reject_their_statements(values: dict[str, Any]
 async def test_event_payload_update_that_erases_a_payer_is_allowed(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.db.execute(ROWS)
-        assert await gateway.db.execute("UPDATE event SET payload = '{\"phone\": \"\"}', body = '{}'") == "UPDATE 1"
+        assert (
+            await gateway.db.execute("UPDATE event SET payload = '{\"phone\": \"\"}', stored_body = '{}'") == "UPDATE 1"
+        )

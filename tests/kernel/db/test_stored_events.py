@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from mpesa_gateway.db.outbox import event_of, payload_of, public_body
+from mpesa_gateway.db.event_bodies import public_body
+from mpesa_gateway.db.outbox import event_of, payload_of
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed

@@ -39,7 +39,8 @@ async def test_erasure_removes_number_and_name_of_a_confirmation(
     )
     assert (second["payer"], second["payer_name"]) == ("254711000001", "PETER")
     bodies = [
-        json.loads(row["body"]) for row in await site.gateway.db.fetch("SELECT body FROM callback ORDER BY handle")
+        json.loads(row["body"])
+        for row in await site.gateway.db.fetch("SELECT callback.body FROM callback ORDER BY handle")
     ]
     assert [(body["MSISDN"], body["FirstName"]) for body in bodies] == [("erased", "erased"), ("254711000001", "PETER")]
     assert bodies[0]["LastName"] == "erased"

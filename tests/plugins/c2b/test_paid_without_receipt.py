@@ -120,7 +120,7 @@ async def test_announced_money_that_becomes_a_receipt_is_told_once(site: C2bSite
     for _ in range(2):
         await call_back(site, payment)
     assert (await kinds(site))[1:] == ["transaction.received", "transaction.allocated"]
-    body = await site.gateway.db.fetchval("SELECT body FROM event WHERE kind = 'transaction.allocated'")
+    body = await site.gateway.db.fetchval("SELECT event.body FROM event WHERE kind = 'transaction.allocated'")
     assert (transaction_id in str(body), payment["id"] in str(body)) == (True, True)
 
 

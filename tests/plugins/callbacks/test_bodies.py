@@ -80,7 +80,9 @@ def stored_bytes(row: Row, column: str) -> bytes:
 
 
 async def accepted_bodies(harness: Harness, payment_id: str) -> list[bytes]:
-    rows = await harness.gateway.db.fetch("SELECT body, body_bytes FROM callback WHERE subject_id = $1", payment_id)
+    rows = await harness.gateway.db.fetch(
+        "SELECT callback.body, body_bytes FROM callback WHERE subject_id = $1", payment_id
+    )
     return [stored_bytes(row, "body") for row in rows]
 
 

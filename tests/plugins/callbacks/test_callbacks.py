@@ -257,7 +257,9 @@ async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(harness:
         raw = before + content.replace(old, new) + after
         assert (await post(harness, url, raw=raw)).status == 200
         assert (await harness.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
-        row = await harness.gateway.db.fetchrow("SELECT * FROM callback WHERE subject_id = $1", made["id"])
+        row = await harness.gateway.db.fetchrow(
+            "SELECT callback.*, callback.body FROM callback WHERE subject_id = $1", made["id"]
+        )
         assert row is not None
         assert (row["body"].encode() if row["body_bytes"] is None else row["body_bytes"]) == raw
         shown = laid_out(row["body"])

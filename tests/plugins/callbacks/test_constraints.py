@@ -7,8 +7,8 @@ from tests.identifiers import literal
 PAY, MER = literal("pay"), literal("mer")
 
 KEPT = (
-    "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at, "  # noqa: S608 - ids that the test chose
-    "subject_id, env, merchant_id) "
+    "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, stored_body, "  # noqa: S608 - ids that the test chose
+    "due_at, subject_id, env, merchant_id) "
     f"VALUES ({literal('cbk', 1)}, 'stk', substr(sha256('a'), 1, 16), now(), '192.0.2.1', '', '0', '{{}}', now(), "
 )
 REFUSED = (

@@ -16,7 +16,7 @@ from tests.identifiers import identifier, identifiers, literal
 from tests.looking import levels, results_of_check
 
 KEPT = f"""
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at,
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, stored_body, due_at,
     subject_id, env, merchant_id)
 VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), now() - interval '2 hours', $2, '', '0', '{{}}', now(),
     {literal("pay")}, $3, {literal("mer")})

@@ -6,7 +6,7 @@ from tests.identifiers import literal
 from tests.ledger import drop_constraints, find_missed_corruptions
 
 ROWS = f"""
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at,
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, stored_body, due_at,
     subject_id)
 SELECT callback_id, 'pull', substr(sha256(uuid_send(callback_id)), 1, 16), now(), '192.0.2.1', '', '0', '{{}}', now(),
     NULL

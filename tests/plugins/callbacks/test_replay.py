@@ -79,7 +79,7 @@ async def test_replay_of_a_refused_callback_concurrent_is_applied_once(harness: 
         rows = await harness.gateway.db.fetch("SELECT * FROM callback WHERE subject_id = $1", made["id"])
         assert [(row["verdict"], row["repeats"]) for row in rows] == [("applied", 0)]
         kinds = await harness.gateway.db.fetch(
-            "SELECT kind FROM event WHERE is_public AND body::text LIKE '%' || $1 || '%'", made["id"]
+            "SELECT kind FROM event WHERE is_public AND event.body LIKE '%' || $1 || '%'", made["id"]
         )
         assert len(kinds) == 1
 

@@ -203,8 +203,8 @@ async def test_metrics_of_sandbox_rows_are_not_counted_as_live(metered: Metered)
 
 
 CALLBACK = """
-INSERT INTO callback (callback_id, kind, env, handle, result_code, subject_id, merchant_id, fingerprint, source, body,
-    verdict, received_at, due_at)
+INSERT INTO callback (callback_id, kind, env, handle, result_code, subject_id, merchant_id, fingerprint, source,
+    stored_body, verdict, received_at, due_at)
 VALUES ($1, 'stk', $3::text, id_text($1), '0', CASE WHEN $3 IS NOT NULL THEN $4::uuid END,
     CASE WHEN $3 IS NOT NULL THEN $5::uuid END, substr(sha256(uuid_send($1)), 1, 16), '127.0.0.1', '{}', $2::text,
     now(), CASE WHEN $2::text = 'waiting' THEN now() + interval '1 day' END)

@@ -104,7 +104,9 @@ async def violations(harness: Harness, *invariants: Invariant) -> list[str]:
 
 async def reversal_events(harness: Harness) -> list[dict[str, Any]]:
     """The data of the `payment.reversed` events."""
-    rows = await harness.gateway.db.fetch("SELECT body FROM event WHERE kind = 'payment.reversed' ORDER BY event_id")
+    rows = await harness.gateway.db.fetch(
+        "SELECT event.body FROM event WHERE kind = 'payment.reversed' ORDER BY event_id"
+    )
     return [msgspec.json.decode(row["body"])["data"] for row in rows]
 
 

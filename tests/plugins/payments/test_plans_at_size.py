@@ -22,9 +22,9 @@ END = join_statements(
         (transition_sql.UPDATE_PAYMENTS, len(transition_sql.WRITTEN), True, None),
         (transactions.INSERT, len(transactions.BOTH.names), True, transactions.WITNESS),
         (transition_sql.STEPS, 6, False, None),
-        (outbox.INSERT_EVENTS, 8, False, None),
+        (outbox.INSERT_EVENTS.sql, len(outbox.INSERT_EVENTS.names), False, None),
         (webhooks.FAN_OUT, 7, False, None),
-        (callbacks.KEEP.sql, 15, True, None),
+        (callbacks.KEEP.sql, len(callbacks.KEEP.names), True, None),
     )
 )
 """The joined statement with which callbacks end payments."""

@@ -217,7 +217,7 @@ async def test_callback_with_a_further_receipt_is_published_once(gate: Gate) -> 
     details = [step["detail"] for step in found["timeline"] if step["kind"] == "mismatched"]
     assert len(details) == 2
     rows = await gate.gateway.db.fetch(
-        "SELECT body::jsonb->'data'->>'received_receipt' AS receipt FROM event WHERE kind = 'payment.mismatched' "
+        "SELECT event.body::jsonb->'data'->>'received_receipt' AS receipt FROM event WHERE kind = 'payment.mismatched' "
         "ORDER BY occurred_at, event_id"
     )
     assert [row["receipt"] for row in rows] == ["FIRST00001", "SECOND0002", "THIRD00003"]
@@ -382,7 +382,8 @@ async def test_claim_overtaken_by_other_money_is_published_as_a_mismatch(
         assert (found["status"], (found["mismatch"] or {}).get("of")) == (status, mismatch)
         assert await gate.gateway.db.fetchval("SELECT claim IS NULL FROM payment")
         rows = await gate.gateway.db.fetch(
-            "SELECT body::jsonb->'data'->>'mismatch' AS of, body::jsonb->'data'->>'received_receipt' AS receipt "
+            "SELECT event.body::jsonb->'data'->>'mismatch' AS of, "
+            "event.body::jsonb->'data'->>'received_receipt' AS receipt "
             "FROM event WHERE kind = 'payment.mismatched' ORDER BY event_id"
         )
         assert sorted((row["of"], row["receipt"]) for row in rows) == sorted(events)

@@ -178,7 +178,7 @@ async def test_event_has_the_env_of_its_payment(shop: Shop) -> None:
     await shop.gateway.db.execute("UPDATE payment SET expires_at = now()")
     assert await shop.gateway.services.get(Expiry).end_due() == 2
     for env, payment_id in payments.items():
-        rows = await shop.gateway.db.fetch("SELECT env, body FROM event WHERE subject_id = $1", payment_id)
+        rows = await shop.gateway.db.fetch("SELECT env, event.body FROM event WHERE subject_id = $1", payment_id)
         (row,) = rows
         body = msgspec.json.decode(row["body"])
         assert (row["env"], body["env"], body["data"]["env"]) == (env, env, env)

@@ -34,7 +34,7 @@ VIOLATIONS = {
     "refunds.completed_was_published": """
         DELETE FROM event USING refund WHERE subject_id = transaction_id AND event.kind = 'transaction.refunded'
         AND reason = 'loose-5' RETURNING refund_id;
-        UPDATE event SET body = replace(body, '"rfd_', '"rfx_') FROM refund
+        UPDATE event SET form_id = NULL, stored_body = replace(event.body, '"rfd_', '"rfx_') FROM refund
         WHERE subject_id = payment_id AND kind = 'payment.reversed' AND idempotency_key = 'refund back-6'
         RETURNING refund_id
     """,

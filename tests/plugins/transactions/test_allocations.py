@@ -90,7 +90,7 @@ class TwoShops:
     async def events(self, *kinds: str) -> list[dict[str, Any]]:
         """The bodies of the published events of these kinds, oldest first."""
         rows = await self.gateway.db.fetch(
-            "SELECT merchant_id, kind, body FROM event WHERE kind = ANY($1) ORDER BY event_id", list(kinds)
+            "SELECT merchant_id, kind, event.body FROM event WHERE kind = ANY($1) ORDER BY event_id", list(kinds)
         )
         return [{"kind": row["kind"], "to": row["merchant_id"]} | msgspec.json.decode(row["body"]) for row in rows]
 

@@ -171,9 +171,9 @@ async def test_listen_event_committed_late_is_forwarded_once(cli: WebhookCli) ->
         await cli.run_json("trigger", "webhook.test")
         first = await next_line(process)
         await cli.gateway.db.execute(
-            "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) "
-            "SELECT $1::uuid, kind, merchant_id, env, subject_id, occurred_at - interval '5 seconds', true, payload, "
-            "replace(body, id_text(event_id), id_text($1)) FROM event WHERE kind = 'webhook.test'",
+            "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, "
+            "stored_body) SELECT $1::uuid, kind, merchant_id, env, subject_id, occurred_at - interval '5 seconds', "
+            "true, payload, replace(event.body, id_text(event_id), id_text($1)) FROM event WHERE kind = 'webhook.test'",
             late,
         )
         assert late in await next_line(process)

@@ -18,7 +18,7 @@ INSERT = """
 WITH owed AS (
     SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS t(event_id, delivery_id, payment_id, n)
 ), event AS (
-    INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+    INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
     SELECT event_id, 'payment.completed', $1, 'sandbox', payment_id, now(), true, '{}', '{"n": ' || n || '}' FROM owed
     RETURNING event_id, merchant_id, subject_id
 )
