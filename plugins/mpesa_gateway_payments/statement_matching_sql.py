@@ -92,7 +92,7 @@ SELECT receipt, number, true, false, NULL FROM transaction JOIN receiver USING (
 WHERE transaction.env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
 UNION ALL
 SELECT receipt, number, refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL,
-    COALESCE(subject_kind <> 'payment', false), account_number
+    subject_kind IS NOT NULL AND subject_kind IS DISTINCT FROM 'payment', account_number
 FROM transaction JOIN receiver USING (receiver_id)
 WHERE transaction.env = $1 AND direction = 'in' AND receipt = ANY($2::text[])
 """

@@ -1,6 +1,6 @@
 """Piccolo tables of transactions, and the statement that records them."""
 
-from piccolo.columns import BigInt, SmallInt, Text, Timestamptz
+from piccolo.columns import BigInt, Boolean, SmallInt, Text, Timestamptz
 from piccolo.table import Table
 
 from mpesa_gateway.db.named import Named
@@ -32,6 +32,8 @@ class TransactionRow(Table, tablename="transaction"):
     category = Text(default="other")
     refund_reserved_cents = BigInt(default=0)
     refunded_cents = BigInt(default=0)
+    # Generated.
+    is_settled = Boolean()
     reversed_outside = Text(null=True, default=None)
 
 
