@@ -673,6 +673,20 @@ def read_amount(text: str | None) -> Kes | None:
     return Kes(int(number))
 
 
+def read_cents(text: str | None) -> int | None:
+    """Return KES with or without cents as cents, from the forms of ``read_amount`` and ``"1,500.50"``.
+
+    Returns None for 0, for parts of a cent and from KES 2,147,483,648: M-Pesa moves 250,000 at once.
+    """
+    number = None if text is None else _read_money(text.strip())
+    if number is None or not 0 < number < _MOST_WITH_CENTS or number * 100 != (number * 100).to_integral_value():
+        return None
+    return int(number * 100)
+
+
+_MOST_WITH_CENTS = 2**31
+
+
 def _read_money(text: str) -> Decimal | None:
     return read_number(text.replace(",", "") if _GROUPED.match(text) else text)
 

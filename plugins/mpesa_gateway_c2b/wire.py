@@ -3,14 +3,12 @@
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 
-from mpesa_gateway.daraja.numerals import read_number
 from mpesa_gateway.daraja.wire import (
     ContradictoryCallback,
     DuplicateField,
     InvalidCallback,
-    read_amount,
+    read_cents,
     read_moments,
     read_object,
     read_receipt,
@@ -25,8 +23,6 @@ _NAMES = ("FirstName", "MiddleName", "LastName")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 _MASKED = re.compile(r"\+?[0-9*]{9,15}\Z", re.ASCII)
-
-_MOST_CENTS = 10**14
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def read_body(body: bytes) -> C2bBody:
         raise InvalidCallback("TransID is missing, or no receipt")
     if number is None or re.fullmatch("[0-9]{4,10}", number, re.ASCII) is None:
         raise InvalidCallback("BusinessShortCode is missing, or no shortcode")
-    amount_cents = _cents(read_text(fields, "TransAmount"))
+    amount_cents = read_cents(read_text(fields, "TransAmount"))
     if amount_cents is None:
         raise InvalidCallback("TransAmount is missing, or no amount")
     names = " ".join(name for field in _NAMES if (name := read_text(fields, field)) is not None)
@@ -85,11 +81,3 @@ def read_payer(text: str | None) -> Payer:
     if not _MASKED.match(plain):
         return Payer()
     return Payer(shown=plain if "*" in plain else normal_phone(plain))
-
-
-def _cents(text: str | None) -> int | None:
-    whole = read_amount(text)
-    number = Decimal(whole) if whole is not None else None if text is None else read_number(text)
-    if number is None or not 0 < number < _MOST_CENTS or (cents := number * 100) != cents.to_integral_value():
-        return None
-    return int(cents)

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-from mpesa_gateway.daraja.wire import StatementLine
+from mpesa_gateway.daraja.wire import StatementLine, read_cents
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import (
@@ -49,7 +49,8 @@ def possible_times_of(
 def reported_transaction(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
     direction, _ = read_kind(line.kind)
     is_out = direction is Direction.OUT or is_negative(line.amount_text)
-    amount = read_unsigned(line.amount_text) if is_out else line.amount
+    returned = read_unsigned(line.amount_text) if is_out else None
+    amount_cents = read_cents(line.amount_text) if returned is None else int(returned) * 100
     return ReportedTransaction(
         source="pull",
         env=run["env"],
@@ -58,7 +59,7 @@ def reported_transaction(run: Row, line: StatementLine, occurred_at: datetime) -
         direction="out" if is_out else "in",
         receipt=line.receipt,
         occurred_at=occurred_at,
-        amount_cents=None if amount is None else int(amount) * 100,
+        amount_cents=amount_cents,
         payer=line.phone,
         account_number=line.reference,
         kind=line.kind,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mpesa_gateway.clock import Clock, rfc3339
+from mpesa_gateway.db.deferred import ConcurrentUpdate
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, InvalidFields, require_found
@@ -74,8 +75,12 @@ class ManualAllocation:
         """Money that a rule claims is no longer for a person to decide."""
         if row["subject_id"] is not None:
             return
-        async with self._db.transaction():
-            (one,) = await self._incoming.receive([report_of(row)])
+        try:
+            async with self._db.transaction():
+                (one,) = await self._incoming.receive([report_of(row)])
+        except ConcurrentUpdate:
+            # Another transaction has decided about the money: the lock below sees its decision.
+            return
         if one.subject is not None:
             former = await allocations_of(self._db, row["transaction_id"])
             if not former or former[-1]["by"] not in self._rules.names:

@@ -13,7 +13,7 @@ from mpesa_gateway_transactions import tables
 from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Subject
 from mpesa_gateway_transactions.tables import TransactionRow
 
-ANNOUNCED_AFTER = timedelta(seconds=120)
+ANNOUNCED_AFTER = timedelta(seconds=110)
 """Time in which a report may give money its subject before it is announced."""
 
 _Key = tuple[str, str, str]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.errors import Conflict
+from mpesa_gateway_transactions.recording import TransactionRecorder
 from mpesa_gateway_transactions.schemas import Allocate
 from mpesa_gateway_transactions.service import TransactionService
 from tests.ledger import broken_invariants
@@ -141,3 +142,18 @@ async def test_two_people_at_once_exactly_one_wins(shops: TwoShops) -> None:
     rows = await shops.rows("allocation")
     assert (wins, len(rows)) == (RACES, RACES)
     assert await broken_invariants(shops.gateway) == {}
+
+
+async def test_decision_beside_another_report_of_the_money_is_not_refused_as_an_outage(
+    shops: TwoShops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction_id = await unallocated(shops)
+
+    async def lose(_: Any, seen: Any) -> list[None]:
+        return [None for _ in seen]
+
+    # The rules lose a race: the row's lock shows the decision, and here there is none.
+    monkeypatch.setattr(TransactionRecorder, "record", lose)
+    answer = await allocate(shops, transaction_id, note="order 12")
+    assert (answer.status, answer.data["allocated_to"]["type"]) == (200, "resolved")
+    assert (await allocate(shops, transaction_id, note="order 13")).status == 409
