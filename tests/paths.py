@@ -224,9 +224,9 @@ class Paths:
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt))
         return made, receipt
 
-    async def read_line(self, receipt: str) -> dict[str, Any]:
+    async def read_line(self, receipt: str, amount: str = "500.00", **values: Any) -> dict[str, Any]:
         """Run a reconciliation of a statement with one line."""
-        self.daraja.add_answers("pullquery", page(line(receipt)))
+        self.daraja.add_answers("pullquery", page(line(receipt, amount, **values)))
         run: dict[str, Any] = (await self.harness.api.call("POST", RUN, {})).data
         return run
 
@@ -309,6 +309,21 @@ class Paths:
             says = {"OriginalTransactionID": refund["receipt"]}
             said = result(code, transaction_id=f"TKV{self.number:07}", says=says)
             await self.call_back("reversal", refund["id"], said)
+
+    async def returned_outside(self) -> None:
+        """M-Pesa reports that money that pays nothing was sent back, in a status answer and on the statement."""
+        self.number += 1
+        receipt = f"TKM{self.number:07}"
+        await receive_loose(self.harness, receipt, amount_cents=65_400)
+        check = (await self.harness.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
+        says = {
+            "ReceiptNo": receipt,
+            "TransactionStatus": "Reversed",
+            "Amount": "654.00",
+            "CreditPartyName": "174379 - SHOP",
+        }
+        await self.call_back("status", check["check_id"], result(0, says=says))
+        await self.read_line(f"TKW{self.number:07}", "654.00", reference=receipt, transactiontype="Pay Bill Reversal")
 
     async def confirmed(self) -> None:
         """Money counts to an account number: confirmed, prompted for, refunded, and known before the number."""
@@ -435,6 +450,7 @@ class Paths:
         yield self.contradicted()
         yield self.allocated()
         yield self.returned()
+        yield self.returned_outside()
         yield self.confirmed()
         yield self.resolved()
         yield self.delivered()

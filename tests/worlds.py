@@ -58,6 +58,13 @@ async def rows_of(db: Database) -> dict[str, list[str]]:
     return found
 
 
+_STORED = """
+SELECT quote_ident(attname) AS name FROM pg_attribute
+WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+"""
+"""The columns that a writer sets."""
+
+
 async def mirror(gateway: Gateway, merchant_id: str) -> None:
     """Copy all rows of a merchant in the sandbox into live, under ids of their own.
 
@@ -75,13 +82,17 @@ async def mirror(gateway: Gateway, merchant_id: str) -> None:
         # Rows are written in any order; each names its own parents.
         await db.execute("SET LOCAL session_replication_role = replica")
         for name in sorted(chosen):
-            for row in await db.fetch(f"SELECT to_jsonb(each)::text AS text FROM {name} AS each"):  # noqa: S608 - from the catalogue
+            columns = ", ".join(row["name"] for row in await db.fetch(_STORED, name))
+            # The env is part of a form, so a copy has its body whole.
+            whole = " || jsonb_build_object('form_id', NULL, 'stored_body', each.body)" if "form_id" in columns else ""
+            for row in await db.fetch(f"SELECT (to_jsonb(each){whole})::text AS text FROM {name} AS each"):  # noqa: S608 - from the catalogue
                 text: str = row["text"]
                 if '"env": "live"' not in text:
                     await db.execute(
-                        f"INSERT INTO {name} OVERRIDING SYSTEM VALUE "  # noqa: S608 - from the catalogue
+                        f"INSERT INTO {name} ({columns}) OVERRIDING SYSTEM VALUE "  # noqa: S608 - from the catalogue
                         # A row that a merchant may have only once is not copied.
-                        f"SELECT * FROM jsonb_populate_record(NULL::{name}, $1::text::jsonb) ON CONFLICT DO NOTHING",
+                        f"SELECT {columns} FROM jsonb_populate_record(NULL::{name}, $1::text::jsonb) "
+                        "ON CONFLICT DO NOTHING",
                         _in_live(text, merchant_id),
                     )
 
@@ -125,7 +136,7 @@ def _in_live(text: str, merchant_id: str) -> str:
             row[name] = f"{str(value)[:-8]}5a5a5a5a"
         elif name == "reference" and row.get("reference_is_ours"):
             row[name] = f"{'M' if str(value).startswith('L') else 'L'}{str(value)[1:]}"
-        elif isinstance(value, str) and name == "body":
+        elif isinstance(value, str) and name == "stored_body":
             row[name] = value.replace('"env":"sandbox"', '"env":"live"')
         elif isinstance(value, dict) and "env" in value:
             row[name] = value | {"env": "live"}

@@ -35,6 +35,7 @@ BUILT: dict[str, str] = {
     "ops_note_created": "notes that have been kept long enough, by the builder",
     "payment_stats_counted": "the newest count, by the builder",
     "ops_session_person": "a person's sessions, by the builder",
+    "transaction_returns": "whether money has been linked to its reversal, by the builder",
     "api_key_maker": "a person's keys, by the builder",
     "person_invitation_merchant": "the open invitations of a merchant, by the builder",
     "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",

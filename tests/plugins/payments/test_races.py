@@ -572,7 +572,7 @@ async def test_sweep_with_an_unreadable_callback_applies_the_others(gate: Gate) 
     await db.execute("UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = now() - interval '1 second'")
     await db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, due_at) VALUES ($2, 'stk', $1, now(), '127.0.0.1', NULL, 'x', '0', '{', "
+        "stored_body, due_at) VALUES ($2, 'stk', $1, now(), '127.0.0.1', NULL, 'x', '0', '{', "
         "now() - interval '2 seconds')",
         bytes(16),
         identifier("cbk"),
