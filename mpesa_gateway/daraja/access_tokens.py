@@ -70,9 +70,12 @@ class AccessTokens:
         self._locks: dict[str, asyncio.Lock] = {}
 
     @staticmethod
-    def owner(base_url: str, consumer_key: str) -> str:
-        """Return a hash that identifies the account."""
-        return hashlib.sha256(f"{base_url}\0{consumer_key}".encode()).hexdigest()[:32]
+    def owner(base_url: str, consumer_key: str, consumer_secret: str) -> str:
+        """Return a hash that identifies the account.
+
+        Daraja checks the secret only when it issues a token: a token is for those who have the whole pair.
+        """
+        return hashlib.sha256(f"{base_url}\0{consumer_key}\0{consumer_secret}".encode()).hexdigest()[:32]
 
     def usable_lifetime(self, lifetime: timedelta) -> timedelta:
         """Return the time of use: all but the last five minutes, or half of a short lifetime."""

@@ -237,7 +237,8 @@ class DarajaClient:
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
         base = (self._config.live_url if credentials.env == "live" else self._config.sandbox_url).rstrip("/")
-        return base, AccessTokens.owner(base, credentials.consumer_key.reveal())
+        pair = credentials.consumer_key.reveal(), credentials.consumer_secret.reveal()
+        return base, AccessTokens.owner(base, *pair)
 
     async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
         """POST with the shared token, renewed once if invalid.

@@ -1,7 +1,5 @@
 """Streamed CSV exports with constant memory."""
 
-import csv
-import io
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from datetime import datetime
@@ -13,6 +11,9 @@ from mpesa_gateway.clock import rfc3339
 
 _FORMULA = re.compile(r"[\s\x00-\x1f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 """Formulas, also after spaces and in full width."""
+
+_QUOTE = '"'
+_SEPARATOR = re.compile('[",;\t\r\n]')
 
 
 def cell(value: Any) -> str:
@@ -51,6 +52,9 @@ async def _lines(
 
 
 def _encoded(rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([cell(value) for value in row] for row in rows)
-    return text.getvalue().encode()
+    return "".join(f"{','.join(_quoted(cell(value)) for value in row)}\r\n" for row in rows).encode()
+
+
+def _quoted(text: str) -> str:
+    """Return a cell that stays one, also where a spreadsheet separates by semicolons or tabs."""
+    return f'"{text.replace(_QUOTE, _QUOTE * 2)}"' if _SEPARATOR.search(text) else text

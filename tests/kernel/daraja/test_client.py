@@ -841,7 +841,7 @@ async def _is_asked(server: ScriptedServer, path: str) -> bool:
 async def share(cache: Any, base: str, text: str) -> None:
     """Store a token in the shared cache, as another process would."""
     tokens = AccessTokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa", secrets.token_bytes)
-    owner = AccessTokens.owner(base, CREDENTIALS.consumer_key.reveal())
+    owner = AccessTokens.owner(base, CREDENTIALS.consumer_key.reveal(), CREDENTIALS.consumer_secret.reveal())
     await tokens.put(owner, AccessToken(text, NIGHT + timedelta(minutes=50)))
 
 
@@ -1005,7 +1005,7 @@ async def test_token_with_an_unresponsive_valkey_is_fetched_soon() -> None:
 
 async def test_token_with_the_lock_of_a_dead_process_is_fetched_soon(valkey_url: str) -> None:
     async with cache_at(valkey_url) as cache, daraja_client(cache=cache) as (daraja, server, client):
-        owner = AccessTokens.owner(server.base, CREDENTIALS.consumer_key.reveal())
+        owner = AccessTokens.owner(server.base, CREDENTIALS.consumer_key.reveal(), CREDENTIALS.consumer_secret.reveal())
         lock = f"mpesa:daraja_token:{owner}:lock"
         await cache.set(lock, b"of the dead", px=300)
         held: list[bytes | None] = []

@@ -3,12 +3,13 @@
 import csv
 import io
 import resource
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import niquests
 import pytest
 
-from mpesa_gateway.http.csv import cell
+from mpesa_gateway.http.csv import cell, stream_csv
 from mpesa_gateway.testing.serving import eventually, shop
 from tests.conftest import Harness
 from tests.identifiers import identifiers
@@ -140,3 +141,14 @@ async def test_export_of_refunds_has_the_rows_of_the_list(harness: Harness) -> N
     (row,) = await export_rows(harness, f"?payment_id={made['id']}", "/v1/refunds/export")
     assert (row["id"], row["amount"], row["payment_id"]) == (refund["id"], "20.00", made["id"])
     assert await export_rows(harness, "?payment_id=pay_other", "/v1/refunds/export") == []
+
+
+@pytest.mark.parametrize("text", ["A;@SUM(1)", "A;-1+1", "A\t=1+1", 'said "yes"', "a,b"])
+async def test_cell_with_a_separator_of_any_spreadsheet_is_quoted(text: str) -> None:
+    async def pages() -> AsyncGenerator[list[tuple[str, ...]]]:
+        yield [("1", text, "2")]
+
+    answer = await stream_csv("x.csv", ("a", "b", "c"), pages())
+    lines = b"".join([part async for part in answer.iterator]).decode().split("\r\n")
+    doubled = text.replace('"', '""')
+    assert lines == ["a,b,c", f'1,"{doubled}",2', ""]
