@@ -148,7 +148,7 @@ async def test_cell_with_a_separator_of_any_spreadsheet_is_quoted(text: str) -> 
     async def pages() -> AsyncGenerator[list[tuple[str, ...]]]:
         yield [("1", text, "2")]
 
-    answer = await stream_csv("x.csv", ("a", "b", "c"), pages())
-    lines = b"".join([part async for part in answer.iterator]).decode().split("\r\n")
+    parts: Any = (await stream_csv("x.csv", ("a", "b", "c"), pages())).iterator
+    lines = b"".join([part async for part in parts]).decode().split("\r\n")
     doubled = text.replace('"', '""')
     assert lines == ["a,b,c", f'1,"{doubled}",2', ""]
