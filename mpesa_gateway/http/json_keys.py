@@ -1,8 +1,8 @@
 """Detection of repeated JSON keys; parsers disagree on the value."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 _LONGEST_NAME, _LONGEST_PATH = 64, 200
 """Displayed characters: names are untrusted."""
@@ -53,21 +53,44 @@ def _find_path(text: str) -> str | None:
         return None
 
 
+_Place: TypeAlias = "tuple[_Place, str | int] | None"
+"""The place of the value that contains this one, and the name or number in it."""
+
+
 def _path(root: Any) -> str | None:
-    pending: list[tuple[str, Any]] = [("", root)]
+    """Only the path of the repeated key is built: a body has as many paths as values."""
+    pending: list[Iterator[tuple[_Place, Any]]] = [iter([(None, root)])]
     while pending:
-        path, value = pending.pop()
-        if isinstance(value, _Pairs):
-            inner: list[tuple[str, Any]] = []
-            seen = set[str]()
-            for name, part in value:
-                field_path = (f"{path}.{name[:_LONGEST_NAME]}" if path else name[:_LONGEST_NAME])[:_LONGEST_PATH]
-                if name in seen:
-                    return field_path
-                seen.add(name)
-                inner.append((field_path, part))
-            pending += reversed(inner)
-        elif isinstance(value, list):
-            parts: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-            pending += [(f"{path}[{number}]", part) for number, part in reversed(list(enumerate(parts)))]
+        for place, value in pending[-1]:
+            if isinstance(value, _Pairs):
+                seen = set[str]()
+                for name, _ in value:
+                    if name in seen:
+                        return _spelled((place, name))
+                    seen.add(name)
+                pending.append(_inside(place, value))
+                break
+            if isinstance(value, list):
+                parts: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+                pending.append(_inside(place, enumerate(parts)))
+                break
+        else:
+            pending.pop()
     return None
+
+
+def _inside(place: _Place, parts: Iterable[tuple[str | int, Any]]) -> Iterator[tuple[_Place, Any]]:
+    return (((place, key), part) for key, part in parts)
+
+
+def _spelled(place: _Place) -> str:
+    keys: list[str | int] = []
+    while place is not None:
+        place, key = place
+        keys.append(key)
+    path = ""
+    for key in reversed(keys):
+        if len(path) >= _LONGEST_PATH:
+            break
+        path += f"[{key}]" if isinstance(key, int) else f"{'.' if path else ''}{key[:_LONGEST_NAME]}"
+    return path[:_LONGEST_PATH]

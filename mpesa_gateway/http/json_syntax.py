@@ -89,7 +89,7 @@ def _explain_end(body: bytes) -> str:
         return ": the body is empty"
     try:
         json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return f": {_position(body, len(body))}: it ends too early"
     # The standard library accepts half of a surrogate pair.
     at = _HALF_PAIR.search(body)

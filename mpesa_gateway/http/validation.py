@@ -5,6 +5,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -217,16 +218,17 @@ def _check_value(raw: msgspec.Raw, kind: Any, path: str, checks: FieldChecks) ->
     if start == b"{" and (inner := _struct_in(kind)) is not None:
         _check_fields(raw, inner, f"{path}.", checks)
         return
-    parts: list[tuple[str, msgspec.Raw]] = []
+    parts: Iterable[tuple[str, msgspec.Raw]] = ()
     item = _item_of(kind, dict if start == b"{" else list if start == b"[" else None)
     if item is not None and start == b"{":
         pairs = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        parts = [(f"{path}.{_shown_name(name)}", part) for name, part in pairs.items()]
+        parts = ((f"{path}.{_shown_name(name)}", part) for name, part in pairs.items())
     elif item is not None:
         elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
-        parts = [(f"{path}[{number}]", part) for number, part in enumerate(elements)]
-    invalid = [(where, part) for where, part in parts if not _is_valid(part, item)]
-    for where, part in invalid[:_MOST_UNKNOWN]:
+        parts = ((f"{path}[{number}]", part) for number, part in enumerate(elements))
+    # Each invalid part costs an exception.
+    invalid = list(islice(((where, part) for where, part in parts if not _is_valid(part, item)), _MOST_UNKNOWN))
+    for where, part in invalid:
         _check_value(part, item, where, checks)
     if not invalid:
         checks.fail(path, refuse_json(kind, raw))

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.idempotency import read_key
 from mpesa_gateway.db.keyset import Conditions, KeysetPage, OperatorQuery, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import require_found
@@ -159,8 +160,8 @@ class RefundOperatorService:
         merchant = await self._merchants.require(money.merchant_id)
         wanted = money.source.named | {name: text for name in ("amount", "reason") if (text := visit.text(name))}
         body = read_body(msgspec.json.encode(wanted), CreateRefund)
-        service = self._refunds
-        refund, _ = await service.request(visit.caller(merchant, money.env), body, visit.text("key") or None)
+        service, key = self._refunds, visit.text("key")
+        refund, _ = await service.request(visit.caller(merchant, money.env), body, read_key(key) if key else None)
         return refund
 
 

@@ -314,4 +314,4 @@ async def test_every_page_fits_the_width_of_the_screen(harness: Harness, amina: 
             wide += [f"{name}, {width} px: {each}" for each in await clipped(page)]
     assert not wide, "\n".join(wide)
     lists = {f"{of}/{part}" for of in ("payments", "transactions") for part in ("export", "newer", "total")}
-    assert parts == {*lists, f"payments/{samples['payment_id']}/changed"}
+    assert parts == {*lists, "transactions/counter/changes", f"payments/{samples['payment_id']}/changed"}
