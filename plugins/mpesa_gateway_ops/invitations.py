@@ -19,7 +19,7 @@ from mpesa_gateway_ops.passwords import check_password
 from mpesa_gateway_ops.people import People, Person, check_email, check_name
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
-from mpesa_gateway_ops.tables import InvitationRow, PersonRow
+from mpesa_gateway_ops.tables import InvitationRow, PersonRow, void_links
 
 
 class Invitation(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +74,12 @@ class Invitations:
         if is_member != (merchant_id is not None):
             raise InvalidFields.field_error("role", "choose a role of the merchant, or without a merchant of the host")
         async with self._db.transaction():
-            if merchant_id is not None:
-                await self._db.run(
-                    InvitationRow.delete().where(InvitationRow.merchant_id == merchant_id, InvitationRow.email == email)
-                )
+            of_kind = (
+                (InvitationRow.merchant_id.is_null(), InvitationRow.person_id.is_null())
+                if merchant_id is None
+                else (InvitationRow.merchant_id == merchant_id,)
+            )
+            await void_links(self._db, InvitationRow.email == email, *of_kind)
             await self._insert(
                 token,
                 email=email,
@@ -98,6 +100,7 @@ class Invitations:
     async def reset_password(self, person: Person, *, actor: str) -> Secret:
         token = self._token()
         async with self._db.transaction():
+            await void_links(self._db, InvitationRow.person_id == person.person_id)
             await self._insert(token, email=person.email, person_id=person.person_id, invited_by=actor)
             await self._audit.record(
                 "person.password_reset", merchant_id=None, actor=actor, subject_id=person.person_id
@@ -202,6 +205,7 @@ class Invitations:
                 PersonRow.person_id == person_id, PersonRow.is_active.eq(value=True)
             )
         )
+        await void_links(self._db, InvitationRow.person_id == person_id)
         await self._sessions.close_all_of(person_id)
         await self._audit.record(
             "person.password_set", merchant_id=None, actor=f"person:{person_id}", subject_id=person_id

@@ -13,7 +13,7 @@ from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.errors import NotAllowed
 from mpesa_gateway_ops.sessions import Sessions
-from mpesa_gateway_ops.tables import MembershipRow, PersonRow
+from mpesa_gateway_ops.tables import InvitationRow, MembershipRow, PersonRow, void_links
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +81,7 @@ class Memberships:
             )
             if not changed:
                 raise _unknown()
+            await self._void_invitations(merchant_id, person_id)
             await self._record("membership.role_set", merchant_id, person_id, actor, role=role.value)
 
     async def remove(self, merchant_id: str, person_id: str, *, actor: str) -> None:
@@ -100,6 +101,7 @@ class Memberships:
             )
             if not removed:
                 raise _unknown()
+            await self._void_invitations(merchant_id, person_id)
             await self._record("membership.removed", merchant_id, person_id, actor)
 
     async def deactivate(self, person_id: str, *, actor: str) -> None:
@@ -115,13 +117,20 @@ class Memberships:
             changed = await self._db.run(
                 PersonRow.update({PersonRow.is_active: False, PersonRow.host_role: None})
                 .where(PersonRow.person_id == person_id, PersonRow.is_active.eq(value=True))
-                .returning(PersonRow.person_id)
+                .returning(PersonRow.email)
             )
             if not changed:
                 raise NotFound("there is no such active person")
+            # Resets of the person have its address too.
+            await void_links(self._db, InvitationRow.email == changed[0]["email"])
             await self._db.run(MembershipRow.delete().where(MembershipRow.person_id == person_id))
             await self._sessions.close_all_of(person_id)
             await self._audit.record("person.deactivated", merchant_id=None, actor=actor, subject_id=person_id)
+
+    async def _void_invitations(self, merchant_id: str, person_id: str) -> None:
+        person = await self._db.run(PersonRow.select(PersonRow.email).where(PersonRow.person_id == person_id).first())
+        if person is not None:
+            await void_links(self._db, InvitationRow.merchant_id == merchant_id, InvitationRow.email == person["email"])
 
     async def _lock(self, merchant_id: str) -> None:
         is_active = await self._db.fetchval(tables.LOCK_MERCHANT, merchant_id)

@@ -23,7 +23,7 @@ from mpesa_gateway_ops.login_limits import LoginLimits
 from mpesa_gateway_ops.passwords import check_password, hash_password, is_possible, verify_password
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
-from mpesa_gateway_ops.tables import PersonRow
+from mpesa_gateway_ops.tables import InvitationRow, PersonRow, void_links
 
 _EMAIL = re.compile(r"[!-?\[-~]{1,64}@[a-z0-9.-]{1,189}\Z", re.ASCII)
 _NO_DEVICE = Secret("")
@@ -149,6 +149,7 @@ class People:
         password_hash = await self.hash(password)
         async with self._db.transaction():
             person_id = await self._change(email, {PersonRow.password_hash: password_hash})
+            await void_links(self._db, InvitationRow.person_id == person_id)
             await self._sessions.close_all_of(person_id)
             await self._audit("person.password_set", actor, person_id)
 
@@ -164,6 +165,7 @@ class People:
         password_hash = await self.hash(password)
         async with self._db.transaction():
             await self._change(person.email, {PersonRow.password_hash: password_hash})
+            await void_links(self._db, InvitationRow.person_id == person_id)
             await self._sessions.close_all_of(person_id, but=session)
             await self._audit("person.password_set", f"person:{person_id}", person_id)
 
@@ -171,6 +173,8 @@ class People:
         """Set the host's role, valid from the next request. Raises NotFound."""
         async with self._db.transaction():
             person_id = await self._change(email, {PersonRow.host_role: role})
+            of_host = (InvitationRow.merchant_id.is_null(), InvitationRow.person_id.is_null())
+            await void_links(self._db, InvitationRow.email == email.strip().lower(), *of_host)
             await self._audit("person.role_set", actor, person_id, role=role or "none")
 
     async def sign_in(

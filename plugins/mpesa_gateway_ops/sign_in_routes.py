@@ -68,7 +68,10 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     except TooManyFailures as refused:
         problem, more = _wait(refused)
         return await _login(request, gateway, email=email, problem=problem, status=429, more=more)
-    lifetime = int(gateway.port(Sessions).lifetime.total_seconds())
+    sessions = gateway.port(Sessions)
+    # The browser's earlier session would stay open.
+    await sessions.close(cookie_of(request))
+    lifetime = int(sessions.lifetime.total_seconds())
     to = f"{home(request)}/login/code" if found.needs_code else home(request)
     answer = redirect(to, more={"Set-Cookie": cookie(gateway, found.session.reveal(), lifetime)})
     public_url: str = gateway.config.public_url

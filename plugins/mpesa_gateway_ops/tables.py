@@ -1,7 +1,10 @@
 """Piccolo tables and named queries of persons, memberships, sessions and flash messages."""
 
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
+from piccolo.columns.combination import Where
 from piccolo.table import Table
+
+from mpesa_gateway.db.engine import Database
 
 
 class PersonRow(Table, tablename="person"):
@@ -42,6 +45,11 @@ class InvitationRow(Table, tablename="person_invitation"):
     role = Text(null=True, default=None)
     host_role = Text(null=True, default=None)
     invited_by = Text()
+
+
+async def void_links(db: Database, *where: Where) -> None:
+    """Delete unused invitations and password resets, so that their links no longer work."""
+    await db.run(InvitationRow.delete().where(*where))
 
 
 class RecoveryCodeRow(Table, tablename="person_recovery_code"):

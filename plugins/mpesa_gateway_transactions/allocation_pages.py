@@ -13,8 +13,9 @@ from mpesa_gateway.ops_contract import PageRequest, Redirect, Rendered, Timeline
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.list_pages import LIST
+from mpesa_gateway_transactions.listing import owner_of
 from mpesa_gateway_transactions.manual import AlreadyAllocated
-from mpesa_gateway_transactions.operator_service import TransactionOperatorService, is_open, owner_of
+from mpesa_gateway_transactions.operator_service import TransactionOperatorService, is_open
 from mpesa_gateway_transactions.page_words import KINDS, SOURCES
 from mpesa_gateway_transactions.schemas import Allocate
 from mpesa_gateway_transactions.service import TransactionService

@@ -15,12 +15,12 @@ from mpesa_gateway.ops_contract import PageRequest, Redirect, Rendered
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_transactions.allocation_pages import amount_text, explain_first
 from mpesa_gateway_transactions.list_pages import LIST
+from mpesa_gateway_transactions.listing import owner_of
 from mpesa_gateway_transactions.manual import AlreadyAllocated
 from mpesa_gateway_transactions.operator_service import (
     OperatorTransactionFilters,
     TransactionOperatorService,
     is_open,
-    owner_of,
 )
 from mpesa_gateway_transactions.schemas import SHORTEST_NOTE, Allocate
 from mpesa_gateway_transactions.service import TransactionService
@@ -118,7 +118,7 @@ async def changes(visit: PageRequest) -> Rendered:
 async def _taken(visit: PageRequest, shown: Sequence[str]) -> list[Mapping[str, Any]]:
     ids = [one for one in shown[:_MOST_WATCHED] if Ids.has_form(one, "txn")]
     rows = await visit.gateway.port(TransactionOperatorService).find_all(ids) if ids else []
-    seen = [row for row in rows if visit.merchant_id in {None, row["merchant_id"], row["owner_id"]}]
+    seen = [row for row in rows if visit.merchant_id in {None, owner_of(row), row["owner_id"]}]
     return [{"row": row, "text": await _outcome(visit, row)} for row in seen if not is_open(row)]
 
 

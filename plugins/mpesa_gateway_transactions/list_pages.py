@@ -16,6 +16,7 @@ from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.local_time import UNTIL, parse_local
 from mpesa_gateway.ops_contract import PageRequest, Permission, Redirect, Rendered
 from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway_transactions.listing import owner_of
 from mpesa_gateway_transactions.money_kinds import MoneyKind
 from mpesa_gateway_transactions.operator_service import (
     OPERATORS_EXPORTED,
@@ -23,7 +24,6 @@ from mpesa_gateway_transactions.operator_service import (
     OperatorTransactionFilters,
     TransactionOperatorService,
     audited,
-    owner_of,
 )
 from mpesa_gateway_transactions.page_words import KINDS
 

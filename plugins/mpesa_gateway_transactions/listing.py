@@ -14,6 +14,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_transactions import allocation_sql
 from mpesa_gateway_transactions.schemas import TransactionFilters, TransactionQuery
 from mpesa_gateway_transactions.tables import AllocationRow, WitnessRow
+from mpesa_gateway_transactions.views import Values
 
 TRANSACTIONS = KeysetList(table="transaction", key="transaction_id", prefix="txn", by_index=True, amount="amount_cents")
 
@@ -23,10 +24,17 @@ _OF_OWNER = replace(TRANSACTIONS, of_merchants=False)
 _MOST_CENTS = 2**62
 
 
+def owner_of(row: Values) -> str:
+    """Return the merchant of the money's subject, or else the receiver's owner."""
+    is_named = row["subject_id"] is not None or row["conflict_id"] is not None
+    merchant_id: str = row["merchant_id"] if is_named or row["owner_id"] is None else row["owner_id"]
+    return merchant_id
+
+
 async def find_transaction(db: Database, merchant_id: str | None, env: Env, transaction_id: str) -> Row:
     """Return a merchant's transaction, or with None any, with its receiver. Raises NotFound."""
     row = await db.fetchrow(allocation_sql.FIND, transaction_id)
-    owners = set[str | None]() if row is None else {row["merchant_id"], row["owner_id"]}
+    owners = set[str | None]() if row is None else {owner_of(row), row["owner_id"]}
     if row is None or row["env"] != env or (merchant_id is not None and merchant_id not in owners):
         raise NotFound("there is no such transaction")
     return row

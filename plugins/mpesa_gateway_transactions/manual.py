@@ -13,7 +13,7 @@ from mpesa_gateway_transactions import allocation_sql
 from mpesa_gateway_transactions.allocating import AllocationRules, IncomingMoneyRecorder, incoming_money
 from mpesa_gateway_transactions.announcing import report_of
 from mpesa_gateway_transactions.api import Allocated, Assignment, NotAllocatable, Subject
-from mpesa_gateway_transactions.listing import allocations_of, find_transaction
+from mpesa_gateway_transactions.listing import allocations_of, find_transaction, owner_of
 from mpesa_gateway_transactions.schemas import LONGEST_NOTE, SHORTEST_NOTE, Allocate
 from mpesa_gateway_transactions.tables import TransactionRow
 from mpesa_gateway_transactions.views import Values
@@ -112,12 +112,13 @@ class ManualAllocation:
         if row["subject_id"] is not None:
             await self._refuse(row, wanted, note, actor)
         _refuse_refunded(row, payment_id, is_whole=is_whole)
-        owner = row["merchant_id"]
+        owner = owner_of(row)
         if payment_id is None:
             await lock()
             resolved: dict[Any, Any] = {
                 TransactionRow.subject_kind: wanted.kind,
                 TransactionRow.subject_id: wanted.subject_id,
+                TransactionRow.merchant_id: owner,
                 TransactionRow.announce_at: None,
             }
             await self._db.run(

@@ -137,13 +137,6 @@ def is_open(row: Row) -> bool:
     return row["direction"] == "in" and row["subject_id"] is None and is_untouched
 
 
-def owner_of(row: Row) -> str:
-    """Return the merchant of the money's subject, or else the receiver's owner."""
-    is_named = row["subject_id"] is not None or row["conflict_id"] is not None
-    merchant_id: str = row["merchant_id"] if is_named or row["owner_id"] is None else row["owner_id"]
-    return merchant_id
-
-
 def _values(filters: OperatorTransactionFilters) -> dict[str, Any]:
     return {name: getattr(filters, name) for name in _PLAIN}
 

@@ -22,6 +22,7 @@ from mpesa_gateway_transactions.api import (
     Subject,
     Transactions,
 )
+from mpesa_gateway_transactions.listing import owner_of
 from mpesa_gateway_transactions.tables import TransactionRow
 
 log = structlog.get_logger(__name__)
@@ -69,7 +70,7 @@ class TransactionRefunds:
 
     async def find(self, transaction_id: str) -> RefundableMoney:
         row = require_found(await self._db.fetchrow(_FIND, transaction_id, None), "there is no such transaction")
-        merchant_id, refusal = _merchant_of(row), None
+        merchant_id, refusal = owner_of(row), None
         try:
             _require_refundable(row, merchant_id)
             await self._refuse_claimed(row, merchant_id)
@@ -214,15 +215,8 @@ class TransactionRefunds:
             log.error("reversal_receipt_of_other_money", refund_id=refund_id, receipt=receipt)
 
 
-def _merchant_of(row: Row) -> str:
-    """Return the merchant to which the money is allocated; of other money the receiver's owner, if it has one."""
-    is_named = row["subject_id"] is not None or row["conflict_id"] is not None
-    merchant_id: str = row["merchant_id"] if is_named or row["owner_id"] is None else row["owner_id"]
-    return merchant_id
-
-
 def _may_refund(row: Row, merchant_id: str) -> bool:
-    return merchant_id in {row["owner_id"], _merchant_of(row)}
+    return merchant_id in {row["owner_id"], owner_of(row)}
 
 
 def _require_refundable(row: Row, merchant_id: str) -> None:

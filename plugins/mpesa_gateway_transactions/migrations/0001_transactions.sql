@@ -99,6 +99,16 @@ CREATE TRIGGER transaction_refunded_is_not_allocated AFTER UPDATE OF subject_kin
     FOR EACH ROW WHEN (OLD.subject_id IS NULL AND NEW.subject_id IS NOT NULL AND (NEW.refund_reserved_cents > 0
         OR ((NEW.refunded_cents > 0 OR NEW.reversed_outside IS NOT NULL) AND NEW.subject_kind <> 'resolved')))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'refunded money pays for nothing');
+-- Unallocated money is the receiver's owner's, also of a later owner.
+CREATE FUNCTION hand_over_unallocated_money() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE transaction SET merchant_id = NEW.owner_id WHERE receiver_id = NEW.receiver_id
+        AND subject_id IS NULL AND conflict_id IS NULL AND merchant_id <> NEW.owner_id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER transaction_owner_kept AFTER UPDATE OF owner_id ON receiver
+    FOR EACH ROW WHEN (NEW.owner_id IS NOT NULL AND NEW.owner_id IS DISTINCT FROM OLD.owner_id)
+    EXECUTE FUNCTION hand_over_unallocated_money();
 CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 -- Later reports of a receipt, one row for each source. detail states a difference from the first report, which needs
