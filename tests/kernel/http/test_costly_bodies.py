@@ -1,6 +1,7 @@
 """Protects the event loop from bodies that cost far more than their length."""
 
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -54,7 +55,7 @@ def test_body_of_wrong_items_is_decoded_no_further_than_its_shown_errors(
     item: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[msgspec.Raw] = []
-    is_valid = vars(validation)["_is_valid"]
+    is_valid: Callable[[msgspec.Raw, Any], bool] = vars(validation)["_is_valid"]
 
     def noted(raw: msgspec.Raw, kind: Any) -> bool:
         decoded.append(raw)
