@@ -23,15 +23,20 @@ async def broken_invariants(gateway: Gateway, grace: timedelta | None = None) ->
     return found
 
 
+async def stop_worker(gateway: Gateway) -> None:
+    """Stop the worker, so that no job changes the rows that a test has written."""
+    worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
+    assert worker is not None
+    worker.cancel()
+    await asyncio.wait([worker])
+
+
 async def drop_constraints(gateway: Gateway) -> None:
     """Drop every check and unique index, as after a failed restore: now any row can be written.
 
     The worker stops first, so that no job repairs the corrupted rows.
     """
-    worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
-    assert worker is not None
-    worker.cancel()
-    await asyncio.wait([worker])
+    await stop_worker(gateway)
     async with as_owner(gateway) as owner:
         rows = await owner.fetch(
             "SELECT conrelid::regclass::text AS table, conname FROM pg_constraint "

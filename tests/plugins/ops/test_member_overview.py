@@ -17,6 +17,7 @@ from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_transactions.contradictions import ContradictionReview
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.identifiers import identifier
+from tests.ledger import stop_worker
 from tests.plugins.ops.conftest import OpsSite
 from tests.visits import host_visit, member_visit
 
@@ -111,6 +112,7 @@ async def shops(ops_site: OpsSite) -> AsyncGenerator[Shops]:
         await _pay(other, "order-0", 300)
         await ops_site.receiver.wait_for(4)
         assert (await api.call("POST", "/v1/refunds", {"payment_id": paid[2]})).status == 201
+        await stop_worker(gateway)
         for number, sql in TROUBLES:
             await gateway.db.execute(sql, paid[number])
         await gateway.db.execute(ENDPOINT, troubled)
