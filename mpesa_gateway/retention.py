@@ -15,8 +15,8 @@ log = structlog.get_logger(__name__)
 
 # raw SQL: lock - several workers delete at once.
 DELETE_KEYS = """
-DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
-    SELECT merchant_id, env, key FROM idempotency_key
+DELETE FROM idempotency_key WHERE digest IN (
+    SELECT digest FROM idempotency_key
     WHERE created_at < $1 AND (state <> 'in_flight' OR leased_until < $1)
     ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
 )

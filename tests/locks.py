@@ -132,6 +132,8 @@ def _name(node: Any) -> str | None:
 def _is_parameter(node: Any) -> bool:
     while isinstance(node, ast.TypeCast):
         node = node.arg
+    if isinstance(node, ast.FuncCall):  # a digest of parameters
+        return bool(node.args) and all(map(_is_parameter, node.args))
     return isinstance(node, (ast.ParamRef, ast.A_Const))
 
 

@@ -94,8 +94,10 @@ WHERE n % 100 < 80 OR n % 100 >= 90
     (
         "idempotency_key",
         """
-INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT $1, 'sandbox', 'seed-' || n, 'payment', substr(sha256(n::text::bytea), 1, 16), 'settled', ID[pay], AT, AT
+INSERT INTO idempotency_key (merchant_id, env, digest, operation, fingerprint, state, subject_id, leased_until,
+    created_at)
+SELECT $1, 'sandbox', key_digest($1, 'sandbox', 'seed-' || n), 'payment', substr(sha256(n::text::bytea), 1, 16),
+    'settled', ID[pay], AT, AT
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
@@ -145,9 +147,10 @@ WITH made AS (
     FROM generate_series(1, $3::bigint) AS n
     RETURNING payment_id, merchant_id, env, idempotency_key, created_at
 )
-INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT merchant_id, env, idempotency_key, 'payment', substr(sha256(uuid_send(payment_id)), 1, 16), 'settled',
-    payment_id, created_at, created_at
+INSERT INTO idempotency_key (merchant_id, env, digest, operation, fingerprint, state, subject_id, leased_until,
+    created_at)
+SELECT merchant_id, env, key_digest(merchant_id, env, idempotency_key), 'payment',
+    substr(sha256(uuid_send(payment_id)), 1, 16), 'settled', payment_id, created_at, created_at
 FROM made
 """
 

@@ -16,9 +16,10 @@ from mpesa_gateway.errors import ApiError, Code, Conflict
 
 # raw SQL: hot path - each create claims and settles a key.
 CLAIM = """
-INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-VALUES ($1, $2, $3, $4, $5, 'in_flight', $6, $8, $7)
-ON CONFLICT (merchant_id, env, key) DO UPDATE SET state = 'in_flight', leased_until = excluded.leased_until
+INSERT INTO idempotency_key
+    (merchant_id, env, digest, operation, fingerprint, state, subject_id, leased_until, created_at)
+VALUES ($1, $2, key_digest($1, $2, $3), $4, $5, 'in_flight', $6, $8, $7)
+ON CONFLICT (digest) DO UPDATE SET state = 'in_flight', leased_until = excluded.leased_until
     WHERE idempotency_key.state = 'released' AND idempotency_key.fingerprint = excluded.fingerprint
         AND idempotency_key.operation IN ('', excluded.operation)
 RETURNING subject_id
@@ -27,12 +28,13 @@ RETURNING subject_id
 CLAIMED = """
 claimed AS (
     INSERT INTO idempotency_key
-        (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-    SELECT merchant_id, env, idempotency_key, operation, fingerprint, 'in_flight', subject_id, leased_until, asked_at
+        (merchant_id, env, digest, operation, fingerprint, state, subject_id, leased_until, created_at)
+    SELECT merchant_id, env, key_digest(merchant_id, env, idempotency_key) AS digest, operation, fingerprint,
+        'in_flight', subject_id, leased_until, asked_at
     FROM asked
     -- Always in this order, so that two processes with the same keys wait for each other and not in a ring.
-    ORDER BY merchant_id, env, idempotency_key
-    ON CONFLICT (merchant_id, env, key) DO NOTHING
+    ORDER BY digest
+    ON CONFLICT (digest) DO NOTHING
     RETURNING subject_id
 )
 """
@@ -41,8 +43,8 @@ claimed AS (
 UNLOCKED = """
 unlocked AS MATERIALIZED (
     SELECT subject_id FROM given JOIN idempotency_key AS known
-        ON known.merchant_id = given.merchant_id AND known.env = given.env AND known.key = given.idempotency_key
-    ORDER BY known.merchant_id, known.env, known.key FOR UPDATE OF known SKIP LOCKED
+        ON known.digest = key_digest(given.merchant_id, given.env, given.idempotency_key)
+    ORDER BY known.digest FOR UPDATE OF known SKIP LOCKED
 )
 """
 """CTE: locks keys of ``given`` that no other session has locked."""
@@ -50,32 +52,31 @@ unlocked AS MATERIALIZED (
 SETTLED = """
 settled AS (
     UPDATE idempotency_key SET state = 'settled' FROM free
-    WHERE idempotency_key.merchant_id = free.merchant_id AND idempotency_key.env = free.env AND key = idempotency_key
-        AND state = 'in_flight'
+    WHERE digest = key_digest(free.merchant_id, free.env, free.idempotency_key) AND state = 'in_flight'
 )
 """
 """CTE: settles the keys of ``free``."""
 
 FIND = """
 SELECT operation, fingerprint, state, subject_id, leased_until FROM idempotency_key
-WHERE merchant_id = $1 AND env = $2 AND key = $3
+WHERE digest = key_digest($1, $2, $3)
 """
 
 LOCK = """
-SELECT state, leased_until FROM idempotency_key WHERE merchant_id = $1 AND env = $2 AND key = $3 FOR UPDATE
+SELECT state, leased_until FROM idempotency_key WHERE digest = key_digest($1, $2, $3) FOR UPDATE
 """
 
 CLOSE = """
-UPDATE idempotency_key SET state = 'settled' WHERE merchant_id = $1 AND env = $2 AND key = $3 AND state <> 'settled'
+UPDATE idempotency_key SET state = 'settled' WHERE digest = key_digest($1, $2, $3) AND state <> 'settled'
 """
 
 SETTLE = """
-UPDATE idempotency_key SET state = $4 WHERE merchant_id = $1 AND env = $2 AND key = $3 AND state = 'in_flight'
+UPDATE idempotency_key SET state = $4 WHERE digest = key_digest($1, $2, $3) AND state = 'in_flight'
 """
 
 FORGET = """
-DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
-    SELECT merchant_id, env, key FROM idempotency_key WHERE merchant_id = $1 AND env = $2 AND key = $3 FOR UPDATE NOWAIT
+DELETE FROM idempotency_key WHERE digest IN (
+    SELECT digest FROM idempotency_key WHERE digest = key_digest($1, $2, $3) FOR UPDATE NOWAIT
 )
 """
 

@@ -146,8 +146,7 @@ INVARIANTS = (
         sentence="An Idempotency-Key names the payment that was created with it",
         sql="""
             SELECT payment_id FROM payment JOIN idempotency_key
-                ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
-                    = (payment.merchant_id, payment.env, payment.idempotency_key)
+                ON digest = key_digest(payment.merchant_id, payment.env, payment.idempotency_key)
             WHERE idempotency_key.subject_id <> payment.payment_id AND operation IN ('', 'payment')
             UNION ALL
             SELECT subject_id FROM idempotency_key WHERE has_prefix(subject_id, 'pay')
@@ -159,8 +158,7 @@ INVARIANTS = (
         sentence="The Idempotency-Key of a payment that was sent is settled, and a released key sent nothing",
         sql="""
             SELECT payment_id FROM payment JOIN idempotency_key
-                ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
-                    = (payment.merchant_id, payment.env, payment.idempotency_key)
+                ON digest = key_digest(payment.merchant_id, payment.env, payment.idempotency_key)
                     AND operation IN ('', 'payment')
             WHERE (charge IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
                 OR (state = 'released' AND charge <> 'released')

@@ -127,10 +127,10 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: expression - when a payment whose outcome is unknown is asked about.
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
-HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, {})"
+HAS_KEY = "key_digest(merchant_id, env, idempotency_key) = key_digest({}, {}, {})"
 
-HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
-    SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
+HAS_KEY_OF_ANY = """key_digest(merchant_id, env, idempotency_key) = ANY(ARRAY(
+    SELECT key_digest(merchant.merchant_id, {}, {}) FROM merchant))"""
 
 HAS_PHONE = "reverse(phone) = reverse({}::text)"
 """One index serves whole numbers and last digits."""
@@ -147,10 +147,10 @@ OWN_REFERENCE_STARTS = "reference_is_ours AND reference >= {} AND reference < {}
 RECEIPT_STARTS = "receipt >= {} AND receipt < {}"
 
 HAS_METADATA = """metadata <> '{{}}'
-    AND payment_metadata(merchant_id, env, metadata) @> ARRAY[payment_key({}, {}, lower({}::text))]"""
+    AND payment_metadata(merchant_id, env, metadata) @> ARRAY[key_digest({}, {}, lower({}::text))]"""
 """A value of the metadata, in any case."""
 
-HAS_METADATA_OF_EACH = HAS_METADATA.replace("payment_key({}", "payment_key(merchant.merchant_id")
+HAS_METADATA_OF_EACH = HAS_METADATA.replace("key_digest({}", "key_digest(merchant.merchant_id")
 
 FIND_BY_KEY = f"SELECT * FROM payment WHERE {HAS_KEY.format('$1', '$2', '$3')}"
 
@@ -166,7 +166,7 @@ WITH asked AS (
         shortcode_id, requested_by) LIMIT cardinality($payment_id)) AS t
     -- The record of an old payment's key is deleted; the payment is not.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
-        WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
+        WHERE key_digest(p.merchant_id, p.env, p.idempotency_key) = key_digest(
             t.merchant_id, t.env, t.idempotency_key))
         -- A scalar query, so that the plan looks up each merchant by its key.
         AND (SELECT is_active FROM merchant WHERE merchant.merchant_id = t.merchant_id)
@@ -217,8 +217,8 @@ WITH given AS (
     SELECT given.* FROM given LEFT JOIN unlocked ON unlocked.subject_id = given.payment_id
         JOIN payment ON payment.payment_id = given.payment_id
     WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
-        SELECT 1 FROM idempotency_key AS known WHERE known.merchant_id = given.merchant_id
-            AND known.env = given.env AND known.key = given.idempotency_key))
+        SELECT 1 FROM idempotency_key AS known
+        WHERE known.digest = key_digest(given.merchant_id, given.env, given.idempotency_key)))
     ORDER BY given.payment_id FOR UPDATE OF payment SKIP LOCKED
 ), {idempotency.SETTLED}
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,

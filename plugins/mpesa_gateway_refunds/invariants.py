@@ -87,8 +87,8 @@ INVARIANTS = (
         sentence="An Idempotency-Key refers to the refund that was made with it, settled once its reversal was sent",
         sql="""
             SELECT refund_id FROM refund JOIN idempotency_key
-                ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
-                    = (refund.merchant_id, refund.env, refund.idempotency_key) AND operation IN ('', 'refund')
+                ON digest = key_digest(refund.merchant_id, refund.env, refund.idempotency_key)
+                    AND operation IN ('', 'refund')
             WHERE subject_id <> refund_id OR (reversal IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
                 OR (state = 'released' AND reversal <> 'unsent')
             UNION ALL

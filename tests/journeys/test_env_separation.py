@@ -233,7 +233,7 @@ async def test_sandbox_admin_key_changes_no_live_merchant(env_site: EnvSite) -> 
 CHANGED_ENVS = [
     ("UPDATE refund SET env = 'live', reversal_receipt = NULL, idempotency_key = NULL", "refunds.fits_its_payment"),
     ("UPDATE status_check SET env = 'live'", "payments.env_is_its_payments"),
-    ("UPDATE idempotency_key SET env = 'live', key = key || 'x'", "payments.env_is_its_payments"),
+    ("UPDATE idempotency_key SET env = 'live'", "payments.env_is_its_payments"),
     ("UPDATE event SET env = 'live'", "webhooks.delivery_is_its_events"),
     ("UPDATE delivery SET env = 'live'", "webhooks.delivery_is_its_events"),
     ("UPDATE transaction SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),

@@ -188,7 +188,10 @@ def test_statement_on_several_rows_locks_them_in_order(recorder: Recorder) -> No
 
 TWO = "SELECT payment_id FROM payment WHERE payment_id = ANY($1::uuid[])"
 MARK = "UPDATE payment SET updated_at = now()"
-KEY = "UPDATE idempotency_key SET leased_until = now() WHERE key = (SELECT min(key) FROM idempotency_key)"
+KEY = (
+    "UPDATE idempotency_key SET leased_until = now() "
+    "WHERE digest = (SELECT digest FROM idempotency_key ORDER BY digest LIMIT 1)"
+)
 
 
 @pytest.mark.parametrize("of_tests", [True])

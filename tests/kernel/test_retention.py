@@ -125,25 +125,26 @@ async def test_retention_runs_as_a_cron_job_at_night(values: dict[str, Any]) -> 
 async def test_retention_keeps_idempotency_keys_in_flight(gateway: Gateway) -> None:
     merchant_id = (await gateway.merchants.create("Duka", actor="test")).merchant_id
     old = NOW - timedelta(days=91)
-    for key, state, until in (
-        ("at work", "in_flight", NOW + timedelta(minutes=1)),
-        ("left behind", "in_flight", old),
-        ("settled", "settled", old),
-        ("young", "settled", old),
+    for number, (state, until, created_at) in enumerate(
+        (
+            ("in_flight", NOW + timedelta(minutes=1), old),
+            ("in_flight", old, old),
+            ("settled", old, old),
+            ("settled", old, old + timedelta(days=2)),
+        )
     ):
         await gateway.db.execute(
-            "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, "
-            "created_at) VALUES ($1, 'sandbox', $2, substr(sha256('a'), 1, 16), $3, $6, $4, $5)",
+            "INSERT INTO idempotency_key (merchant_id, env, digest, fingerprint, state, subject_id, leased_until, "
+            "created_at) VALUES ($1, 'sandbox', gen_random_uuid(), substr(sha256('a'), 1, 16), $2, $5, $3, $4)",
             merchant_id,
-            key,
             state,
             until,
-            old + timedelta(days=2) if key == "young" else old,
-            identifier("own"),
+            created_at,
+            identifier("own", number),
         )
     assert (await Retention(gateway).delete_expired())["idempotency keys"] == 2
-    rows = await gateway.db.fetch("SELECT key FROM idempotency_key ORDER BY key")
-    assert [row["key"] for row in rows] == ["at work", "young"]
+    rows = await gateway.db.fetch("SELECT subject_id FROM idempotency_key ORDER BY subject_id")
+    assert [row["subject_id"] for row in rows] == [identifier("own", 0), identifier("own", 3)]
 
 
 async def test_retention_keeps_open_subscriber_tasks(gateway: Gateway) -> None:

@@ -124,10 +124,10 @@ ALWAYS: dict[str, str] = {
             WHERE state = 'in_flight' AND leased_until > now + interval '16 minutes'
     """,
     "keys: free to send again what has been sent": """
-        SELECT k.key FROM idempotency_key k JOIN payment p ON p.payment_id = k.subject_id
+        SELECT k.subject_id FROM idempotency_key k JOIN payment p ON p.payment_id = k.subject_id
         WHERE k.state = 'released' AND (p.charge <> 'released' OR p.payment_id IN (SELECT payment_id FROM push))
         UNION ALL
-        SELECT k.key FROM idempotency_key k JOIN refund r ON r.refund_id = k.subject_id
+        SELECT k.subject_id FROM idempotency_key k JOIN refund r ON r.refund_id = k.subject_id
         WHERE k.state = 'released' AND r.reversal <> 'unsent'
     """,
 }

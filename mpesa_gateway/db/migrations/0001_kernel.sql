@@ -74,18 +74,25 @@ CREATE TABLE api_key (
 CREATE INDEX api_key_merchant ON api_key (merchant_id, env);
 CREATE INDEX api_key_maker ON api_key (created_by) WHERE revoked_at IS NULL;
 
--- Payments and refunds of a merchant in an env share one namespace. fingerprint: the first 16 bytes of a SHA-256.
+-- The first 16 bytes of a SHA-256 of a text of a merchant and env. Without convert_to(), which is not immutable, Postgres
+-- inlines the function.
+CREATE FUNCTION key_digest(merchant_id uuid, env text, key text) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT encode(substr(sha256(replace(merchant_id::text || env || key, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid
+$$;
+
+-- Payments and refunds of a merchant in an env share one namespace. digest: key_digest() of the key, which the payment or
+-- refund has. fingerprint: the first 16 bytes of a SHA-256 of the request.
 CREATE TABLE idempotency_key (
+    digest uuid PRIMARY KEY,
     merchant_id uuid NOT NULL REFERENCES merchant,
     subject_id uuid NOT NULL CHECK (is_id(subject_id)),
     leased_until timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
-    key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
     fingerprint bytea NOT NULL CHECK (length(fingerprint) = 16),
     state text NOT NULL CHECK (state IN ('in_flight', 'released', 'settled')),
-    operation text NOT NULL DEFAULT '',
-    PRIMARY KEY (merchant_id, env, key)
+    operation text NOT NULL DEFAULT ''
 );
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
@@ -398,10 +405,10 @@ CREATE TRIGGER api_key_notified AFTER DELETE
 CREATE TRIGGER idempotency_key_settled_for_good AFTER UPDATE OF state ON idempotency_key
     FOR EACH ROW WHEN (OLD.state = 'settled' AND NEW.state = 'released')
     EXECUTE FUNCTION refuse_rewriting('a settled key', 'a released key would send a second time');
-CREATE TRIGGER idempotency_key_one_subject AFTER UPDATE OF merchant_id, env, key, operation, fingerprint,
+CREATE TRIGGER idempotency_key_one_subject AFTER UPDATE OF merchant_id, env, digest, operation, fingerprint,
     subject_id ON idempotency_key
     FOR EACH ROW WHEN (OLD.merchant_id IS DISTINCT FROM NEW.merchant_id OR OLD.env IS DISTINCT FROM NEW.env
-    OR OLD.key IS DISTINCT FROM NEW.key OR OLD.operation IS DISTINCT FROM NEW.operation
+    OR OLD.digest IS DISTINCT FROM NEW.digest OR OLD.operation IS DISTINCT FROM NEW.operation
     OR OLD.fingerprint IS DISTINCT FROM NEW.fingerprint OR OLD.subject_id IS DISTINCT FROM NEW.subject_id)
     EXECUTE FUNCTION refuse_rewriting('the subject of a key', 'one key, one payment');
 

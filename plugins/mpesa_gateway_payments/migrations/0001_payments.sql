@@ -4,18 +4,11 @@ CREATE FUNCTION handle_by_time(handle text) RETURNS text LANGUAGE sql IMMUTABLE 
     SELECT substr(handle, 11, 4) || substr(handle, 9, 2) || substr(handle, 7, 2) || substr(handle, 15) || left(handle, 6)
 $$;
 
--- The first 16 bytes of a SHA-256 of the Idempotency-Key of a merchant and env. Without convert_to(), which is not
--- immutable, Postgres inlines the function.
-CREATE FUNCTION payment_key(merchant_id uuid, env text, key text) RETURNS uuid
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT encode(substr(sha256(replace(merchant_id::text || env || key, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid
-$$;
-
 -- The values of a payment's metadata, as keys of its merchant and env. RETURN resolves names at the definition: an index
 -- is built with another search_path.
 CREATE FUNCTION payment_metadata(merchant_id uuid, env text, metadata jsonb) RETURNS uuid[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN (SELECT array_agg(payment_key(merchant_id, env, lower(value))) FROM jsonb_each_text(metadata));
+RETURN (SELECT array_agg(key_digest(merchant_id, env, lower(value))) FROM jsonb_each_text(metadata));
 
 -- A payment keeps its shortcode_id; shortcode is the number that payers pay. outcome_is_final: no money is expected
 -- after this failure. accepted_at, completed_at and completed_by are the only steps that an ordinary payment stores.
@@ -98,7 +91,7 @@ CREATE TABLE payment (
     CONSTRAINT payment_reversed_when_refunded CHECK (((status = 'reversed') = (refunded = amount))
         AND ((status = 'partially_reversed') = (refunded >= 1 AND (refunded <= (amount - 1)))))
 );
-CREATE UNIQUE INDEX payment_of_key ON payment (payment_key(merchant_id, env, idempotency_key));
+CREATE UNIQUE INDEX payment_of_key ON payment (key_digest(merchant_id, env, idempotency_key));
 CREATE UNIQUE INDEX payment_receipt ON payment (env, receipt) WHERE receipt IS NOT NULL;
 CREATE UNIQUE INDEX payment_own_reference ON payment (reference) WHERE reference_is_ours;
 CREATE INDEX payment_received_receipt ON payment (env, received_receipt) WHERE received_receipt IS NOT NULL;

@@ -18,8 +18,8 @@ HEARD, OTHER_EVENT = literal("evt"), literal("evt", 2)
 
 ROWS = f"""
 INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ({SHOP}, 'Shop', now(), now());
-INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at)
-VALUES ({SHOP}, 'sandbox', 'order', substr(sha256('a'), 1, 16), 'settled', {PAYMENT}, now(), now());
+INSERT INTO idempotency_key (merchant_id, env, digest, fingerprint, state, subject_id, leased_until, created_at)
+VALUES ({SHOP}, 'sandbox', gen_random_uuid(), substr(sha256('a'), 1, 16), 'settled', {PAYMENT}, now(), now());
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, stored_body)
 VALUES ({HEARD}, 'payment.completed', {SHOP}, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}');
 INSERT INTO body_form (form_id, template) VALUES (1, '%s %s');
@@ -28,7 +28,7 @@ SELECT audit_write('aud_1', now(), NULL, 'me', 'x', NULL, '{{}}');
 """  # noqa: S608 - our own
 
 KEY = (
-    "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at) "
+    "INSERT INTO idempotency_key (merchant_id, env, digest, fingerprint, state, subject_id, leased_until, created_at) "
     "VALUES "
 )
 EVENT = """
@@ -42,12 +42,13 @@ ENTRY = (
 CASES = {
     "gateway_secret_is_sealed": ["UPDATE gateway_secret SET sealed = 'open'"],
     "idempotency_key_subject_id_check": [
-        KEY + f"({SHOP}, 'sandbox', 'other', substr(sha256('a'), 1, 16), 'in_flight', {NOTHING}, now(), now())"
+        KEY
+        + f"({SHOP}, 'sandbox', gen_random_uuid(), substr(sha256('a'), 1, 16), 'in_flight', {NOTHING}, now(), now())"
     ],
     "idempotency_key_one_subject": [
         f"UPDATE idempotency_key SET subject_id = {OTHER_PAYMENT}",  # noqa: S608 - our own
         "UPDATE idempotency_key SET fingerprint = substr(sha256('b'), 1, 16)",
-        "UPDATE idempotency_key SET key = 'other'",
+        "UPDATE idempotency_key SET digest = gen_random_uuid()",
         "UPDATE idempotency_key SET env = 'live'",
         "UPDATE idempotency_key SET operation = 'refund'",
     ],

@@ -246,6 +246,9 @@ ORDER BY relname, attname
 OF_SEVERAL_KINDS = {"account_entry.source_id": {"pay", "rfd", "txn"}}
 """Keys that are the id of another plugin's object, with the prefixes that they must accept."""
 
+DIGESTS = {"idempotency_key.digest"}
+"""Columns that store digests. No statement returns them to Python."""
+
 
 @pytest.fixture
 async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
@@ -267,6 +270,8 @@ async def test_uuid_columns_store_only_ids_and_keys_only_those_of_their_prefix(g
     own_keys: list[str] = []
     for table, column, is_key, has_foreign_key, checks in columns:
         place = f"{table}.{column}"
+        if place in DIGESTS:
+            continue
         if is_key and not has_foreign_key:
             own_keys.append(place)
             known = [

@@ -80,19 +80,20 @@ VIOLATIONS = {
         WHERE idempotency_key = 'asked-5' RETURNING payment_id
     """,
     "payments.key_names_its_payment": f"""
-        UPDATE idempotency_key SET key = 'unknown', subject_id = {literal("pay", 1)}
-        WHERE key = 'paid-9' RETURNING subject_id;
+        UPDATE idempotency_key SET digest = gen_random_uuid(), subject_id = {literal("pay", 1)} FROM payment
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-9' RETURNING subject_id;
         UPDATE idempotency_key SET subject_id = {literal("run")} FROM payment
-        WHERE key = idempotency_key AND key = 'paid-10' RETURNING payment_id
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-10' RETURNING payment_id
     """,  # noqa: S608 - ids that the test chose
     "payments.key_is_settled": """
         UPDATE idempotency_key SET state = 'in_flight' FROM payment
-        WHERE key = idempotency_key AND key = 'paid-11' RETURNING payment_id;
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-11' RETURNING payment_id;
         UPDATE idempotency_key SET state = 'released' FROM payment
-        WHERE key = idempotency_key AND key = 'asked-6' RETURNING payment_id
+        WHERE subject_id = payment_id AND idempotency_key = 'asked-6' RETURNING payment_id
     """,
     "payments.env_is_its_payments": """
-        UPDATE idempotency_key SET env = 'live' WHERE key = 'asked-5' RETURNING subject_id
+        UPDATE idempotency_key SET env = 'live' FROM payment
+        WHERE subject_id = payment_id AND idempotency_key = 'asked-5' RETURNING subject_id
     """,
 }
 

@@ -50,17 +50,18 @@ VIOLATIONS = {
         WHERE idempotency_key = 'refund never-2' RETURNING refund_id
     """,
     "refunds.env_is_its_refunds": """
-        UPDATE idempotency_key SET env = 'live' WHERE key = 'refund silent-1' RETURNING subject_id
+        UPDATE idempotency_key SET env = 'live' FROM refund
+        WHERE subject_id = refund_id AND idempotency_key = 'refund silent-1' RETURNING subject_id
     """,
     "refunds.key_names_its_refund": f"""
-        UPDATE idempotency_key SET key = 'unknown', subject_id = {literal("rfd", 1)} WHERE key = 'refund back-7'
-        RETURNING subject_id;
+        UPDATE idempotency_key SET digest = gen_random_uuid(), subject_id = {literal("rfd", 1)} FROM refund
+        WHERE subject_id = refund_id AND idempotency_key = 'refund back-7' RETURNING subject_id;
         UPDATE idempotency_key SET subject_id = {literal("run")} FROM refund
-        WHERE key = idempotency_key AND key = 'refund back-8' RETURNING refund_id;
+        WHERE subject_id = refund_id AND idempotency_key = 'refund back-8' RETURNING refund_id;
         UPDATE idempotency_key SET state = 'in_flight' FROM refund
-        WHERE key = idempotency_key AND key = 'refund silent-2' RETURNING refund_id;
+        WHERE subject_id = refund_id AND idempotency_key = 'refund silent-2' RETURNING refund_id;
         UPDATE idempotency_key SET state = 'released' FROM refund
-        WHERE key = idempotency_key AND key = 'refund never-3' RETURNING refund_id
+        WHERE subject_id = refund_id AND idempotency_key = 'refund never-3' RETURNING refund_id
     """,  # noqa: S608 - ids that the test chose
 }
 

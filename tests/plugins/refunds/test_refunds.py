@@ -248,7 +248,9 @@ async def test_refund_interrupted_before_sending_fails_and_frees_its_money(refun
         "UPDATE refund SET reversal = 'ready', originator_conversation_id = NULL, conversation_id = NULL, "
         "due_at = now()"
     )
-    await db.execute("UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE key = 'r'")
+    await db.execute(
+        "UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE subject_id = $1", refund["id"]
+    )
     # The cron may send the query first.
     await queries.ask(refund["id"])
 
@@ -258,7 +260,7 @@ async def test_refund_interrupted_before_sending_fails_and_frees_its_money(refun
     assert await eventually(has_failed)
     assert (await refunds.refund(refund))["result_code"] == "unsent"
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
-    assert await db.fetchval("SELECT state FROM idempotency_key WHERE key = 'r'") == "settled"
+    assert await db.fetchval("SELECT state FROM idempotency_key WHERE subject_id = $1", refund["id"]) == "settled"
     await refunds.await_events("refund.failed")
     again = await refunds.ask(payment_id, 200, key="r")
     assert (again.status, again.data["status"]) == (200, "failed")
