@@ -1,4 +1,4 @@
-"""Protects examples/clients/shop.php: it requests a payment for an order, and believes only signed webhooks, each once."""
+"""Protects examples/clients/shop.php: it requests a payment, and believes only signed webhooks, each once."""
 
 import hashlib
 import hmac
