@@ -232,11 +232,16 @@ class Layout:
         return template.render(dict(values) | dict(shown.values))
 
 
+def words_of(field: str) -> str:
+    """Return the words of a field's name without its path: "Till number" for ``mpesa.till_number``."""
+    return field.rpartition(".")[2].replace("_", " ").capitalize()
+
+
 def _label_of(field: str, page: str) -> Markup:
     """Return a field's label on a page without a remark in parentheses. Defaults to the field's name in words."""
     name = field.rpartition(".")[2]
     found = re.search(rf'<label>([^<(]+)[^<]*<\w+ name="{re.escape(name)}"', page)
-    return Markup(found[1].strip()) if found else escape(name.replace("_", " ").capitalize())  # noqa: S704 - a template's
+    return Markup(found[1].strip()) if found else escape(words_of(name))  # noqa: S704 - a template's
 
 
 def _as_seen(visit: PageRequest, text: str) -> str:
