@@ -32,7 +32,7 @@ from mpesa_gateway_ops.access import (
     visitor_of,
 )
 from mpesa_gateway_ops.flash import FlashMessages
-from mpesa_gateway_ops.layout import Layout
+from mpesa_gateway_ops.layout import Layout, words_of
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
 from mpesa_gateway_ops.second_factors import SecondFactors
 from mpesa_gateway_ops.sessions import Session, Sessions
@@ -223,7 +223,9 @@ async def _show_again(
         query = {} if visit.merchant_id is None or visit.values else {"merchant": [visit.merchant_id]}
         again = replace(visit, query=query, form=form, problems=tuple(refused.problems))
         return await gateway.port(Layout).page(request, session, again, page, status=refused.status)
-    text = str(refused)
+    text = "; ".join(
+        f"{words_of(each.field)}: {each.message}" if each.field else each.message for each in refused.problems
+    )
     note_id = await gateway.port(FlashMessages).store(
         session.owner, f"Not done: {text}{'' if text.endswith('.') else '.'}", problem=True
     )
