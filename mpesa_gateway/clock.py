@@ -86,7 +86,7 @@ def from_daraja_timestamp(text: str) -> datetime:
     """Parse ``YYYYMMDDHHmmss`` in East Africa Time. Raises ValueError."""
     if len(text) != 14 or not text.isdigit() or not text.isascii():
         raise ValueError("not a Daraja timestamp (YYYYMMDDHHmmss)")
-    return datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=EAT).astimezone(UTC)
+    return datetime.fromisoformat(f"{text[:8]}T{text[8:]}").replace(tzinfo=EAT).astimezone(UTC)
 
 
 def seconds_since(moment: datetime | None, clock: Clock) -> float:
