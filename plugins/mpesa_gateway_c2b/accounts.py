@@ -249,4 +249,5 @@ def _money(report: ReportedTransaction, row: Row, receiver: Row) -> IncomingMone
         payer=row["payer"],
         payer_digest=row["payer_digest"],
         kind=row["kind"],
+        conflict_id=row["conflict_id"],
     )

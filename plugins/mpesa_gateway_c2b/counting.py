@@ -65,6 +65,7 @@ class AccountCounting:
             [one.owner_id or one.merchant_id for one in money],
             numbers,
             [one.receipt for one in money],
+            [one.conflict_id for one in money],
         )
         found: list[FoundSubject | None] = [None] * len(money)
         places: list[int] = [row["place"] - 1 for row in rows]

@@ -107,7 +107,8 @@ class Transactions(Protocol):
 class IncomingMoney:
     """Money in without a subject, for a rule to find it.
 
-    ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner.
+    ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner. ``conflict_id`` is the
+    payment that the money contradicts.
     """
 
     transaction_id: str | None
@@ -125,6 +126,7 @@ class IncomingMoney:
     payer: str | None
     payer_digest: str | None
     kind: str | None
+    conflict_id: str | None = None
 
 
 @dataclass(frozen=True)
