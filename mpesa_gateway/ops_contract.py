@@ -183,11 +183,10 @@ class PageRequest:
         if self.merchant_id is not None:
             own = await merchants.require(self.merchant_id)
             return {"merchants": [own], "names": {own.merchant_id: own.name}}
-        chosen = self.query.get("merchant", ())
+        offered = await merchants.active(_OFFERED)
+        others = set(filter(None, self.query.get("merchant", ()))) - {each.merchant_id for each in offered}
         return {
-            "merchants": [
-                each for each in (await merchants.page(_OFFERED)).rows if each.is_active or each.merchant_id in chosen
-            ],
+            "merchants": [*offered, *[await merchants.require(each) for each in sorted(others)]],
             "names": await merchants.names([row["merchant_id"] for row in rows]),
         }
 

@@ -190,7 +190,7 @@ async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
     """Return the named merchant, or the only active one. Raises NotFound, or CommandFailed if it must be named."""
     if merchant_id is not None:
         return await gateway.merchants.require(merchant_id)
-    active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
+    active = await gateway.merchants.active(_PAGE)
     if len(active) != 1:
         seen = f"there are {len(active)} active merchants" if active else "there is no active merchant"
         raise CommandFailed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")

@@ -1,6 +1,6 @@
 """Merchants own keys, payments and endpoints."""
 
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar
@@ -88,6 +88,12 @@ class Merchants:
 
     async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> KeysetPage[Merchant]:
         return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
+
+    async def active(self, limit: int) -> Sequence[Merchant]:
+        """Return at most ``limit`` active merchants, newest first."""
+        found = Conditions()
+        found.equal(is_active=True)
+        return (await _MERCHANTS.page(self._db, found, None, limit)).map(_merchant).rows
 
     def all(self) -> AsyncGenerator[list[Merchant]]:
         return _MERCHANTS.export(self._db, Conditions(), _merchant)

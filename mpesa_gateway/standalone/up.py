@@ -61,8 +61,6 @@ _LOOK = 0.1
 _PORT_PATIENCE = 5.0
 """Seconds for processes of a killed run to release a port."""
 
-_PAGE = 1000
-
 
 @dataclass(frozen=True)
 class UpOptions:
@@ -331,7 +329,7 @@ async def _create_first_accounts(
 
 
 async def _shop(gateway: Gateway, *, may_create: bool) -> Shop | None:
-    active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
+    active = await gateway.merchants.active(1)
     if active:
         return Shop(active[0].merchant_id, None)
     if not may_create:

@@ -192,6 +192,7 @@ class Layout:
             "page": page,
             "note": None,
             "problems": (),
+            "label_of": _label_of,
             "form": visit.form,
         }
 
@@ -229,6 +230,18 @@ class Layout:
     def _render(self, plugin: str, shown: Rendered, values: Mapping[str, Any]) -> str:
         template = self._templates.get_template(f"{plugin}/{shown.template}")
         return template.render(dict(values) | dict(shown.values))
+
+
+def words_of(field: str) -> str:
+    """Return the words of a field's name without its path: "Till number" for ``mpesa.till_number``."""
+    return field.rpartition(".")[2].replace("_", " ").capitalize()
+
+
+def _label_of(field: str, page: str) -> Markup:
+    """Return a field's label on a page without a remark in parentheses. Defaults to the field's name in words."""
+    name = field.rpartition(".")[2]
+    found = re.search(rf'<label>([^<(]+)[^<]*<\w+ name="{re.escape(name)}"', page)
+    return Markup(found[1].strip()) if found else escape(words_of(name))  # noqa: S704 - a template's
 
 
 def _as_seen(visit: PageRequest, text: str) -> str:

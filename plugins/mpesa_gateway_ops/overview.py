@@ -18,7 +18,7 @@ async def overview(visit: PageRequest) -> Rendered:
         setup = await read_checklist(visit, visit.merchant_id)
         return Rendered("overview.html", {"concerns": concerns, "has_merchant": True, "setup": setup})
     parts = await check_parts(gateway)
-    merchants = [each for each in (await gateway.merchants.page(2)).rows if each.is_active]
+    merchants = await gateway.merchants.active(2)
     return Rendered(
         "overview.html",
         {

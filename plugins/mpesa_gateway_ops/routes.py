@@ -32,7 +32,7 @@ from mpesa_gateway_ops.access import (
     visitor_of,
 )
 from mpesa_gateway_ops.flash import FlashMessages
-from mpesa_gateway_ops.layout import Layout
+from mpesa_gateway_ops.layout import Layout, words_of
 from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
 from mpesa_gateway_ops.second_factors import SecondFactors
 from mpesa_gateway_ops.sessions import Session, Sessions
@@ -127,9 +127,22 @@ async def any_action(
         gateway=gateway, visitor=visitor, values=found.values, form=form, env=env, merchant_id=merchant_id
     )
     try:
-        done: Redirect = await found.it.do(visit)
+        return await _act(request, gateway, visit, found, form)
     except StepUpNeeded:
         return _step_up(request, gateway, session, form, "", 200)
+    except WrongEnvironment as other:
+        note = f"Not done: this is a {other.env} object, and the form was of {env}."
+        back = Redirect(_filled(found.it.back, found.values), note, is_warning=True)
+        return await _redirect(request, gateway, back, other.env)
+
+
+async def _act(
+    request: Request[Any, Any, Any], gateway: Runtime, visit: PageRequest, found: RegisteredPage[Action], form: Form
+) -> Response[Any]:
+    try:
+        done: Redirect = await found.it.do(visit)
+    except StepUpNeeded:
+        raise
     except ApiError as refused:
         return await _show_again(request, gateway, visit, found, refused, form)
     return await _redirect(request, gateway, done, visit.env)
@@ -210,7 +223,9 @@ async def _show_again(
         query = {} if visit.merchant_id is None or visit.values else {"merchant": [visit.merchant_id]}
         again = replace(visit, query=query, form=form, problems=tuple(refused.problems))
         return await gateway.port(Layout).page(request, session, again, page, status=refused.status)
-    text = str(refused)
+    text = "; ".join(
+        f"{words_of(each.field)}: {each.message}" if each.field else each.message for each in refused.problems
+    )
     note_id = await gateway.port(FlashMessages).store(
         session.owner, f"Not done: {text}{'' if text.endswith('.') else '.'}", problem=True
     )

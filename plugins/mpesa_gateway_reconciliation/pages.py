@@ -239,7 +239,9 @@ async def _compared_merchants(visit: PageRequest) -> tuple[Sequence[Merchant], b
     if visit.merchant_id is not None:
         return [await visit.gateway.merchants.require(visit.merchant_id)], False
     page = await visit.gateway.merchants.page(_COMPARED)
-    return page.rows, page.next_cursor is not None
+    active = {each.merchant_id: each for each in await visit.gateway.merchants.active(_COMPARED)}
+    newest = {each.merchant_id: each for each in page.rows}
+    return list((active | newest).values())[:_COMPARED], page.next_cursor is not None
 
 
 async def agreement(visit: PageRequest, _: str) -> Rendered | None:

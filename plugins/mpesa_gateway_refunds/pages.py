@@ -120,7 +120,7 @@ async def create(visit: PageRequest) -> Redirect:
     operators = visit.gateway.port(RefundOperatorService)
     money = await operators.money(visit)
     if visit.text("confirm") != money.object_id:
-        raise InvalidFields.field_error("confirm", "confirm: a refund cannot be undone")
+        raise InvalidFields.field_error("confirm", "tick the box: a refund cannot be undone")
     if _refunded_after(money, visit.text("amount")) > visit.gateway.settings(RefundsSettings).step_up_above:
         visit.require_fresh()
     made = await operators.request(visit)

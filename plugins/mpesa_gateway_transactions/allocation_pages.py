@@ -109,7 +109,7 @@ async def allocate(visit: PageRequest) -> Redirect:
     row = await visit.gateway.port(TransactionOperatorService).get(transaction_id)
     visit.require(row["env"])
     if visit.text("confirm") != transaction_id:
-        raise InvalidFields.field_error("confirm", "confirm: an allocation cannot be undone")
+        raise InvalidFields.field_error("confirm", "tick the box: an allocation cannot be undone")
     page = f"{LIST}/{transaction_id}"
     given = {name: text for name in ("payment_id", "note") if (text := visit.text(name))}
     wanted = read_body(msgspec.json.encode(given), Allocate)

@@ -26,7 +26,7 @@ async def test_merchant_page_creates_a_key_that_works_until_it_is_revoked(ops_si
     async with ops_site.browser() as browser:
         page = await browser.open("/merchants")
         nameless = await browser.submit(page, "/merchants", name="\u0007")
-        assert (nameless.status, "name: must be 1 to 100 printable characters" in nameless.words) == (422, True)
+        assert (nameless.status, "Name: must be 1 to 100 printable characters" in nameless.words) == (422, True)
         shown = await browser.submit(page, "/merchants", name="Kilimani <Books>")
         assert "Merchant Kilimani <Books> created." in shown.words
         assert shown.unbalanced_tags == []
@@ -34,7 +34,7 @@ async def test_merchant_page_creates_a_key_that_works_until_it_is_revoked(ops_si
         assert "No API keys." in shown.words
         wrong = await browser.submit(shown, merchant_id, name="", scopes=[], expires_at="soon")
         assert wrong.status == 422
-        assert all(f"{field}:" in wrong.words for field in ("name", "scopes", "expires_at"))
+        assert all(f"{field}:" in wrong.words for field in ("Name", "Scopes", "Expires"))
         made = await browser.submit(
             wrong, merchant_id, name="Web", scopes=["merchant:read"], env="sandbox", expires_at="2100-01-31"
         )

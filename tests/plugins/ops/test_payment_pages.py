@@ -77,12 +77,12 @@ async def test_payment_list_with_a_bad_filter_names_the_field(ops_site: OpsSite)
         assert "Kenyan mobile number" in shown.words
         assert shown.url.startswith(f"{ops_site.url}/payments?note=")
         for query, word in (
-            ("?since=yesterday", "since"),
-            ("?min_amount=1.5", "min_amount"),
-            ("?status=paid", "status"),
-            ("?payer=abc", "payer"),
-            ("?cursor=abc", "cursor"),
-            ("?colour=red", "colour"),
+            ("?since=yesterday", "From"),
+            ("?min_amount=1.5", "Minimum, KES"),
+            ("?status=paid", "Status"),
+            ("?payer=abc", "Payer"),
+            ("?cursor=abc", "Cursor"),
+            ("?colour=red", "Colour"),
         ):
             answer = await browser.open(f"/payments{query}")
             assert answer.status == 200
@@ -183,7 +183,8 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
         assert payment_ids(page) == [made["id"]]
         page = await browser.open(f"/payments/{made['id']}")
         assert "requested KES 500, reported KES 501" in page.words
-        assert "reason: state what was done about it" in (await browser.submit(page, "/look-after", reason="x")).words
+        refused = await browser.submit(page, "/look-after", reason="x")
+        assert "Reason: state what was done about it" in refused.words
         answer = await browser.submit(page, "/look-after", reason="Given back at the till")
         assert "resolved Marked as resolved: Given back at the till payment, by otieno" in answer.words
         assert not answer.has_form("/look-after")

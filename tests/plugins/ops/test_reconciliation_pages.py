@@ -47,7 +47,7 @@ async def test_reconciliation_page_starts_a_run_and_shows_its_findings(ops_site:
     async with ops_site.browser(Role.OPERATOR) as browser:
         assert "No statements read yet" in (await browser.open("/reconciliation")).words
         bad = await reconcile(ops_site, browser, start="2020-01-01T00:00:00Z")
-        assert (bad.status, "start: must be within the last 48 hours" in bad.words) == (422, True)
+        assert (bad.status, "From: must be within the last 48 hours" in bad.words) == (422, True)
         assert bad.field("start") == "2020-01-01T03:00:00"
         unregistered = await reconcile(ops_site, browser)
         assert "Run failed." in unregistered.words
@@ -85,7 +85,7 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
         assert page.unbalanced_tags == []
         token = page.field("form_token")
         empty = await browser.send(f"/reconciliation/lines/{line_id}", {"form_token": token})
-        assert (empty.status, "reason: state what this money is" in empty.words) == (422, True)
+        assert (empty.status, "Reason: state what this money is" in empty.words) == (422, True)
         filled = {"form_token": token, "reason": "Paid at the till"}
         answer = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert "Dismissed. Later runs skip this line." in answer.words
@@ -152,7 +152,7 @@ async def test_ambiguous_line_is_matched_to_one_of_its_candidates(ops_site: OpsS
         assert ("differs" in compared.words, "A match cannot be undone" in compared.words) == (False, True)
         assert compared.unbalanced_tags == []
         unsaid = await browser.submit(compared, "/match")
-        assert (unsaid.status, "reason: state how you know" in unsaid.words) == (422, True)
+        assert (unsaid.status, "Evidence: state how you know" in unsaid.words) == (422, True)
         answer = await browser.submit(compared, "/match", reason="She called")
         assert "Matched: recovered." in answer.words
         assert "/match" not in answer.text

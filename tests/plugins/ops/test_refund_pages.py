@@ -28,11 +28,11 @@ async def test_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite)
         assert "Refundable: KES 500." in form.words
         assert form.unbalanced_tags == []
         unsure = await browser.submit(form, "/refund", amount="200")
-        assert (unsure.status, "confirm: a refund cannot be undone" in unsure.words) == (422, True)
+        assert (unsure.status, "Confirm: tick the box: a refund cannot be undone" in unsure.words) == (422, True)
         assert unsure.field("amount") == "200"
         filled = {"amount": "200", "reason": "Broken jug", "confirm": payment["id"]}
         wrong = await browser.submit(unsure, "/refund", **filled | {"amount": "2.50"})
-        assert "amount: M-Pesa moves whole shillings only" in wrong.words
+        assert "Amount, KES: M-Pesa moves whole shillings only" in wrong.words
         assert wrong.field("reason") == "Broken jug"
         answer = await browser.submit(wrong, "/refund", **filled)
         assert "Refund requested." in answer.words
@@ -119,7 +119,7 @@ async def test_transaction_refund_form_submitted_twice_creates_one_refund(ops_si
         assert "Refundable: KES 500." in form.words
         assert form.unbalanced_tags == []
         unsure = await browser.submit(form, path, amount="200")
-        assert (unsure.status, "confirm: a refund cannot be undone" in unsure.words) == (422, True)
+        assert (unsure.status, "Confirm: tick the box: a refund cannot be undone" in unsure.words) == (422, True)
         answer = await browser.submit(unsure, path, amount="200", reason="Paid by mistake", confirm=money)
         assert "Refund requested." in answer.words
         assert (money in answer.text, answer.unbalanced_tags) == (True, [])

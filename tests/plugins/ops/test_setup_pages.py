@@ -118,6 +118,33 @@ async def test_checklist_shows_steps_without_buttons_to_a_viewer(ops_site: OpsSi
             assert (await admin.send(path, {"form_token": "0" * 64})).status == 403
 
 
+async def test_pages_offer_the_active_merchants_however_many_newer_ones_are_deactivated(ops_site: OpsSite) -> None:
+    merchants, db = ops_site.gateway.merchants, ops_site.gateway.db
+    newer = [(await merchants.create(f"Closed {number}", actor="test")).merchant_id for number in range(201)]
+    await db.execute("UPDATE merchant SET is_active = false WHERE merchant_id <> $1", ops_site.merchant_id)
+    assert [each.merchant_id for each in await merchants.active(2)] == [ops_site.merchant_id]
+    offer = f'<option value="{ops_site.merchant_id}"'
+    async with ops_site.browser() as browser:
+        overview = await browser.open("/")
+        assert "No merchant can be paid yet" not in overview.words
+        assert set(checklist(overview)) == set(STEPS)
+
+        second = await merchants.create("Second shop", actor="test")
+        overview = await browser.open("/")
+        assert (checklist(overview), "No merchant can be paid yet" in overview.words) == ({}, False)
+        for path in ("/reconciliation", "/refunds", "/events", "/webhooks/deliveries"):
+            page = await browser.open(path)
+            assert (offer in page.text, "Closed" in page.text) == (True, False), path
+        chosen = await browser.open(f"/refunds?merchant={newer[0]}")
+        assert f'<option value="{newer[0]}" selected' in chosen.text
+        assert offer in chosen.text
+
+        for merchant_id in (ops_site.merchant_id, second.merchant_id):
+            await merchants.deactivate(merchant_id, actor="test")
+        assert await merchants.active(2) == []
+        assert "No merchant can be paid yet" in (await browser.open("/")).words
+
+
 async def test_checklist_asks_to_verify_again_when_the_keys_change_or_are_refused(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
         merchant_id, _ = await new_merchant(browser)
@@ -158,6 +185,9 @@ async def test_credentials_form_shows_each_problem_at_its_field_and_no_secret(op
             assert label is not None
             assert 'aria-invalid="true"' in label[0], name
             assert message in label[0], name
+        for label in ("Shortcode", "Till number", "Passkey", "Nominated number"):
+            assert f"<p><strong>{label}</strong>: " in bad.text, label
+        assert "mpesa." not in bad.words
         assert bad.field("shortcode") == "17"
         assert KEYS["consumer_key"] not in bad.text
         assert await stored(ops_site, merchant_id) is None
@@ -185,10 +215,10 @@ async def test_credentials_form_keeps_empty_secrets_of_the_same_shortcode_only(o
         assert "Credentials valid" in reader_answer.words
         form = await browser.open(f"/credentials/{merchant_id}/edit")
         other = await browser.submit(form, "/edit", initiator="another")
-        assert (other.status, "initiator_password: is required with initiator" in other.words) == (422, True)
+        assert (other.status, "Initiator password: is required with initiator" in other.words) == (422, True)
         moved = await browser.submit(form, "/edit", shortcode="600000")
         assert moved.status == 422
-        assert all(f"mpesa.{name}: is required" in moved.words for name in ("consumer_key", "passkey"))
+        assert all(f"{label}: is required" in moved.words for label in ("Consumer key", "Passkey"))
         moved = await browser.submit(form, "/edit", **(KEYS | {"shortcode": "600000", "initiator": ""}))
         assert "Shortcode 174379 is retired: no new payments." in moved.words
         row = await stored(ops_site, merchant_id)
