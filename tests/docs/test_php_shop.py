@@ -136,6 +136,16 @@ def test_shop_in_php_marks_an_order_paid_once_and_only_by_a_signed_webhook(php: 
     assert Gateway.seen == []
 
 
+def test_shop_in_php_checks_signatures_as_the_tested_example_does() -> None:
+    checks = [re.findall(r"^function is_ours.*?^}", source, re.MULTILINE | re.DOTALL) for source in _sources()]
+    assert checks[0] == checks[1] != []
+
+
+def _sources() -> list[str]:
+    names = (EXAMPLE, ROOT / "examples" / "webhooks" / "verify.php")
+    return [name.read_text(encoding="utf-8").replace("> TOLERANCE", "> 300") for name in names]
+
+
 def test_shop_in_php_is_shown_whole_in_the_tutorial() -> None:
     (shown,) = [block.text for block in blocks("docs/tutorial.md") if block.language == "php"]
     READERS["php"](shown)
