@@ -18,6 +18,7 @@ from mpesa_gateway_transactions.api import (
     Assignment,
     FoundSubject,
     IncomingMoney,
+    LeftToReport,
     RecordedTransaction,
     RefundedMoney,
     ReportedTransaction,
@@ -33,7 +34,7 @@ class BoundRule:
 
     name: str
     subject_kind: str
-    find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
+    find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | LeftToReport | None]]]
     allocated: Callable[[Sequence[Allocated]], Awaitable[None]] | None
     is_expected: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None
     assign: Callable[[Assignment], Awaitable[FoundSubject]] | None
@@ -59,13 +60,15 @@ class AllocationRules:
     async def find(self, money: Sequence[IncomingMoney]) -> dict[str, RuleFinding]:
         """Return the subjects by ``money_key``."""
         found: dict[str, RuleFinding] = {}
+        left = list(money)
         for rule in self._rules:
-            left = [one for one in money if money_key(one.env, one.receipt) not in found]
             if not left:
                 break
-            for one, answer in zip(left, await rule.find(left), strict=True):
-                if answer is not None:
+            answers = list(zip(left, await rule.find(left), strict=True))
+            for one, answer in answers:
+                if isinstance(answer, FoundSubject):
                     found[money_key(one.env, one.receipt)] = RuleFinding(answer, rule.name)
+            left = [one for one, answer in answers if answer is None]
         return found
 
     async def expected(self, money: Sequence[IncomingMoney]) -> list[bool]:

@@ -138,6 +138,11 @@ class FoundSubject:
 
 
 @dataclass(frozen=True)
+class LeftToReport:
+    """An expected report decides what the money is for: no other rule is asked now."""
+
+
+@dataclass(frozen=True)
 class Allocated:
     """``by`` is the rule's name or the actor."""
 
@@ -304,7 +309,7 @@ class AllocationRule:
 
     name: str
     subject_kind: str
-    find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
+    find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | LeftToReport | None]]]
     allocated: Callable[[Runtime, Sequence[Allocated]], Awaitable[None]] | None = None
     is_expected: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None = None
     """True for money that may still find its subject by itself: it is announced later."""
