@@ -70,7 +70,7 @@ CREATE INDEX transaction_returns ON transaction (subject_id) WHERE subject_kind 
 CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id IS NOT NULL;
 -- For recent unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
-    WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
+    WHERE direction = 'in' AND subject_id IS NULL;
 -- For returned money by receiver and amount.
 CREATE INDEX transaction_returned ON transaction (receiver_id, amount_cents)
     WHERE refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL;
