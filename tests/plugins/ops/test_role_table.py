@@ -214,6 +214,13 @@ async def test_member_sees_numbers_by_role_and_cannot_search_by_them(town: Town)
         assert "does not show phone numbers" in found.words or town.own["payment_id"] not in found.text, text
 
 
+async def test_refused_member_reads_the_roles_of_members_only(town: Town) -> None:
+    refused = await town.browsers[MerchantRole.CASHIER].open("/audit")
+    assert (refused.status, "takes the role owner, and yours is cashier" in refused.words) == (403, True)
+    refused = await town.browsers[f"host {Role.VIEWER}"].open(f"/credentials/{town.own['merchant_id']}/edit")
+    assert (refused.status, "takes the role admin or owner, and yours is viewer" in refused.words) == (403, True)
+
+
 async def test_owner_cannot_create_a_key_for_the_whole_gateway(town: Town) -> None:
     owner, merchant_id = town.browsers[MerchantRole.OWNER], town.site.merchant_id
     page = await owner.open(f"/merchants/{merchant_id}")

@@ -217,7 +217,7 @@ BROKEN: tuple[tuple[DarajaAnswer, int, str], ...] = (
     (fault("500.003.1001", "The transactions could not be fetched"), 2, "internal error at M-Pesa"),
     ((200, {"ResponseMessage": "Success"}), 2, "no statement"),
     ((200, {"ResponseCode": "1002", "ResponseMessage": "no"}), 1, "did not accept"),
-    (fault("400.003.02", "Bad Request", 400), 1, "pull/register first"),
+    (fault("400.003.02", "Bad Request", 400), 1, "the button Register at /ops/credentials/mer_"),
 )
 
 
