@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.phone import Msisdn, PhoneMatch, compare
+from mpesa_gateway.phone import GAP, Msisdn, PhoneMatch, compare
 
 ERASED = "erased"
 
@@ -29,7 +29,9 @@ class ErasedNumber:
         national = phone[3:]
         digest = sha256(str(phone).encode()).hexdigest()
         self.forms = (digest, str(phone), f"+{phone}", f"0{national}", national)
-        self._anywhere = re.compile(rf"(?<![0-9])(?:\+?254|0)?{national}(?![0-9])", re.ASCII)
+        self._anywhere = re.compile(
+            rf"(?<![0-9])(?:(?:\+|00)?254{GAP}(?:0{GAP})?|0{GAP})?{GAP.join(national)}(?![0-9])"
+        )
         self._in_handle = re.compile(rf"(ws_CO_[0-9]{{17}}){national}(?![0-9A-Za-z])", re.ASCII)
         self._nameless = rf"\g<1>{ERASED}{tag}"
 

@@ -127,7 +127,22 @@ _SHORTEST = 9
 _LAST = 6
 _ENOUGH = 3
 
-_IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
+GAP = (
+    "[ \t.()/_\u2212\u00a0\u00ad\u058a\u05be\u1400\u1680\u1806\u2000-\u2015\u202a-\u202f\u205f-\u2064\u2066-\u2069"
+    "\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u3000\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\ufeff\uff0d\U00010ead-]{0,3}"
+)
+"""A pattern of what people and address books put between two digits of a number. Postgres reads it too."""
+
+NUMBER_IN_TEXT = re.compile(
+    rf"(?<![0-9*])(?:(?:\+|00)?(254){GAP}(?:0{GAP})?|(0){GAP})?([17])((?:{GAP}[0-9]){{5}})((?:{GAP}[0-9]){{3}})(?![0-9])"
+)
+"""A Kenyan mobile number, also without its prefix: for texts that people typed."""
+
+_IN_TEXT = re.compile(
+    rf"(?<![0-9A-Za-z])(?:\+|00)?(?:(254){GAP}(?:0{GAP})?|(0){GAP})([17])((?:{GAP}[0-9]){{5}})((?:{GAP}[0-9]){{3}})"
+    "(?![0-9A-Za-z])"
+)
+"""A number with its prefix: for texts with amounts, times and ids."""
 
 
 _IN_HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
@@ -142,9 +157,14 @@ def normal_phone(shown: str) -> str:
         return shown
 
 
+def masked_number(found: re.Match[str]) -> str:
+    """Return ``2547****678`` for a match of a number."""
+    return f"{found[1] or found[2] or ''}{found[3]}****{re.sub('[^0-9]', '', found[5])}"
+
+
 def mask_phones(text: str) -> str:
     """Also in a CheckoutRequestID."""
-    masked = _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)
+    masked = _IN_TEXT.sub(masked_number, text)
     return _IN_HANDLE.sub(lambda found: f"{found[1]}****{found[3]}", masked) if "ws_CO_" in masked else masked
 
 

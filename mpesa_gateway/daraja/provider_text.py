@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from mpesa_gateway.control_characters import CONTROL_CHARACTERS
+from mpesa_gateway.phone import NUMBER_IN_TEXT, masked_number
 
 LIMIT = 300
 
@@ -26,11 +27,6 @@ _LONG = re.compile(
 )
 """Text like a token or passkey, except Daraja's identifiers."""
 
-_PHONE = re.compile(
-    r"(?<![0-9*])(?:(?:\+|00)?(254)[ .()/_-]{0,2}|(0))?([17])"
-    r"((?:[ .()/_-]{0,2}[0-9]){5})((?:[ .()/_-]{0,2}[0-9]){3})(?![0-9])",
-    re.ASCII,
-)
 _DIGITS = re.compile(r"\d{9,15}")
 _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0-9])", re.ASCII)
 """A CheckoutRequestID may end in the payer's nine digits."""
@@ -46,7 +42,7 @@ def provider_text(text: str, limit: int = LIMIT) -> str:
     line = _NAMED.sub(_mask_named, line)
     line = _LONG.sub("****", line)
     line = _HANDLE.sub(r"\1****\2", line)
-    return _PHONE.sub(_mask_phone, line)[:limit]
+    return NUMBER_IN_TEXT.sub(masked_number, line)[:limit]
 
 
 def mask_secrets(body: bytes, secrets: tuple[str, ...]) -> bytes:
@@ -63,14 +59,9 @@ _SHORTEST = 8
 
 def _mask_digits(found: re.Match[str]) -> str:
     digits = "".join(str(unicodedata.decimal(digit)) for digit in found[0])
-    shown = _PHONE.sub(_mask_phone, digits)
+    shown = NUMBER_IN_TEXT.sub(masked_number, digits)
     return found[0] if shown == digits else shown
 
 
 def _mask_named(found: re.Match[str]) -> str:
     return found[0] if found[3].lower().strip(".-") in _ORDINARY else f"{found[1]}{found[2]}****"
-
-
-def _mask_phone(found: re.Match[str]) -> str:
-    end = re.sub(r"[^0-9]", "", found[5])
-    return f"{found[1] or found[2] or ''}{found[3]}****{end}"

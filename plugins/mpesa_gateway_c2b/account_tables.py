@@ -162,29 +162,38 @@ FROM account_entry AS entry LEFT JOIN transaction ON direction = 'in' AND (
 WHERE entry.account_id = $1 ORDER BY source_id DESC LIMIT $2
 """
 
+MOST_REQUESTED = 1000
+"""Payments of one merchant and reference that an answer to a validation request reads, newest first."""
+
 # raw SQL: expression - one query within the time that Safaricom waits.
-FOR_VALIDATION = """
+FOR_VALIDATION = f"""
 SELECT CASE WHEN COALESCE(receiver.owner_id, address.merchant_id) <> address.merchant_id THEN 'accept'
         ELSE address.validation END AS validation,
     COALESCE(receiver.owner_id, address.merchant_id) AS merchant_id,
     receiver.number AS shortcode, receiver.kind, account.account_id, account.min_cents,
     account.max_cents,
-    (SELECT array_agg(amount) FROM (
+    ARRAY(
         SELECT amount FROM payment WHERE reference_is_ours AND reference = upper($2) AND payment.env = receiver.env
             AND payment.shortcode = receiver.number
         UNION ALL
-        SELECT amount FROM shortcode JOIN payment ON payment.merchant_id = shortcode.merchant_id
-            AND payment.env = shortcode.env AND NOT reference_is_ours AND reference = ANY(ARRAY[$2, $3])
-        WHERE shortcode.receiver_id = receiver.receiver_id AND payment.shortcode = receiver.number
-            AND payment.payment_id >= id_least('pay', $4::timestamptz)
-    ) AS requested) AS requested
+        SELECT amount
+        FROM shortcode CROSS JOIN (SELECT $2 AS number UNION SELECT $3) AS typed CROSS JOIN LATERAL (
+            SELECT amount, shortcode FROM payment
+            WHERE merchant_id = shortcode.merchant_id AND env = shortcode.env AND NOT reference_is_ours
+                AND reference = typed.number AND payment_id >= id_least('pay', $4::timestamptz)
+            ORDER BY payment_id DESC LIMIT {MOST_REQUESTED}
+        ) AS recent
+        WHERE shortcode.receiver_id = receiver.receiver_id AND recent.shortcode = receiver.number
+    ) AS requested
 FROM c2b_address AS address JOIN receiver USING (receiver_id)
     LEFT JOIN account_number AS account ON account.receiver_id = address.receiver_id
         AND account.merchant_id = COALESCE(receiver.owner_id, address.merchant_id) AND account.number = $3
         AND account.is_active
 WHERE address.receiver_id = $1
 """
-"""``requested``: amounts of payments with this reference. Safaricom may ask about the money of our own pushes too."""
+"""``requested``: amounts of payments with this reference, of each merchant the newest.
+
+Safaricom may ask about the money of our own pushes too."""
 
 # raw SQL: hot path - each minute, all money without a subject.
 RECEIVERS = """

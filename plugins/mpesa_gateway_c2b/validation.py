@@ -64,6 +64,10 @@ def decide(money: C2bBody, rules: Rules) -> Refusal | None:
     return "C2B00013" if is_less or is_more else None
 
 
+class TooManyRequested(Exception):
+    """More payments have the reference than an answer reads: an older one may have the amount."""
+
+
 class Validation:
     """Answers within the time that Safaricom waits, also without Postgres."""
 
@@ -140,7 +144,12 @@ class Validation:
             self._addresses.remember_mode(address.subject_id, row["validation"])
         if row is None or not await self._is_of(row, address, money.number):
             return "C2B00015"
-        return decide(money, _rules(row))
+        refusal = decide(money, _rules(row))
+        if refusal is not None and len(row["requested"]) >= account_tables.MOST_REQUESTED:
+            raise TooManyRequested(
+                f"only the newest {account_tables.MOST_REQUESTED} payments with this reference were read"
+            )
+        return refusal
 
     async def _is_of(self, row: Row, address: StandingAddress, number: str) -> bool:
         return number == row["shortcode"] or await self._credentials.has_stated(
@@ -155,5 +164,5 @@ def _rules(row: Row) -> Rules:
         is_known=row["account_id"] is not None,
         least=row["min_cents"],
         most=row["max_cents"],
-        requested=row["requested"] or (),
+        requested=row["requested"],
     )

@@ -15,7 +15,7 @@ from mpesa_gateway.http import templating
 from mpesa_gateway.http.templating import Connection
 from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, TimelineEntry
 from mpesa_gateway.permissions import Permission
-from mpesa_gateway.phone import Msisdn, mask_phones, normal_phone
+from mpesa_gateway.phone import NUMBER_IN_TEXT, Msisdn, mask_phones, masked_number, normal_phone
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.access import CODE_FIELD, env_of
@@ -31,6 +31,8 @@ _REFUSED = {403: "Not allowed", 404: "Not found"}
 
 _OF_EVERY_FORM = frozenset({"form_token", "form_env", CODE_FIELD})
 """Fields that a kept form gets anew."""
+
+_DRAWINGS_AND_BODIES = re.compile("(<svg.*?</svg>|<pre.*?</pre>)", re.DOTALL)
 
 _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 
@@ -246,4 +248,14 @@ def _label_of(field: str, page: str) -> Markup:
 
 def _as_seen(visit: PageRequest, text: str) -> str:
     """Mask every payer's number without the permission ``numbers``: handles and metadata contain numbers too."""
-    return text if visit.visitor.may(Permission.NUMBERS) else mask_phones(text)
+    if visit.visitor.may(Permission.NUMBERS):
+        return text
+    return "".join(map(_masked, _DRAWINGS_AND_BODIES.split(text)))
+
+
+def _masked(part: str) -> str:
+    """Bodies have numbers that a payer typed without their prefix."""
+    if part.startswith("<svg"):
+        return part
+    masked = mask_phones(part)
+    return NUMBER_IN_TEXT.sub(masked_number, masked) if part.startswith("<pre") else masked

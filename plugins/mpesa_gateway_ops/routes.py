@@ -127,9 +127,22 @@ async def any_action(
         gateway=gateway, visitor=visitor, values=found.values, form=form, env=env, merchant_id=merchant_id
     )
     try:
-        done: Redirect = await found.it.do(visit)
+        return await _act(request, gateway, visit, found, form)
     except StepUpNeeded:
         return _step_up(request, gateway, session, form, "", 200)
+    except WrongEnvironment as other:
+        note = f"Not done: this is a {other.env} object, and the form was of {env}."
+        back = Redirect(_filled(found.it.back, found.values), note, is_warning=True)
+        return await _redirect(request, gateway, back, other.env)
+
+
+async def _act(
+    request: Request[Any, Any, Any], gateway: Runtime, visit: PageRequest, found: RegisteredPage[Action], form: Form
+) -> Response[Any]:
+    try:
+        done: Redirect = await found.it.do(visit)
+    except StepUpNeeded:
+        raise
     except ApiError as refused:
         return await _show_again(request, gateway, visit, found, refused, form)
     return await _redirect(request, gateway, done, visit.env)

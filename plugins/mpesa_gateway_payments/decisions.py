@@ -191,11 +191,10 @@ def result_of(decisions: tuple[Decision, ...]) -> Result:
     return "ignored"
 
 
-def without_receipt(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """The receipt belongs to another payment: money cannot pay twice."""
+def as_mismatch(decisions: tuple[Decision, ...], of: str) -> tuple[Decision, ...]:
+    """The money belongs to another payment, or was returned: it cannot pay twice."""
     return tuple(
-        Mismatch("receipt", one.reported, one.cause) if isinstance(one, Complete | LearnReceipt) else one
-        for one in decisions
+        Mismatch(of, one.reported, one.cause) if isinstance(one, Complete | LearnReceipt) else one for one in decisions
     )
 
 

@@ -42,7 +42,7 @@ SHOWN_FOR = timedelta(hours=48)
 _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 _PAYABLE = frozenset({*_OPEN, Status.COMPLETED.value})
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
-_LOOSE = frozenset({None, "phone", "unconfirmed"})
+_LOOSE = frozenset({None, "phone", "unconfirmed", "returned"})
 """Mismatches of payments that may still be unpaid; others need review."""
 
 
@@ -206,7 +206,7 @@ def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterab
     reference = normalised(evidence.reference)
     alike = [one for one in payments if normalised(one.reference) == reference and _is_at(one, receiver)]
     owner = next((one for one in alike if one.reference_is_ours), None)
-    if owner is None or any(one.payment_id != owner.payment_id and _may_pay(evidence, one) for one in alike):
+    if owner is None or any(one.payment_id != owner.payment_id and may_pay(evidence, one) for one in alike):
         return None
     return owner
 
@@ -214,7 +214,7 @@ def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterab
 def _judge_by_rule(
     evidence: Evidence, payments: Sequence[Payment], transactions: Sequence[Transaction], rules: Rules
 ) -> Verdict:
-    shown = sorted((payment for payment in payments if _may_pay(evidence, payment)), key=_by_id)
+    shown = sorted((payment for payment in payments if may_pay(evidence, payment)), key=_by_id)
     if not shown:
         return NotFound()
     ids = tuple(payment.payment_id for payment in shown)
@@ -306,9 +306,9 @@ def judge_choice(  # noqa: PLR0911 - one return for each rule
     if isinstance(verdict, Ambiguous) and verdict.payment_ids != (payment_id,) and owner is not None:
         return NotAssignable(payment_id, "another")
     if not by_operator:
-        if evidence.direction is not Direction.IN or not _may_pay(evidence, chosen):
+        if evidence.direction is not Direction.IN or not may_pay(evidence, chosen):
             return NotAssignable(payment_id, "differs")
-        if any(one.merchant_id != chosen.merchant_id and _may_pay(evidence, one) for one in everything):
+        if any(one.merchant_id != chosen.merchant_id and may_pay(evidence, one) for one in everything):
             return NotAssignable(payment_id, "merchant")
     return _accepted(evidence, chosen, "hand", rules)
 
@@ -332,7 +332,7 @@ def _likeness(payer: str | None, payment: Payment) -> PhoneMatch:
     return compare(payer, payment.phone)
 
 
-def _may_pay(evidence: Evidence, payment: Payment) -> bool:
+def may_pay(evidence: Evidence, payment: Payment) -> bool:
     """Absent facts contradict nothing."""
     receiver, reference = evidence.receiver, normalised(evidence.reference)
     return (
@@ -355,7 +355,7 @@ def may_own(evidence: Evidence, payment: Payment) -> bool:
     is_unpaid = payment.status == Status.FAILED.value and (
         payment.outcome_is_final or payment.failure_reason != "expired"
     )
-    return not is_unpaid and _may_pay(evidence, payment)
+    return not is_unpaid and may_pay(evidence, payment)
 
 
 def _fits(evidence: Evidence, payment: Payment, rules: Rules) -> bool:

@@ -12,7 +12,7 @@ from mpesa_gateway.errors import InvalidFields, Problem
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.local_time import UNTIL, parse_local
 from mpesa_gateway.ops_contract import PageRequest, Permission, Redirect
-from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.phone import NUMBER_IN_TEXT, Msisdn, mask_phones
 from mpesa_gateway_payments.operator_service import OperatorPaymentFilters, PaymentOperatorService
 
 TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "shortcode", "search", "merchant")
@@ -59,7 +59,8 @@ def filter_value(visit: PageRequest, name: str) -> str:
 
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
     """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
-    is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
+    has_number = _phone(text) is not None or NUMBER_IN_TEXT.search(text) is not None
+    is_hidden = has_number or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
     if is_hidden and not sees_numbers_of(visit):
         raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 

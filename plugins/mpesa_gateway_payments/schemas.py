@@ -89,7 +89,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
     """The money that M-Pesa reported instead of the requested amount or payer."""
 
-    of: Annotated[Literal["amount", "phone", "receipt", "unconfirmed"], named("MismatchKind")]
+    of: Annotated[Literal["amount", "phone", "receipt", "unconfirmed", "returned"], named("MismatchKind")]
     received_amount: str | None
     received_receipt: str | None
 

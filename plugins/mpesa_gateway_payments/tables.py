@@ -5,6 +5,7 @@ from piccolo.table import Table
 
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.named import Named
+from mpesa_gateway.phone import GAP
 
 
 class PaymentRow(Table, tablename="payment"):
@@ -139,7 +140,8 @@ PHONE_ENDS = "reverse(phone) >= {} AND reverse(phone) < {}"
 
 REFERENCE_STARTS = "NOT reference_is_ours AND reference >= {} AND reference < {}"
 
-WITHOUT_NUMBERS = "reference !~ '[0-9]{{9}}'"
+_NUMBER = f"(^|[^0-9])(254{GAP}(0{GAP})?|0{GAP})?[17]({GAP}[0-9]){{8}}([^0-9]|$)".replace("{", "{{").replace("}", "}}")
+WITHOUT_NUMBERS = f"reference !~ '{_NUMBER}'"
 """Without references that may hold a phone number."""
 
 OWN_REFERENCE_STARTS = "reference_is_ours AND reference >= {} AND reference < {}"

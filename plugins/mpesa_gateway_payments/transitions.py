@@ -26,12 +26,13 @@ from mpesa_gateway_payments.decisions import (
     LearnReceipt,
     MatchedMoney,
     Report,
+    as_mismatch,
     decide,
-    without_receipt,
 )
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.metrics import PaymentMetrics
+from mpesa_gateway_payments.returned_money import is_money_returned
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
@@ -51,6 +52,10 @@ class Reversal:
     refund_id: str
     amount: Kes
     receipt: str | None
+
+
+def _is_complete_without_receipt(decision: Decision) -> bool:
+    return isinstance(decision, Complete) and decision.reported.receipt is None
 
 
 def _may_clash(decision: Decision) -> bool:
@@ -113,7 +118,7 @@ class Transitions:
                     log.error("receipt_of_other_money", payment_id=row["payment_id"])
             else:
                 return decisions
-        decisions = without_receipt(decisions)
+        decisions = as_mismatch(decisions, "receipt")
         ((change, _),) = await self._decided([(row, lambda _: decisions)])
         # A duplicate CheckoutRequestID must raise here, not at the end.
         async with self._db.savepoint():
@@ -136,7 +141,10 @@ class Transitions:
     async def _decided(
         self, asked: Sequence[tuple[Row, Callable[[Payment], tuple[Decision, ...]]]]
     ) -> list[tuple[PaymentChange, tuple[Decision, ...]]]:
-        """Later decisions about a payment see its earlier ones."""
+        """Later decisions about a payment see its earlier ones.
+
+        A success without receipt is a mismatch if its money may have been returned.
+        """
         noted, now = await self._noted([row for row, _ in asked]), self._clock.now()
         changes: dict[str, PaymentChange] = {}
         decided: list[tuple[PaymentChange, tuple[Decision, ...]]] = []
@@ -144,6 +152,8 @@ class Transitions:
             payment_id = row["payment_id"]
             change = changes.setdefault(payment_id, PaymentChange(row, noted.get(payment_id, ())))
             decisions = decide_about(payment_of(change.row))
+            if any(map(_is_complete_without_receipt, decisions)) and await is_money_returned(self._db, change.row):
+                decisions = as_mismatch(decisions, "returned")
             for decision in decisions:
                 change.apply(decision, now)
             decided.append((change, decisions))

@@ -138,7 +138,7 @@ class TransactionRefunds:
         raise Conflict(
             f"this money may be that of {subject}, whose receipt is not known yet: wait for its receipt{asked}, "
             f"or mark the money as dealt with (POST /v1/transactions/{row['transaction_id']}/allocate with a note), "
-            "then ask for the refund again"
+            "then ask for the refund again; a success of that payment without a receipt then needs review"
         )
 
     async def _reserve(self, row: Row, wanted: int) -> None:

@@ -1,5 +1,8 @@
 """Protects money, phones, time and secrets: read in every form, stored in one."""
 
+import re
+import sys
+import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -10,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.clock import SetClock, daraja_timestamp, from_daraja_timestamp, rfc3339
+from mpesa_gateway.daraja.provider_text import provider_text
 from mpesa_gateway.db.json_codec import dumps, loads
+from mpesa_gateway.erasure import ErasedNumber
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import InvalidAmount, Kes, cents_text, payable
 from mpesa_gateway.phone import InvalidPhone, Msisdn, PhoneMatch, compare, mask_phones
@@ -125,6 +130,53 @@ def test_mask_phones_of_any_text_shows_no_whole_number(before: str, rest: int, a
     phone = f"2547{rest:08}"
     text = f"{before} {phone} {after}"
     assert phone not in mask_phones(text)
+
+
+_BETWEEN = [
+    chr(code)
+    for code in range(sys.maxunicode + 1)
+    if chr(code) in "-().\t/_\u2212\u200b\u200e\u202a\u202c\ufeff" or unicodedata.category(chr(code)) in {"Zs", "Pd"}
+]
+
+
+def _written(prefix: str, national: str, between: list[str]) -> str:
+    return prefix + "".join(f"{gap}{digit}" for gap, digit in zip(between, national, strict=True))
+
+
+@pytest.mark.parametrize("gap", _BETWEEN)
+@pytest.mark.parametrize("prefix", ["0", "254", "+254", "00254", "+254 (0)"])
+def test_number_with_separators_is_masked_and_erased(prefix: str, gap: str) -> None:
+    shown = _written(prefix, "711000001", ["", "", "", gap, "", "", gap, "", ""])
+    assert "000" not in mask_phones(f"call {shown}.")
+    assert "000" not in provider_text(f"call {shown}.")
+    assert ErasedNumber(Msisdn("254711000001")).without(f"call {shown}.") == "call erased."
+
+
+@given(st.lists(st.text(st.sampled_from(_BETWEEN), max_size=3), min_size=9, max_size=9))
+def test_number_with_any_separators_is_masked_and_erased(between: list[str]) -> None:
+    shown = _written("0", "711000001", between)
+    assert not re.search("0.{0,3}0.{0,3}0.{0,3}0", mask_phones(shown))
+    assert ErasedNumber(Msisdn("254711000001")).without(shown) == "erased"
+    assert ErasedNumber(Msisdn("254711000002")).without(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "KES 1,000.00 of 2026-12-01 07:11:00",
+        "2026-12-01T07:11:00Z",
+        "0.71234567",
+        "pay_01m8qz3hn75jwqa1jk1g0djgn7",
+        "0711 000 00",
+        "0711 000 0012",
+        "0 of 1 000 000",
+        "174379 and 600111",
+        "10.0.17.1, 127.0.0.1",
+    ],
+)
+def test_text_that_is_no_number_stays(text: str) -> None:
+    assert mask_phones(text) == text
+    assert ErasedNumber(Msisdn("254711000001")).without(text) == text
 
 
 @given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)))  # noqa: DTZ001 - the zone is set below

@@ -58,7 +58,7 @@ CREATE TABLE payment (
     failure_reason text CHECK (failure_reason IN ('insufficient_funds', 'cancelled_by_user', 'wrong_pin', 'timeout',
         'unreachable', 'limit_exceeded', 'duplicate_in_progress', 'rejected_by_provider', 'expired', 'not_sent',
         'other')),
-    mismatch text CHECK (mismatch IN ('amount', 'phone', 'receipt', 'unconfirmed')),
+    mismatch text CHECK (mismatch IN ('amount', 'phone', 'receipt', 'unconfirmed', 'returned')),
     received_amount text,
     received_receipt text,
     received_phone text,

@@ -71,6 +71,9 @@ CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id
 -- For recent unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
     WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
+-- For returned money by receiver and amount.
+CREATE INDEX transaction_returned ON transaction (receiver_id, amount_cents)
+    WHERE refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL;
 CREATE INDEX transaction_newest ON transaction (merchant_id, env, transaction_id);
 CREATE INDEX transaction_out ON transaction (merchant_id, env, transaction_id) WHERE direction = 'out';
 CREATE INDEX transaction_open ON transaction (merchant_id, env, transaction_id) WHERE subject_id IS NULL;

@@ -47,6 +47,22 @@ async def test_erasure_removes_number_and_name_of_a_confirmation(
     assert bodies[0]["TransAmount"] == "500.00"
 
 
+@pytest.mark.parametrize(
+    "typed", ["0708374149", "0708 374 149", "0708-374-149", "+254 708 374 149", "0708 - 374 - 149", "0708\u2011374 149"]
+)
+async def test_erasure_removes_a_number_that_was_typed_as_account_number(
+    site: C2bSite, frozen_clock: SetClock, typed: str
+) -> None:
+    path, _ = await site.addresses()
+    await site.confirm(path, phone=PHONE, account=typed, TransTime="20261124115500")
+    frozen_clock.advance(timedelta(days=60))
+    await Privacy(site.gateway).erase(Msisdn(PHONE), actor="test")
+    (money,) = await site.transactions()
+    assert (money["payer"], money["account_number"]) == ("erased", "erased")
+    (body,) = [row["body"] for row in await site.gateway.db.fetch("SELECT callback.body FROM callback")]
+    assert json.loads(body)["BillRefNumber"] == "erased"
+
+
 async def test_erasure_keeps_an_account_number_that_is_the_phone_and_says_so(
     site: C2bSite, frozen_clock: SetClock
 ) -> None:

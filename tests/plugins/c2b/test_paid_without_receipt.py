@@ -169,6 +169,77 @@ async def test_money_that_was_dealt_with_is_refunded_whatever_payment_may_own_it
     assert (await refund(site, transaction_id)).status == 201
 
 
+async def give_back(site: C2bSite, transaction_id: str, case: str) -> None:
+    """Return the money that a payment may own, or begin to."""
+    if case == "portal":
+        async with site.gateway.db.transaction():
+            await site.gateway.db.execute(
+                "UPDATE transaction SET reversed_outside = 'whole', refunded_cents = amount_cents, announce_at = NULL"
+            )
+        return
+    note = {"note": "the payer came back for it"}
+    assert (await site.api.call("POST", f"/v1/transactions/{transaction_id}/allocate", note)).status == 200
+    made = await refund(site, transaction_id)
+    assert made.status == 201, made.body
+    if case == "refunded":
+        (sent,) = site.daraja.requests_of("reversal")
+        says = {"OriginalTransactionID": RECEIPT, "Amount": made.data["amount"]}
+        said = result(0, transaction_id="TKN9REV001", says=says)
+        assert (await site.api.call("POST", path_of(sent["ResultURL"]), said)).status == 200
+
+
+async def report_paid(site: C2bSite, payment: dict[str, Any], by: str) -> dict[str, Any]:
+    """M-Pesa reports the payment as paid, without a receipt."""
+    if by == "callback":
+        sent = site.daraja.requests_of("stkpush")[-1]
+        told = stk_callback(payment["provider_ref"], receipt=None)
+        assert (await site.api.call("POST", path_of(sent["CallBackURL"]), told)).status == 200
+    else:
+        site.daraja.add_answers("stkquery", PAID)
+        await site.api.call("POST", f"/v1/payments/{payment['id']}/query")
+    data: dict[str, Any] = (await site.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    return data
+
+
+@pytest.mark.parametrize("case", ["refunded", "refund pending", "portal"])
+@pytest.mark.parametrize(("by", "status"), [("query", "failed"), ("query", "pending"), ("callback", "pending")])
+async def test_payment_whose_money_may_have_been_returned_is_held(
+    site: C2bSite, by: str, status: str, case: str
+) -> None:
+    path = await till(site)
+    payment = await pay(site)
+    if status == "failed":
+        await site.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
+        await site.gateway.port(Expiry).end_due()
+    await give_back(site, await confirmed(site, path, HIDDEN), case)
+    held = await report_paid(site, payment, by)
+    assert (held["status"], held["mismatch"]["of"]) == (status, "returned")
+    assert await report_paid(site, payment, by) == held
+    assert (await kinds(site)).count("payment.completed") == 0
+    # Only another receipt shows that the payer paid twice.
+    sent = site.daraja.requests_of("stkpush")[-1]
+    for receipt, ended in ((RECEIPT, status), ("TKN4ZZZZZZ", "completed")):
+        late = stk_callback(payment["provider_ref"], receipt=receipt, phone=int(PHONE))
+        assert (await site.api.call("POST", path_of(sent["CallBackURL"]), late)).status == 200
+        assert (await site.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == ended
+
+
+@pytest.mark.parametrize("case", ["another payer", "two days later", "another amount", "kept"])
+@pytest.mark.parametrize("by", ["query", "callback"])
+async def test_payment_of_other_money_than_the_returned_is_completed(site: C2bSite, by: str, case: str) -> None:
+    path = await till(site)
+    payment = await pay(site)
+    money = (
+        STRANGER if case == "another payer" else HIDDEN | {"amount": "501.00"} if case == "another amount" else HIDDEN
+    )
+    transaction_id = await confirmed(site, path, money)
+    if case != "kept":
+        await give_back(site, transaction_id, "refunded")
+    if case == "two days later":
+        await age_payments(site, timedelta(hours=49))
+    assert (await report_paid(site, payment, by))["status"] == "completed"
+
+
 @pytest.mark.parametrize("case", ["another payer", "two days later", "cancelled"])
 async def test_money_that_no_payment_may_own_is_refunded(site: C2bSite, case: str) -> None:
     path = await till(site)

@@ -4,16 +4,20 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from mpesa_gateway.testing.serving import SANDBOX, eventually, gateway_values
+from mpesa_gateway_c2b import account_tables
 from mpesa_gateway_c2b.validation import TEXTS, Rules, decide
 from mpesa_gateway_c2b.wire import read_body
 from tests.daraja import c2b_body
+from tests.identifiers import expression
 from tests.own_postgres import database_of, running_postgres
 from tests.plugins.c2b.c2b_site import C2bSite, c2b_site, path_of
+from tests.plugins.payments.test_lists_at_size import rows_read, steps
 from tests.stalling import stalling
 
 ACCEPTED = {"ResultCode": "0", "ResultDesc": "Accepted"}
@@ -76,6 +80,34 @@ async def test_reference_of_a_payment_is_accepted_for_its_amount(site: C2bSite) 
     for payment in (own, named):
         assert await ask(site, path, account=payment["reference"]) == "0"
         assert await ask(site, path, account=payment["reference"], amount="9.00") == "C2B00013"
+
+
+COPY = f"""
+INSERT INTO payment SELECT (jsonb_populate_record(payment, jsonb_build_object('payment_id',
+    {expression("pay", "now()", "n")}, 'amount', 300, 'idempotency_key', 'copy-' || n, 'merchant_request_id', 'm-' || n,
+    'checkout_request_id', 'ws_CO_' || lpad(n::text, 20, '0')))).*
+FROM payment, generate_series(1, $1) AS n
+"""  # noqa: S608 - ids that the test chose
+
+
+@pytest.mark.as_owner
+@pytest.mark.parametrize(("on_doubt", "older"), [("accept", "0"), ("refuse", "C2B00016")])
+async def test_reference_of_many_payments_is_answered_by_a_bounded_number_of_them(
+    values: dict[str, Any], on_doubt: str, older: str
+) -> None:
+    values["c2b"] = {"on_doubt": on_doubt}
+    async with c2b_site(values) as site:
+        path, db = await rules(site), site.gateway.db
+        assert (await site.api.pay("254708374149", key="k-1", reference="DUKA")).status == 201
+        await db.execute(COPY, 5_000)
+        await db.execute("VACUUM (ANALYZE) payment")
+        assert await ask(site, path, account="DUKA", amount="300.00") == "0"
+        assert await ask(site, path, account="DUKA") == older
+        since = site.gateway.clock.now() - timedelta(hours=48)
+        receiver_id = await db.fetchval("SELECT receiver_id FROM c2b_address")
+        explain = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + account_tables.FOR_VALIDATION
+        (row,) = await db.fetch_planned(explain, receiver_id, "DUKA", "DUKA", since)
+        assert max(map(rows_read, steps(json.loads(row[0])[0]["Plan"]))) <= 1000
 
 
 async def test_till_has_no_account_numbers_to_refuse(site: C2bSite) -> None:

@@ -24,7 +24,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, shop
 from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.page_registry import PageRegistry
 from mpesa_gateway_ops.people import People
-from tests.browsing import PASSWORD, Browser, signed_in
+from tests.browsing import PASSWORD, Browser, set_up_factor, signed_in
 from tests.house.tree import ROOT
 from tests.plugins.ops.conftest import OpsSite
 
@@ -201,6 +201,24 @@ async def test_actions_on_the_other_merchants_objects_are_not_found(town: Town) 
             assert answer.status == 404, act.path
             tried += 1
     assert tried > 15
+
+
+async def test_form_of_the_other_env_is_answered_for_every_object(town: Town) -> None:
+    _, acts = town.site.gateway.port(PageRegistry).every()
+    browser = town.browsers["host admin"]
+    await set_up_factor(browser)
+    fields = {"form_token": (await browser.open("/account")).field("form_token"), "form_env": "live"}
+    objects = {name: value for name, value in town.own.items() if name != "merchant_id"}
+    tried, not_done = 0, set[str]()
+    for act in acts:
+        if set(re.findall(r"\{(\w+)\}", act.path)) & set(objects):
+            answer = await browser.send(town.paths(act, town.own), fields)
+            assert answer.status < 500, (act.path, answer.status)
+            tried += 1
+            if "Not done: this is a sandbox object" in answer.words:
+                not_done.add(act.path)
+    assert tried > 15
+    assert "transactions/{transaction_id}/allocate" in not_done
 
 
 async def test_member_sees_numbers_by_role_and_cannot_search_by_them(town: Town) -> None:

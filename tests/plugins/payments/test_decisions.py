@@ -28,9 +28,9 @@ from mpesa_gateway_payments.decisions import (
     ReportedFailure,
     StkAnswer,
     StkCallback,
+    as_mismatch,
     decide,
     result_of,
-    without_receipt,
 )
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, StkResulted
 from mpesa_gateway_payments.evidence import ReportedMoney
@@ -239,7 +239,7 @@ def callback_with(code: str, handle: str, amount: Kes | None, *, has_token: bool
 payments = st.builds(
     payment_with,
     st.sampled_from(sorted(STATES)),
-    st.sampled_from([None, "phone", "amount", "receipt", "unconfirmed"]),
+    st.sampled_from([None, "phone", "amount", "receipt", "unconfirmed", "returned"]),
     st.sampled_from([None, TOLD, ReportedMoney(receipt=OTHER, is_proven=False)]),
 )
 callbacks = st.builds(
@@ -318,9 +318,9 @@ def test_apply_the_same_report_again_publishes_nothing_new(one: Payment, report:
     assert again == []
 
 
-def test_without_receipt_turns_completion_into_a_mismatch() -> None:
+def test_as_mismatch_turns_completion_into_a_mismatch() -> None:
     learnt = LearnHandle("ws_CO_9", None)
-    decisions = without_receipt((learnt, DropClaim(), Complete(TOLD, Cause.CALLBACK)))
+    decisions = as_mismatch((learnt, DropClaim(), Complete(TOLD, Cause.CALLBACK)), "receipt")
     assert decisions == (learnt, DropClaim(), Mismatch("receipt", TOLD, Cause.CALLBACK))
 
 

@@ -196,7 +196,7 @@ async def test_waits_for_a_person_in_sql_and_python_agree(harness: Harness) -> N
     sql = f"SELECT *, ({tables.NEEDS_REVIEW}) AS waits FROM ({columns}) AS payment"  # noqa: S608 - constants
     every = product(
         ("pending", "failed", "completed"),
-        (None, "amount", "phone", "receipt", "unconfirmed"),
+        (None, "amount", "phone", "receipt", "unconfirmed", "returned"),
         (None, "A"),
         (None, "A", "B"),
         (False, True),

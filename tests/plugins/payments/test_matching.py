@@ -575,7 +575,9 @@ def payments(draw: st.DrawFn, payment_id: str) -> Payment:
         reference_is_ours=is_ours,
         created_at=minutes(draw(st.integers(-30, 30))),
         checkout_request_id=f"ws_{payment_id}",
-        mismatch=draw(st.sampled_from([None, None, "unconfirmed", "amount"])) if "receipt" not in state else None,
+        mismatch=draw(st.sampled_from([None, None, "unconfirmed", "amount", "returned"]))
+        if "receipt" not in state
+        else None,
         **state | ({"receipt": f"RCPT{payment_id}"} if "receipt" in state else {}),
     )
 
