@@ -126,8 +126,10 @@ UNION SELECT receiver.number FROM store_number JOIN receiver USING (receiver_id,
 
 STATED = """
 SELECT EXISTS (SELECT 1 FROM store_number JOIN receiver USING (receiver_id, env)
-    WHERE env = $1 AND store_number.number = $2 AND receiver_id = $3 AND merchant_id = $4 AND kind = 'till')
+    WHERE env = $1 AND store_number.number = $2 AND receiver_id = $3 AND merchant_id = $4
+        AND (kind = 'till' OR owner_id IS NULL))
 """
+"""Until a live receiver has an owner, its kind may be another merchant's mistake."""
 
 STORES_OF = """
 SELECT store_number.number FROM store_number JOIN receiver USING (receiver_id)

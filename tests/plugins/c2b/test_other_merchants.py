@@ -73,6 +73,19 @@ async def test_store_number_of_the_owner_admits_its_tills_money_also_a_former_on
         assert (await one.live.call("POST", path, body)).status == 200
 
 
+async def test_claim_of_a_till_as_a_paybill_by_another_merchant_refuses_no_money(both: TwoEnvSite) -> None:
+    one, other = await both.account(), await both.account()
+    assert (await put(other.live, "live", shortcode="5123456")).status == 200
+    assert (await put(one.live, "live", shortcode="600111", till_number="5123456")).status == 200
+    both.live.add_answers("c2bregister2", REGISTERED_BEFORE)
+    path, question = await registered(one, "/v1/merchant/shortcodes/5123456/c2b")
+    assert await kind(both, "5123456") == "paybill"
+    assert await ask(one, question, shortcode="600111") == "0"
+    body = c2b_body("TKN0000001", shortcode="600111", account="")
+    assert (await one.live.call("POST", path, body)).status == 200
+    assert await both.gateway.db.fetchval("SELECT count(*) FROM transaction") == 1
+
+
 async def test_till_number_of_another_merchant_does_not_retype_a_receiver_without_owner(both: TwoEnvSite) -> None:
     """At a till, rules accept each account number."""
     one, other = await both.account(), await both.account()
