@@ -104,7 +104,7 @@ async def admit(connection: Connection, *, is_used: bool) -> Session:
     if host_login is None:
         session = await sessions.find(cookie_of(connection), is_used=is_used)
         if session is None and await sessions.find_unverified(cookie_of(connection)) is not None:
-            raise SecondFactorPending("enter a code of your authenticator app at /ops/login/code")
+            raise SecondFactorPending("enter a code of your authenticator app at /ops/login-code")
     elif (operator := await host_login(connection.scope)) is not None:
         session = sessions.of_host(operator)
     if session is None:

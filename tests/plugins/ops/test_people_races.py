@@ -21,7 +21,7 @@ from mpesa_gateway_ops.invitations import Invitations
 from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.people import People, Person
 from mpesa_gateway_ops.second_factors import SecondFactors, matching_step
-from mpesa_gateway_ops.sessions import Sessions, key_of
+from mpesa_gateway_ops.sessions import Sessions
 from tests.browsing import PASSWORD
 
 ADDRESS = "203.0.113.7"
@@ -194,8 +194,10 @@ async def enrolled(
     assert address is not None
     totp = pyotp.parse_uri(address)
     assert isinstance(totp, TOTP)
+    opened = await gateway.port(Sessions).find(session, is_used=False)
+    assert opened is not None
     code = typed.format(totp.at(clock.now())[:3], totp.at(clock.now())[3:])
-    codes = await factors.confirm(person.person_id, code, session=key_of(session))
+    codes = await factors.confirm(person.person_id, code, session=opened.owner)
     clock.advance(timedelta(minutes=2))
     return person, totp, codes
 
@@ -269,12 +271,13 @@ async def test_session_waits_for_its_second_factor(gateway: Gateway, clock: SetC
     assert await sessions.find(found.session, is_used=True) is None
     assert await sessions.find_unverified(found.session) == person.person_id
     assert await gateway.port(SecondFactors).verify(person.person_id, totp.at(clock.now()), ADDRESS)
-    await sessions.verified(key_of(found.session))
-    session = await sessions.find(found.session, is_used=True)
+    renewed = await sessions.verify_waiting(found.session)
+    assert renewed is not None
+    session = await sessions.find(renewed, is_used=True)
     assert session is not None
     assert session.is_fresh
     clock.advance(timedelta(minutes=11))
-    session = await sessions.find(found.session, is_used=True)
+    session = await sessions.find(renewed, is_used=True)
     assert session is not None
     assert not session.is_fresh
 
