@@ -183,7 +183,7 @@ async def test_password_reset_ends_all_sessions_and_works_once(gateway: Gateway)
 
 
 async def enrolled(
-    gateway: Gateway, clock: SetClock, email: str = "amina@duka.example"
+    gateway: Gateway, clock: SetClock, email: str = "amina@duka.example", typed: str = "{}{}"
 ) -> tuple[Person, TOTP, list[str]]:
     """Create a person of the host with a second factor."""
     people, factors = gateway.port(People), gateway.port(SecondFactors)
@@ -196,9 +196,19 @@ async def enrolled(
     assert isinstance(totp, TOTP)
     opened = await gateway.port(Sessions).find(session, is_used=False)
     assert opened is not None
-    codes = await factors.confirm(person.person_id, totp.at(clock.now()), session=opened.owner)
+    code = typed.format(totp.at(clock.now())[:3], totp.at(clock.now())[3:])
+    codes = await factors.confirm(person.person_id, code, session=opened.owner)
     clock.advance(timedelta(minutes=2))
     return person, totp, codes
+
+
+@pytest.mark.parametrize("typed", ["{} {}", " {}{} ", "{}-{}", "{}\u00a0{}"])
+async def test_code_typed_as_apps_show_it_is_accepted_at_set_up_and_sign_in(
+    gateway: Gateway, clock: SetClock, typed: str
+) -> None:
+    person, totp, _ = await enrolled(gateway, clock, typed=typed)
+    code = totp.at(clock.now())
+    assert await gateway.port(SecondFactors).verify(person.person_id, typed.format(code[:3], code[3:]), ADDRESS)
 
 
 async def test_code_is_accepted_once_also_at_once(gateway: Gateway, clock: SetClock) -> None:

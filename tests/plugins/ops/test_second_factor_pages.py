@@ -153,6 +153,7 @@ async def test_owner_invites_a_member_who_joins_by_the_link(ops_site: OpsSite) -
         link = re.search(r"http://\S+/ops/join/[0-9a-f]{64}", done.text)
         assert link is not None
         assert "zuri@town.example" in done.words
+        assert ("Only this person may see it" in done.words, "secret store" in done.words) == (True, False)
     async with Browser(ops_site.url) as browser:
         page = await browser.open(link[0])
         assert "zuri@town.example is invited to Test shop as cashier" in page.words
