@@ -77,6 +77,7 @@ CREATE INDEX transaction_returned ON transaction (receiver_id, amount_cents)
 CREATE INDEX transaction_newest ON transaction (merchant_id, env, transaction_id);
 CREATE INDEX transaction_out ON transaction (merchant_id, env, transaction_id) WHERE direction = 'out';
 CREATE INDEX transaction_open ON transaction (merchant_id, env, transaction_id) WHERE subject_id IS NULL;
+CREATE INDEX transaction_open_of_receiver ON transaction (receiver_id, transaction_id) WHERE subject_id IS NULL;
 CREATE INDEX transaction_of_kind ON transaction (merchant_id, env, category, transaction_id) WHERE category <> 'stk';
 CREATE INDEX transaction_of_receiver ON transaction (receiver_id, transaction_id);
 CREATE INDEX transaction_amount ON transaction (merchant_id, env, amount_cents, transaction_id);
