@@ -63,7 +63,14 @@ async def test_largest_amount_is_shown_and_refundable(site: C2bSite) -> None:
 
 @pytest.mark.parametrize(
     ("text", "cents"),
-    [("-500.50", 50050), ("(500.50)", 50050), ("-500", 50000), ("500.00-", 50000), ("-2147483648", None), ("-5.0.0", None)],
+    [
+        ("-500.50", 50050),
+        ("(500.50)", 50050),
+        ("-500", 50000),
+        ("500.00-", 50000),
+        ("-2147483648", None),
+        ("-5.0.0", None),
+    ],
 )
 async def test_outgoing_line_is_recorded_with_its_cents(site: C2bSite, text: str, cents: int | None) -> None:
     assert (await site.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200

@@ -1,6 +1,6 @@
 """Protects the money of a live shortcode's owner and of a merchant that uses it: each receipt is one merchant's."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,8 +31,8 @@ class Shared:
     confirmation: str
     clock: SetClock
 
-    async def push(self, phone: str = PHONE, reference: str = "HOUSE 7") -> dict[str, Any]:
-        data: dict[str, Any] = (await self.user.live.pay(phone, key="k-1", reference=reference, amount=500)).data
+    async def push(self, phone: str = PHONE, reference: str = "HOUSE 7", amount: int = 500) -> dict[str, Any]:
+        data: dict[str, Any] = (await self.user.live.pay(phone, key="k-1", reference=reference, amount=amount)).data
         return data
 
     async def confirm(self, account: str = "House 7", phone: str | None = None) -> None:
@@ -116,16 +116,12 @@ async def test_money_of_the_owners_account_is_held_for_a_users_push_for_a_short_
 
 
 @pytest.mark.parametrize(
-    "push",
-    [
-        lambda shared: shared.push(OTHER),
-        lambda shared: shared.push(reference="HOUSE 8"),
-        lambda shared: shared.user.live.pay(PHONE, key="k-1", reference="HOUSE 7", amount=501),
-    ],
-    ids=["another payer", "another reference", "another amount"],
+    ("phone", "reference", "amount"), [(OTHER, "HOUSE 7", 500), (PHONE, "HOUSE 8", 500), (PHONE, "HOUSE 7", 501)]
 )
-async def test_money_that_fits_no_users_push_counts_at_once(shared: Shared, push: Callable[[Shared], Any]) -> None:
-    await push(shared)
+async def test_money_that_fits_no_users_push_counts_at_once(
+    shared: Shared, phone: str, reference: str, amount: int
+) -> None:
+    await shared.push(phone, reference, amount)
     await shared.confirm(phone=PHONE)
     assert await shared.received() == "500.00"
 
