@@ -77,6 +77,7 @@ CREATE INDEX transaction_returned ON transaction (receiver_id, amount_cents)
 CREATE INDEX transaction_newest ON transaction (merchant_id, env, transaction_id);
 CREATE INDEX transaction_out ON transaction (merchant_id, env, transaction_id) WHERE direction = 'out';
 CREATE INDEX transaction_open ON transaction (merchant_id, env, transaction_id) WHERE subject_id IS NULL;
+CREATE INDEX transaction_open_of_receiver ON transaction (receiver_id, transaction_id) WHERE subject_id IS NULL;
 CREATE INDEX transaction_of_kind ON transaction (merchant_id, env, category, transaction_id) WHERE category <> 'stk';
 CREATE INDEX transaction_of_receiver ON transaction (receiver_id, transaction_id);
 CREATE INDEX transaction_amount ON transaction (merchant_id, env, amount_cents, transaction_id);
@@ -104,9 +105,11 @@ CREATE TRIGGER transaction_refunded_is_not_allocated AFTER UPDATE OF subject_kin
     FOR EACH ROW WHEN (OLD.subject_id IS NULL AND NEW.subject_id IS NOT NULL AND (NEW.refund_reserved_cents > 0
         OR ((NEW.refunded_cents > 0 OR NEW.reversed_outside IS NOT NULL) AND NEW.subject_kind <> 'resolved')))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'refunded money pays for nothing');
--- Unallocated money is the receiver's owner's, also of a later owner.
-CREATE FUNCTION hand_over_unallocated_money() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Unallocated money is the receiver's owner's, also of a later owner. Money that is being recorded is waited for: its
+-- transaction has read the former owner.
+CREATE FUNCTION hand_over_unallocated_money() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 BEGIN
+    LOCK TABLE transaction IN SHARE ROW EXCLUSIVE MODE;
     UPDATE transaction SET merchant_id = NEW.owner_id WHERE receiver_id = NEW.receiver_id
         AND subject_id IS NULL AND conflict_id IS NULL AND merchant_id <> NEW.owner_id;
     RETURN NULL;

@@ -102,6 +102,27 @@ def test_transactions_show_names_the_person_who_allocated(
     assert kept["allocations"][-1]["by"] == by
 
 
+def test_payments_show_names_the_person_who_requested(
+    host: Host, stored: dict[str, Any], values: dict[str, Any]
+) -> None:
+    async def request() -> None:
+        async with running_gateway(values) as (gateway, _):
+            zuri = await gateway.services.get(People).create(
+                "zuri@duka.example", PASSWORD, name="Zuri Wanjiku", role=Role.ADMIN, actor="test"
+            )
+            await gateway.db.execute(
+                "UPDATE payment SET requested_by = $2 WHERE payment_id = $1",
+                stored["payment"],
+                f"person:{zuri.person_id}",
+            )
+
+    text = host.output_of("payments", "show", stored["payment"])
+    assert "requested by merchant" in text
+    asyncio.run(request())
+    text = host.output_of("payments", "show", stored["payment"])
+    assert ("requested by Zuri Wanjiku" in text, "per_" in text) == (True, False)
+
+
 def test_transactions_allocate_decides_once_and_needs_a_payment_or_a_note(host: Host, stored: dict[str, Any]) -> None:
     command = ("transactions", "allocate")
     refused = host.run(*command, stored["first"])
