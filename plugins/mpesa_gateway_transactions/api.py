@@ -341,5 +341,5 @@ class Allocations(Protocol):
         ...
 
     async def publish_learnt(self, env: Env, told: Mapping[str, str]) -> None:
-        """Publish ``transaction.allocated`` for announced money, by receipt, to the merchants that it was announced to."""
+        """Publish ``transaction.allocated`` of announced money to the merchants that heard of it, by receipt."""
         ...
