@@ -70,8 +70,8 @@ RETURNING source_id
 # raw SQL: hot path - each confirmation.
 OF_MONEY = """
 SELECT place, account_id, account.merchant_id
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[])
-    WITH ORDINALITY AS t(receiver_id, merchant_id, number, receipt, place)
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::uuid[])
+    WITH ORDINALITY AS t(receiver_id, merchant_id, number, receipt, conflict_id, place)
     JOIN account_number AS account USING (receiver_id, merchant_id, number)
     JOIN receiver USING (receiver_id)
 WHERE is_active
@@ -80,27 +80,34 @@ WHERE is_active
     AND NOT EXISTS (SELECT 1 FROM payment WHERE payment.env = receiver.env AND payment.receipt = t.receipt)
     AND NOT EXISTS (SELECT 1 FROM payment WHERE payment.env = receiver.env AND received_receipt = t.receipt
         AND shortcode = receiver.number AND payment.receipt IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM payment WHERE payment_id = t.conflict_id AND payment.receipt IS NULL)
     AND NOT EXISTS (SELECT 1 FROM payment WHERE reference_is_ours AND reference = t.number
         AND payment.env = receiver.env)
 """
-"""Without money that M-Pesa sent back, and money of a payment by its receipt or the gateway's own reference."""
+"""Without money that M-Pesa sent back, and money of a payment by its receipt or the gateway's own reference.
+
+Money in conflict with a payment that has another receipt is not that payment's.
+"""
 
 MAY_HAVE = """
-SELECT place, payment_id, reference, phone, erased_at, status,
+SELECT place, payment_id, reference, phone, erased_at, status, payment.merchant_id <> t.merchant_id AS is_of_user,
     CASE WHEN NOT is_fresh THEN (SELECT count(*) FROM transaction AS former
         WHERE former.receiver_id = t.receiver_id AND former.amount_cents = value::bigint * 100 AND direction = 'in'
             AND subject_id IS NULL AND conflict_id IS NULL AND upper(account_number) = upper(typed)
             AND (former.transaction_id < t.transaction_id OR t.transaction_id IS NULL)
             AND occurred_at BETWEEN since AND until) END AS former
 FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::timestamptz[], $6::boolean[], $7::text[],
-    $8::uuid[])
-    WITH ORDINALITY AS t(receiver_id, merchant_id, value, since, until, is_fresh, typed, transaction_id, place)
+    $8::uuid[], $9::timestamptz[])
+    WITH ORDINALITY AS t(receiver_id, merchant_id, value, since, until, is_fresh, typed, transaction_id, users_since,
+        place)
     JOIN receiver USING (receiver_id)
     JOIN payment ON payment.env = receiver.env AND shortcode = number AND amount = value
-        AND payment.merchant_id = t.merchant_id AND payment.created_at BETWEEN since AND until
+        AND payment.created_at BETWEEN since AND until
 WHERE receipt IS NULL AND status IN ('pending', 'failed', 'completed') AND NOT outcome_is_final
+    AND (payment.merchant_id = t.merchant_id OR status = 'completed'
+        OR (status = 'pending' AND payment.created_at > users_since))
 """
-"""The account's merchant's payments without receipt that the money may be of.
+"""Payments without receipt that the money may be of: the account's merchant's, and others' completed or recent ones.
 
 ``former``: like money that came first and is left as well.
 """
@@ -204,7 +211,7 @@ ORDER BY receiver_id
 
 WAITING = """
 SELECT * FROM transaction
-WHERE receiver_id = $1 AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
+WHERE receiver_id = $1 AND direction = 'in' AND subject_id IS NULL
     AND amount_cents IS NOT NULL AND account_number IS NOT NULL AND refund_reserved_cents + refunded_cents = 0
     AND reversed_outside IS NULL
     AND transaction_id > $2

@@ -32,7 +32,7 @@ from mpesa_gateway_c2b.account_states import AccountState, crossed, normalise
 from mpesa_gateway_c2b.account_tables import AccountNumberRow
 from mpesa_gateway_c2b.counting import AccountCounting
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
-from mpesa_gateway_transactions.api import Allocations, IncomingMoney, ReportedTransaction
+from mpesa_gateway_transactions.api import Allocations, FoundSubject, IncomingMoney, ReportedTransaction
 
 _SHOWN = 100
 _LATE = timedelta(hours=48)
@@ -146,7 +146,7 @@ class AccountNumbers:
                 [_money(report, row, receiver) for report, row in zip(reports, rows, strict=True)]
             )
             for report, subject in zip(reports, found, strict=True):
-                if subject is not None and tries[subject.merchant_id] < _EACH:
+                if isinstance(subject, FoundSubject) and tries[subject.merchant_id] < _EACH:
                     tries[subject.merchant_id] += 1
                     count += await self._receive(report)
             if len(rows) < _PAGE:
@@ -249,4 +249,5 @@ def _money(report: ReportedTransaction, row: Row, receiver: Row) -> IncomingMone
         payer=row["payer"],
         payer_digest=row["payer_digest"],
         kind=row["kind"],
+        conflict_id=row["conflict_id"],
     )

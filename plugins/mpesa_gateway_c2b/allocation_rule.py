@@ -5,11 +5,20 @@ from collections.abc import Sequence
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_c2b.counting import SUBJECT_KIND, AccountCounting
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
-from mpesa_gateway_transactions.api import Allocated, AllocationRule, FoundSubject, IncomingMoney, RefundedMoney
+from mpesa_gateway_transactions.api import (
+    Allocated,
+    AllocationRule,
+    FoundSubject,
+    IncomingMoney,
+    LeftToReport,
+    RefundedMoney,
+)
 from mpesa_gateway_transactions.events import TransactionReversed
 
 
-async def find_account_numbers(gateway: Runtime, money: Sequence[IncomingMoney]) -> Sequence[FoundSubject | None]:
+async def find_account_numbers(
+    gateway: Runtime, money: Sequence[IncomingMoney]
+) -> Sequence[FoundSubject | LeftToReport | None]:
     return await gateway.port(AccountCounting).find(money)
 
 

@@ -18,13 +18,17 @@ from mpesa_gateway_c2b.events import AccountEvent, AccountOverpaid, AccountPaid,
 from mpesa_gateway_c2b.push_money import (
     CLOCKS_DIFFER,
     HELD,
+    HELD_FOR_USERS,
     PUSH,
+    RECENT_PUSH,
     is_held,
+    is_left_to_user,
+    is_like,
     is_of_another,
     latest_push,
 )
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentReversed
-from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, RefundedMoney, Subject
+from mpesa_gateway_transactions.api import Allocated, FoundSubject, IncomingMoney, LeftToReport, RefundedMoney, Subject
 from mpesa_gateway_transactions.events import TransactionReversed
 
 SUBJECT_KIND = "account_number"
@@ -56,7 +60,7 @@ class AccountCounting:
         self._clock = clock
         self._outbox = outbox
 
-    async def find(self, money: Sequence[IncomingMoney]) -> list[FoundSubject | None]:
+    async def find(self, money: Sequence[IncomingMoney]) -> list[FoundSubject | LeftToReport | None]:
         """Return the active account numbers that payers typed. No locks."""
         numbers = [normalise(one.account_number) for one in money]
         rows = await self._db.fetch(
@@ -65,21 +69,25 @@ class AccountCounting:
             [one.owner_id or one.merchant_id for one in money],
             numbers,
             [one.receipt for one in money],
+            [one.conflict_id for one in money],
         )
-        found: list[FoundSubject | None] = [None] * len(money)
+        found: list[FoundSubject | LeftToReport | None] = [None] * len(money)
         places: list[int] = [row["place"] - 1 for row in rows]
         candidates = [one for one in zip(rows, places, strict=True) if money[one[1]].amount_cents is not None]
-        held = await self._held([(row, money[place], numbers[place]) for row, place in candidates])
-        for (row, place), is_left in zip(candidates, held, strict=True):
-            if not is_left:
+        pushes = await self._pushes([(row, money[place], numbers[place]) for row, place in candidates])
+        for (row, place), alike in zip(candidates, pushes, strict=True):
+            if is_left_to_user(alike):
+                found[place] = LeftToReport()
+            elif not is_held(alike):
                 found[place] = FoundSubject(Subject(SUBJECT_KIND, row["account_id"]), row["merchant_id"])
         return found
 
-    async def _held(self, candidates: Sequence[tuple[Row, IncomingMoney, str]]) -> list[bool]:
-        """Return True for money that is left for a payment of the account's merchant."""
+    async def _pushes(self, candidates: Sequence[tuple[Row, IncomingMoney, str]]) -> list[list[Row]]:
+        """Return the payments that each money may be of."""
         if not candidates:
             return []
-        fresh_since = self._clock.now() - HELD
+        now = self._clock.now()
+        fresh_since = now - HELD
         payments = await self._db.fetch(
             account_tables.MAY_HAVE,
             [money.receiver_id for _, money, _ in candidates],
@@ -90,16 +98,23 @@ class AccountCounting:
             [money.occurred_at > fresh_since for _, money, _ in candidates],
             [money.account_number for _, money, _ in candidates],
             [money.transaction_id for _, money, _ in candidates],
+            [now - RECENT_PUSH if self._recorded(money) > now - HELD_FOR_USERS else now for _, money, _ in candidates],
         )
         return [
-            is_held([one for one in payments if one["place"] == place], number, money.payer_digest or money.payer)
+            [
+                one
+                for one in payments
+                if one["place"] == place and is_like(one, number, money.payer_digest or money.payer)
+            ]
             for place, (_, money, number) in enumerate(candidates, start=1)
         ]
 
+    def _recorded(self, money: IncomingMoney) -> datetime:
+        return self._clock.now() if money.transaction_id is None else Ids.time_of(money.transaction_id)
+
     def _until(self, money: IncomingMoney) -> datetime:
         """Return the latest creation of a push whose money this may be."""
-        recorded = self._clock.now() if money.transaction_id is None else Ids.time_of(money.transaction_id)
-        return latest_push(money.occurred_at, recorded if money.source == "c2b" else None)
+        return latest_push(money.occurred_at, self._recorded(money) if money.source == "c2b" else None)
 
     async def count_allocated(self, allocated: Sequence[Allocated]) -> None:
         await self.add(

@@ -12,8 +12,6 @@ from mpesa_gateway_callbacks.api import Callbacks
 
 _RECENT = timedelta(hours=24)
 
-_REGISTER = "POST /v1/merchant/shortcodes/{}/c2b again, and see docs/c2b.md"
-
 
 async def check_registrations(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
     """Check the registrations of a merchant, and whether Pull shows money that no confirmation reported."""
@@ -26,12 +24,15 @@ async def check_registrations(gateway: Runtime, context: CheckContext) -> AsyncI
     for row in rows:
         number, state = row["number"], state_of(row, context.now)
         last = await gateway.port(Callbacks).last_received(KIND, row["receiver_id"])
+        live = " --live" if env == "live" else ""
+        register = f"register again with `mpesa-gateway c2b register {number} --merchant {merchant_id}{live}`, or with "
+        register += f"POST /v1/merchant/shortcodes/{number}/c2b; see docs/c2b.md"
         text = f"C2B of {number}: {meaning_of(state, row, number, last)}"
         if state in {"unknown", "refused"}:
-            yield (problem if env == "live" else warning)("c2b.registered", text, _REGISTER.format(number))
+            yield (problem if env == "live" else warning)("c2b.registered", text, register)
             continue
         if state == "already_registered" and last is None:
-            yield warning("c2b.registered", text, _REGISTER.format(number))
+            yield warning("c2b.registered", text, register)
             continue
         yield ok("c2b.registered", text) if state == "registered" else note("c2b.registered", text)
         rows_missed = await gateway.db.fetch(tables.COUNT_UNCONFIRMED, context.now - _RECENT, row["receiver_id"])

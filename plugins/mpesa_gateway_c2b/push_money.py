@@ -16,12 +16,28 @@ HELD = timedelta(hours=24)
 """Greatest age of money that is left for an unpaid payment."""
 
 
-def is_held(payments: Sequence[Row], number: str, payer: str | None) -> bool:
-    """Return True if the money is left for one of ``payments``, which have no receipt.
+HELD_FOR_USERS = timedelta(seconds=100)
+"""Greatest age of money that is left for a pending push of another merchant; afterwards it would be announced."""
+
+RECENT_PUSH = timedelta(seconds=120)
+"""Greatest age of that push: its callback arrives beside the confirmation."""
+
+
+def is_like(payment: Row, number: str, payer: str | None) -> bool:
+    """Return True if the money for ``number`` may be of a payment of the same amount."""
+    return normalise(payment["reference"]) == number and not is_of_another(payment, payer)
+
+
+def is_left_to_user(alike: Sequence[Row]) -> bool:
+    """Return True if the callback of another merchant's push decides: no rule may give it the owner's money."""
+    return any(one["is_of_user"] and one["status"] == "pending" for one in alike)
+
+
+def is_held(alike: Sequence[Row]) -> bool:
+    """Return True if the money is left for one of the payments, which have no receipt.
 
     After ``HELD`` only completed payments hold money, each the first one: they count already.
     """
-    alike = [one for one in payments if normalise(one["reference"]) == number and not is_of_another(one, payer)]
     if not alike or alike[0]["former"] is None:
         return bool(alike)
     former: int = alike[0]["former"]

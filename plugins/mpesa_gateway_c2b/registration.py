@@ -109,7 +109,9 @@ class C2bRegistrations:
             )
         row = await self._end(caller, credentials, wanted, begun, version, answer)
         view = await self._view(row, credentials.shortcode)
-        return C2bRegistered(addresses=urls, **{name: getattr(view, name) for name in C2bView.__struct_fields__})
+        # A refused merchant is not shown the permanent address of the number's later owner.
+        shown = None if view.state == "refused" else urls
+        return C2bRegistered(addresses=shown, **{name: getattr(view, name) for name in C2bView.__struct_fields__})
 
     async def get(self, caller: Caller, shortcode: str) -> C2bView:
         """Raises NotFound and ReceiverOwned."""

@@ -74,9 +74,9 @@ class C2bView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class C2bRegistered(C2bView, frozen=True, kw_only=True):
-    """The registration with its addresses."""
+    """The registration with its addresses; None if Safaricom refused them."""
 
-    addresses: C2bAddresses
+    addresses: C2bAddresses | None
 
 
 class C2bRemoved(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncItera
         yield note(
             "callbacks.refused",
             f"refused in the last 7 days: {reasons}",
-            "GET /v1/admin/callbacks/refused shows each with its sender and content",
+            "/ops/callbacks/refused and GET /v1/admin/callbacks/refused show each with its sender and content",
         )
     waiting = await gateway.db.run(
         CallbackRow.count().where(
@@ -40,7 +40,8 @@ async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncItera
         yield warning(
             "callbacks.waiting",
             f"{waiting} callbacks have waited for more than an hour for an unknown payment",
-            "GET /v1/admin/callbacks?verdict=waiting shows them; a restored database may lack their payments",
+            "/ops/callbacks?verdict=waiting and GET /v1/admin/callbacks?verdict=waiting show them; a restored "
+            "database may lack their payments",
         )
 
 
@@ -58,11 +59,11 @@ async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
             f"callbacks of the last 7 days appear to come from {_some(inside)}, which is inside: most likely a proxy "
             "of your own, which hides the real senders",
             (
-                f'add "{proxies[0]}", which names others in X-Forwarded-For, to security.trusted_proxies; GET'
+                f'add "{proxies[0]}", which names others in X-Forwarded-For, to security.trusted_proxies;'
                 if proxies
-                else "if that is a proxy of yours, let it set X-Forwarded-For before you trust it; GET"
+                else "if that is a proxy of yours, let it set X-Forwarded-For before you trust it;"
             )
-            + " /v1/admin/callbacks/refused shows the senders that the gateway sees",
+            + " /ops/callbacks/refused and GET /v1/admin/callbacks/refused show the senders that the gateway sees",
         )
     if sources:
         return ok("callbacks.sources", f"callbacks of the last 7 days came from {_some(sources)}")

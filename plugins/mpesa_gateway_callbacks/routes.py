@@ -13,7 +13,7 @@ from litestar.params import FromPath
 from mpesa_gateway.client_ip import read_address
 from mpesa_gateway.daraja.callbacks import CallbackKind, Reply, StandingAddress
 from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE
-from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.errors import Conflict, NotFound, RateLimited
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Page, Success
@@ -47,6 +47,9 @@ from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 log = structlog.get_logger(__name__)
+
+_MOST_OF_SANDBOX = 16_384
+"""Bytes of a body at a standing address of the sandbox; real ones have less than 1,000."""
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
@@ -106,6 +109,7 @@ _CALLBACK: dict[str, Any] = {
         DuplicateFieldRejected,
         DifferentSubject,
         NotFound,
+        RateLimited,
     ),
 }
 
@@ -139,17 +143,33 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
     if declared is not None and declared.reply is not None:
         return await _reply(gateway, request, declared, declared.reply, token)
     await verifier.look_up(kind, token, source)
+    most_of_sandbox = await _limit_sandbox(gateway, kind, token)
 
     def most_here() -> int | None:
-        return max(most, settings.max_body_bytes) if verifier.is_trusted(kind, token, source) else None
+        if most_of_sandbox is not None or not verifier.is_trusted(kind, token, source):
+            return None
+        return max(most, settings.max_body_bytes)
 
-    body, cut = await _read_body(request, most, most_here)
+    body, cut = await _read_body(request, most_of_sandbox or most, most_here)
     # Two signature headers are joined to one invalid signature, and stored.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
     incoming = CallbackPost(kind, token, body, source, signature, cut, _was_forwarded(request, source))
     arrival = await gateway.port(CallbackInbox).receive(incoming)
     return Response(await _answer_to(arrival, gateway), media_type="application/json")
+
+
+async def _limit_sandbox(gateway: Runtime, kind: str, token: str | None) -> int | None:
+    """Count a post to a standing address of the sandbox, and return its most bytes; None elsewhere.
+
+    The sandbox checks no source, so that the holder of a token may be anyone. Raises RateLimited.
+    """
+    found = gateway.port(CallbackVerifier).open_token(kind, token)
+    if found is None or found[0].merchant_id or found[0].env != "sandbox":
+        return None
+    most = gateway.settings(CallbacksSettings).sandbox_per_minute
+    await gateway.limits.count_action(f"callback.{kind}", found[0].subject_id, most)
+    return _MOST_OF_SANDBOX
 
 
 async def _reply(
@@ -162,13 +182,14 @@ async def _reply(
         await verifier.look_up(kind.name, token, source)
     except (*UNREACHABLE, *OVERLOADED) as problem:
         log.warning("callback_address_not_read", kind=kind.name, error=type(problem).__name__)
+    most = await _limit_sandbox(gateway, kind.name, token) or gateway.config.http.max_body_bytes
     try:
         incoming = CallbackPost(kind.name, token, b"", source)
         subject, _ = verifier.check_token(incoming)
         if subject is None:
             raise TokenRejected("there is nothing at this address")
         verifier.check_source(incoming, subject)
-        body, cut = await _read_body(request, gateway.config.http.max_body_bytes, lambda: None)
+        body, cut = await _read_body(request, most, lambda: None)
         if cut is not None:
             raise SizeRejected("the body is too large")
     except CallbackRejected as refusal:
@@ -218,7 +239,9 @@ async def _read_body(
             if len(body) > most and not has_asked:
                 most, has_asked = most_here() or most, True
             if len(body) > most:
-                return bytes(body[:KEPT_OF_LARGER]), TruncatedBody.of(bytes(body), max(announced, len(body)))
+                return bytes(body[: min(KEPT_OF_LARGER, most)]), TruncatedBody.of(
+                    bytes(body), max(announced, len(body))
+                )
     return bytes(body), None
 
 

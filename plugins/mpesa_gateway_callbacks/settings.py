@@ -34,6 +34,8 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     ``signature_header`` names the header. ``keep_refused`` limits refused callbacks of untrusted senders; those with a
     valid token or from a listed source are all kept for ``keep_refused_days``.
     ``max_body_bytes`` limits a body with a valid token or from a listed source; its beginning is always stored.
+    ``sandbox_per_minute`` limits the posts of each kind to one shortcode's standing address of the sandbox, whose
+    sender is unknown; further ones are answered 429 and not stored.
     ``keep_days`` and ``keep_refused_days`` delete old callbacks, except waiting ones; 0 keeps all.
     """
 
@@ -44,6 +46,7 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     dedup_hours: Count = 24
     unmatched_after_hours: Count = 48
     max_body_bytes: Count = 1_048_576
+    sandbox_per_minute: Count = 600
     keep_refused: Annotated[int, msgspec.Meta(ge=0)] = 10_000
     keep_days: Days = 180
     keep_refused_days: Days = 30

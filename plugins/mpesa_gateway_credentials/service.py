@@ -110,7 +110,10 @@ class CredentialStore:
         def check(stored: Row | None, active: Sequence[Row]) -> None:
             if stored is not None and stored["retired_at"] is None:
                 number = stored["number"]
-                raise Conflict(f"shortcode {number} is stored: PUT /v1/merchant/shortcodes/{number} replaces it")
+                raise Conflict(
+                    f"shortcode {number} is stored: replace it at {_page(caller, number)}, or with "
+                    f"PUT /v1/merchant/shortcodes/{number}"
+                )
             if len(active) >= self._settings.max_shortcodes:
                 raise Conflict(
                     f"this merchant has {len(active)} active {caller.env} shortcodes, the most allowed: retire one "
@@ -132,8 +135,9 @@ class CredentialStore:
         if wanted.number != number:
             raise InvalidFields.field_error(
                 "shortcode" if body.till_number is None else "till_number",
-                f"must be {number}, as in the path: a shortcode keeps its number. POST /v1/merchant/shortcodes adds "
-                "another one",
+                f"was {wanted.number}, and must be {number}, as in the path: a shortcode keeps its number. Add another "
+                f"one at /ops/credentials/{caller.merchant_id}/add?env={caller.env}, or with "
+                "POST /v1/merchant/shortcodes",
             )
         return await self._store(caller, wanted)
 
@@ -343,12 +347,17 @@ class CredentialStore:
         return counts
 
 
+def _page(caller: Caller, number: str) -> str:
+    return f"/ops/credentials/{caller.merchant_id}/shortcodes/{number}?env={caller.env}"
+
+
 def _check_not_needed(row: Row, active: Sequence[Row]) -> None:
     others = [each["number"] for each in active if each["shortcode_id"] != row["shortcode_id"]]
     if row["is_default"] and others:
         raise Conflict(
             f"shortcode {row['number']} is the default, and {', '.join(others[:3])} "
-            f"{'is' if len(others) == 1 else 'are'} active: make another one the default first, with "
+            f"{'is' if len(others) == 1 else 'are'} active: make another one the default first, at "
+            f"/ops/credentials/{row['merchant_id']}?env={row['env']}, or with "
             f"POST /v1/merchant/shortcodes/{others[0]}/default"
         )
 

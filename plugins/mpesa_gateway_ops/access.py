@@ -104,7 +104,7 @@ async def admit(connection: Connection, *, is_used: bool) -> Session:
     if host_login is None:
         session = await sessions.find(cookie_of(connection), is_used=is_used)
         if session is None and await sessions.find_unverified(cookie_of(connection)) is not None:
-            raise SecondFactorPending("enter a code of your authenticator app at /ops/login/code")
+            raise SecondFactorPending("enter a code of your authenticator app at /ops/login-code")
     elif (operator := await host_login(connection.scope)) is not None:
         session = sessions.of_host(operator)
     if session is None:
@@ -159,9 +159,9 @@ def require_permission(connection: Connection, session: Session, needs: Permissi
         raise SecondFactorMissing("set up a second factor under /ops/account first: your role requires one for this")
     if not GRANTS[needs].members and not session.host_role:
         raise NotAllowed("this page is for the people who run the gateway: ask an admin of the host")
-    roles = [role for role in Role if needs in host_permissions(role)][:1] + sorted(GRANTS[needs].members)
-    # People of the host see the host's role first.
-    wanted = " or ".join(roles) or "another role"
+    # The names of some roles are the host's and the merchant's: each person reads those that it can have.
+    hosts = [role for role in Role if needs in host_permissions(role)][:1] if session.host_role else []
+    wanted = " or ".join(dict.fromkeys([*hosts, *sorted(GRANTS[needs].members)])) or "another role"
     raise NotAllowed(f"this takes the role {wanted}, and yours is {visitor.role}: ask an admin or an owner")
 
 

@@ -30,7 +30,7 @@ def _answer_refused(request: Request[Any, Any, Any], refused: ApiError) -> Respo
         return failure(refused.problems, refused.status, headers() | wait)
     gateway: Runtime = request.app.state.gateway
     if isinstance(refused, SecondFactorPending):
-        return redirect(f"{home(request)}/login/code")
+        return redirect(f"{home(request)}/login-code")
     if isinstance(refused, SecondFactorMissing) and request.method == "GET":
         return redirect(f"{home(request)}/account/second-factor")
     if isinstance(refused, NotSignedIn):

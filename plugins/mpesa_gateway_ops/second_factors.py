@@ -41,6 +41,11 @@ _TOTP = re.compile(r"[0-9]{6}\Z", re.ASCII)
 _ISSUER = "mpesa-gateway"
 
 
+def _typed(code: str) -> str:
+    """Return a typed or pasted code without the spaces and hyphens that apps and lists show it with."""
+    return "".join(code.lower().split()).replace("-", "")
+
+
 class SecondFactors:
     """Sets up, judges and resets second factors. Codes of one person are judged one after the other."""
 
@@ -151,7 +156,7 @@ class SecondFactors:
 
     async def verify(self, person_id: str, code: str, address: str) -> bool:
         """Judge a TOTP or recovery code, and use it up. Raises TooManyFailures."""
-        code = "".join(code.lower().split()).replace("-", "")
+        code = _typed(code)
         counters = ((LOGIN, client_network(address)), (ACCOUNT, _counter(person_id)))
         is_totp = _TOTP.match(code) is not None
         async with self._db.transaction():
@@ -201,7 +206,7 @@ class SecondFactors:
                 continue
 
     def _step_of(self, sealed: str, person_id: str, code: str) -> int | None:
-        return matching_step(self._sealer.open(sealed, aad=aad(person_id)), code.strip(), self._clock.now())
+        return matching_step(self._sealer.open(sealed, aad=aad(person_id)), _typed(code), self._clock.now())
 
     async def _renew_codes(self, person_id: str) -> list[str]:
         await self._db.run(RecoveryCodeRow.delete().where(RecoveryCodeRow.person_id == person_id))

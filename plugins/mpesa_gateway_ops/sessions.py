@@ -188,6 +188,19 @@ class Sessions:
         """A second factor is required as soon as one merchant is live."""
         return self._is_always_required or not await self._merchants.is_sandbox_only()
 
+    async def verify_waiting(self, token: Secret) -> Secret | None:
+        """Record the second factor of a waiting session, and return its new token; None if the session ended.
+
+        The row stays the same one: a concurrent end of all sessions of the person waits for it and deletes it.
+        """
+        renewed = Secret(self._ids.token(32).hex())
+        rows = await self._db.run(
+            SessionRow.update({SessionRow.digest: _digest(renewed), SessionRow.verified_at: self._clock.now()})
+            .where(SessionRow.digest == _digest(token), SessionRow.verified_at.is_null())
+            .returning(SessionRow.person_id)
+        )
+        return renewed if rows else None
+
     async def verified(self, key: str) -> None:
         """Record a second factor, which is recent from now on."""
         await self._update(key, {SessionRow.verified_at: self._clock.now()})
@@ -265,10 +278,6 @@ class Sessions:
                 await self._audit.record(
                     "person.signed_out", merchant_id=None, actor=f"person:{person_id}", subject_id=person_id
                 )
-
-
-def key_of(token: Secret) -> str:
-    return _digest(token).hex()
 
 
 def _digest(token: Secret) -> bytes:

@@ -30,7 +30,7 @@ from mpesa_gateway_ops.layout import Layout
 from mpesa_gateway_ops.login_limits import DEVICE_LIFETIME
 from mpesa_gateway_ops.people import People
 from mpesa_gateway_ops.second_factors import SecondFactors
-from mpesa_gateway_ops.sessions import Sessions, key_of
+from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 
 WRONG_CODE = "The code is wrong, or was used. Wait for the next one; its time must be right on the phone."
@@ -72,7 +72,7 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     # The browser's earlier session would stay open.
     await sessions.close(cookie_of(request))
     lifetime = int(sessions.lifetime.total_seconds())
-    to = f"{home(request)}/login/code" if found.needs_code else home(request)
+    to = f"{home(request)}/login-code" if found.needs_code else home(request)
     answer = redirect(to, more={"Set-Cookie": cookie(gateway, found.session.reveal(), lifetime)})
     public_url: str = gateway.config.public_url
     # No Path here either: the browser sends it to /ops/login under any mount point.
@@ -115,14 +115,14 @@ async def _login(
     return gateway.port(Layout).alone(request, "login.html", values, status=status, more=more)
 
 
-@get("/ops/login/code", **OPEN)
+@get("/ops/login-code", **OPEN)
 async def code_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     if await gateway.port(Sessions).find_unverified(cookie_of(request)) is None:
         return redirect(home(request))
     return await _code(request, gateway)
 
 
-@post("/ops/login/code", body_bytes=_LOGIN_BYTES, **OPEN)
+@post("/ops/login-code", body_bytes=_LOGIN_BYTES, **OPEN)
 async def enter_code(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     sessions, token = gateway.port(Sessions), cookie_of(request)
     person_id = await sessions.find_unverified(token)
@@ -135,9 +135,12 @@ async def enter_code(request: Request[Any, Any, Any], gateway: NamedDependency[A
     except TooManyFailures as refused:
         problem, more = _wait(refused)
         return await _code(request, gateway, problem=problem, status=429, more=more)
-    await sessions.verified(key_of(token))
+    renewed = await sessions.verify_waiting(token)
+    if renewed is None:
+        return redirect(home(request))
     await gateway.audit.record("person.signed_in", merchant_id=None, actor=f"person:{person_id}", subject_id=person_id)
-    return redirect(home(request))
+    lifetime = int(sessions.lifetime.total_seconds())
+    return redirect(home(request), more={"Set-Cookie": cookie(gateway, renewed.reveal(), lifetime)})
 
 
 async def _code(
@@ -216,7 +219,7 @@ async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any
 
 
 def cookie(gateway: Runtime, value: str, seconds: int, *, name: str = COOKIE) -> str:
-    """Without a Path the cookie belongs to the folder of /ops/login under any mount point."""
+    """Without a Path the cookie belongs to the folder of its address, which is /ops under any mount point."""
     is_secure = urlsplit(gateway.config.public_url).scheme == "https"
     secure = "; Secure" if is_secure else ""
     return f"{name}={value}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"

@@ -23,7 +23,7 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
     read_kind,
-    read_unsigned,
+    without_sign,
 )
 from mpesa_gateway_payments.matching import SHOWN_FOR
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
@@ -84,8 +84,8 @@ __all__ = [
     "read_amount",
     "read_direction",
     "read_kind",
-    "read_unsigned",
     "transaction_state",
+    "without_sign",
 ]
 
 

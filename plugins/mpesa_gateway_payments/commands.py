@@ -10,7 +10,16 @@ import rich_click as click
 
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, show, show_fields
-from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
+from mpesa_gateway.commands.session import (
+    LIVE,
+    MERCHANT,
+    Session,
+    env_of,
+    merchant_of,
+    names_of_actors,
+    pass_session,
+    read_time,
+)
 from mpesa_gateway.phone import Msisdn, mask_phones, mask_within
 from mpesa_gateway_payments.states import Status
 
@@ -92,11 +101,15 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
     from mpesa_gateway_payments.operator_service import PaymentOperatorService
     from mpesa_gateway_payments.service import PaymentService
 
-    async def work(gateway: Gateway) -> PaymentView:
-        row = await gateway.port(PaymentOperatorService).get(payment_id)
-        return await gateway.port(PaymentService).get(row["merchant_id"], row["env"], payment_id)
+    async def work(gateway: Gateway) -> tuple[PaymentView, dict[str, str]]:
+        service = gateway.port(PaymentOperatorService)
+        row = await service.get(payment_id)
+        actors = await service.actors_of(row, await service.steps(payment_id))
+        names = await names_of_actors(gateway, actors.values())
+        found = await gateway.port(PaymentService).get(row["merchant_id"], row["env"], payment_id)
+        return found, {kind: names.get(actor, actor) for kind, actor in actors.items()}
 
-    found = session.run(work)
+    found, actors = session.run(work)
     payment = _masked(found)
     if as_json:
         print_json(payment)
@@ -110,7 +123,7 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
         [
             (
                 datetime.fromisoformat(step["at"]),
-                f"{step['kind']} by {step['cause']}",
+                f"{step['kind']} by {actors.get(step['kind'], step['cause'])}",
                 step["result_code"],
                 step["detail"],
             )

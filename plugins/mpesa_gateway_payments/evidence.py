@@ -250,8 +250,12 @@ def is_negative(amount: str | None) -> bool:
     )
 
 
+def without_sign(amount: str | None) -> str:
+    return (amount or "").strip().strip("-()\u2212 ")
+
+
 def read_unsigned(amount: str | None) -> Kes | None:
-    return read_kes((amount or "").strip().strip("-()\u2212 "))
+    return read_kes(without_sign(amount))
 
 
 def possible_times(

@@ -142,10 +142,13 @@ class PaymentOperatorService:
     async def steps(self, payment_id: str) -> list[TimelineEntry]:
         return [TimelineEntry(**dict(step)) for step in await self._db.fetch(tables.TIMELINE, payment_id)]
 
-    async def reviewer_of(self, payment_id: str) -> str:
-        """Return the actor of the newest review, empty without one."""
-        entries = (await self._audit.page(1, None, REVIEWED, None, subject_id=payment_id)).rows
-        return entries[0].actor if entries else ""
+    async def actors_of(self, row: Row, steps: Sequence[TimelineEntry]) -> dict[str, str]:
+        """Return the actors of a payment's steps by kind, without the merchant's own system."""
+        found = {"requested": row["requested_by"]}
+        if any(step.kind == "reviewed" for step in steps):
+            newest = (await self._audit.page(1, None, REVIEWED, None, subject_id=row["payment_id"])).rows
+            found["reviewed"] = newest[0].actor if newest else None
+        return {kind: actor for kind, actor in found.items() if actor}
 
     async def checks(self, payment_id: str) -> list[CheckView]:
         rows = await self._checks_of(payment_id)

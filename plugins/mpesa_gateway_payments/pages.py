@@ -257,8 +257,7 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     about = [payment_id, *(check.check_id for check in checks)]
     moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
     steps = await service.steps(payment_id)
-    reviewer = await service.reviewer_of(payment_id) if any(step.kind == "reviewed" for step in steps) else ""
-    actors = {"requested": row["requested_by"] or "", "reviewed": reviewer}
+    actors = await service.actors_of(row, steps)
     moments += [
         TimelineEntry(
             at=step.at,

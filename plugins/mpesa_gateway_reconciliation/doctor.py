@@ -55,7 +55,8 @@ async def _check_shortcode(
         yield warning(
             "reconciliation.runs",
             f"{whose} has not been read since {_when(reached or since)}{f': {error}' if error else ''}",
-            "see GET /v1/payments/mpesa/reconciliations, and check that a worker runs; M-Pesa keeps 48 hours",
+            "see /ops/reconciliation or GET /v1/payments/mpesa/reconciliations, and check that a worker runs; "
+            "M-Pesa keeps 48 hours",
         )
     elif reached is not None:
         yield ok("reconciliation.runs", f"{whose} has been read up to {_when(reached)}")

@@ -19,7 +19,7 @@ from mpesa_gateway_payments.api import (
     possible_times,
     read_amount,
     read_kind,
-    read_unsigned,
+    without_sign,
 )
 from mpesa_gateway_reconciliation import matching_queries
 from mpesa_gateway_transactions.api import ReportedTransaction
@@ -49,8 +49,6 @@ def possible_times_of(
 def reported_transaction(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
     direction, _ = read_kind(line.kind)
     is_out = direction is Direction.OUT or is_negative(line.amount_text)
-    returned = read_unsigned(line.amount_text) if is_out else None
-    amount_cents = read_cents(line.amount_text) if returned is None else int(returned) * 100
     return ReportedTransaction(
         source="pull",
         env=run["env"],
@@ -59,7 +57,7 @@ def reported_transaction(run: Row, line: StatementLine, occurred_at: datetime) -
         direction="out" if is_out else "in",
         receipt=line.receipt,
         occurred_at=occurred_at,
-        amount_cents=amount_cents,
+        amount_cents=read_cents(without_sign(line.amount_text) if is_out else line.amount_text),
         payer=line.phone,
         account_number=line.reference,
         kind=line.kind,

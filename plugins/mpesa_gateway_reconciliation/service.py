@@ -254,7 +254,9 @@ class ReconciliationService:
             self._db, credentials.merchant_id, credentials.env, shortcode
         ):
             named = "" if credentials.is_default else f"?shortcode={shortcode}"
-            return f"Pull is not enabled for {shortcode}: POST /v1/payments/mpesa/pull/register{named} first ({text})"
+            page = f"/ops/credentials/{credentials.merchant_id}?env={credentials.env}"
+            call = f"POST /v1/payments/mpesa/pull/register{named}"
+            return f"Pull is not registered for {shortcode}: use the button Register at {page}, or {call} ({text})"
         return text
 
     async def _beat(self, run_id: str) -> None:

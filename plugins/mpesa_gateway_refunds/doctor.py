@@ -21,7 +21,8 @@ async def check_refunds(gateway: Runtime, context: CheckContext) -> AsyncIterato
         yield warning(
             "refunds.attention",
             f"{count} refunds need review: M-Pesa has not reported their results",
-            "GET /v1/refunds?status=pending shows why; resolve with POST /v1/admin/refunds/{id}/resolve",
+            "/ops/refunds?status=pending and GET /v1/refunds?status=pending show why; resolve each on its page, or "
+            "with POST /v1/admin/refunds/{id}/resolve",
         )
 
 

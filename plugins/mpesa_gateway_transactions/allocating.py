@@ -18,6 +18,7 @@ from mpesa_gateway_transactions.api import (
     Assignment,
     FoundSubject,
     IncomingMoney,
+    LeftToReport,
     RecordedTransaction,
     RefundedMoney,
     ReportedTransaction,
@@ -33,7 +34,7 @@ class BoundRule:
 
     name: str
     subject_kind: str
-    find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
+    find: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | LeftToReport | None]]]
     allocated: Callable[[Sequence[Allocated]], Awaitable[None]] | None
     is_expected: Callable[[Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None
     assign: Callable[[Assignment], Awaitable[FoundSubject]] | None
@@ -59,13 +60,15 @@ class AllocationRules:
     async def find(self, money: Sequence[IncomingMoney]) -> dict[str, RuleFinding]:
         """Return the subjects by ``money_key``."""
         found: dict[str, RuleFinding] = {}
+        left = list(money)
         for rule in self._rules:
-            left = [one for one in money if money_key(one.env, one.receipt) not in found]
             if not left:
                 break
-            for one, answer in zip(left, await rule.find(left), strict=True):
-                if answer is not None:
+            answers = list(zip(left, await rule.find(left), strict=True))
+            for one, answer in answers:
+                if isinstance(answer, FoundSubject):
                     found[money_key(one.env, one.receipt)] = RuleFinding(answer, rule.name)
+            left = [one for one, answer in answers if answer is None]
         return found
 
     async def expected(self, money: Sequence[IncomingMoney]) -> list[bool]:
@@ -153,7 +156,10 @@ class IncomingMoneyRecorder:
             [
                 (result.transaction_id, incoming_money(one, row), row["announce_at"])
                 for one, row, result in zip(reports, known, recorded, strict=True)
-                if result.subject is None and _is_offered(one, row) and row["announced_at"] is None
+                if result.subject is None
+                and _is_offered(one, row)
+                and row["conflict_id"] is None
+                and row["announced_at"] is None
             ]
         )
         return recorded
@@ -221,15 +227,15 @@ def money_key(env: str, receipt: str) -> str:
     return f"{env} {receipt}"
 
 
-def _is_unallocated(one: ReportedTransaction, row: Row) -> bool:
-    is_named = one.subject is not None or one.conflict_id is not None
-    return one.direction == "in" and not is_named and row["subject_id"] is None and row["conflict_id"] is None
-
-
 def _is_offered(one: ReportedTransaction, row: Row) -> bool:
-    return _is_unallocated(one, row) and is_shown_in(
-        {one.source, row["first_source"], *(row["witnesses"] or ())}, row["money_kind"] or one.kind
-    )
+    is_named = one.subject is not None or one.conflict_id is not None
+    if one.direction != "in" or is_named or row["subject_id"] is not None:
+        return False
+    sources = {one.source, row["first_source"], *(row["witnesses"] or ())}
+    if row["conflict_id"] is not None:
+        # The push's report contradicts its payment: another one may settle it.
+        sources.discard("stk")
+    return is_shown_in(sources, row["money_kind"] or one.kind)
 
 
 def is_shown_in(sources: Collection[str | None], kind: str | None) -> bool:
@@ -259,6 +265,7 @@ def incoming_money(one: ReportedTransaction, row: Values) -> IncomingMoney:
         payer=row["payer"] or one.payer,
         payer_digest=row["payer_digest"] or one.payer_digest,
         kind=row["money_kind"] or one.kind,
+        conflict_id=row["conflict_id"],
     )
 
 

@@ -107,7 +107,8 @@ class Transactions(Protocol):
 class IncomingMoney:
     """Money in without a subject, for a rule to find it.
 
-    ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner.
+    ``transaction_id`` is None for the first report. ``owner_id`` is the receiver's owner. ``conflict_id`` is the
+    payment that the money contradicts.
     """
 
     transaction_id: str | None
@@ -125,6 +126,7 @@ class IncomingMoney:
     payer: str | None
     payer_digest: str | None
     kind: str | None
+    conflict_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class FoundSubject:
 
     subject: Subject
     merchant_id: str
+
+
+@dataclass(frozen=True)
+class LeftToReport:
+    """An expected report decides what the money is for: no other rule is asked now."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +309,7 @@ class AllocationRule:
 
     name: str
     subject_kind: str
-    find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | None]]]
+    find: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[FoundSubject | LeftToReport | None]]]
     allocated: Callable[[Runtime, Sequence[Allocated]], Awaitable[None]] | None = None
     is_expected: Callable[[Runtime, Sequence[IncomingMoney]], Awaitable[Sequence[bool]]] | None = None
     """True for money that may still find its subject by itself: it is announced later."""

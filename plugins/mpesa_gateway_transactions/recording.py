@@ -9,6 +9,7 @@ from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.phone import normal_phone
 from mpesa_gateway_transactions import tables
 from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Subject
 from mpesa_gateway_transactions.tables import TransactionRow
@@ -79,7 +80,7 @@ class TransactionRecorder:
             "receipt": one.receipt,
             "amount_cents": one.amount_cents,
             "fee_cents": one.fee_cents,
-            "payer": one.payer,
+            "payer": None if one.payer is None else normal_phone(one.payer),
             "payer_digest": one.payer_digest,
             "payer_name": one.payer_name,
             "account_number": one.account_number,

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.http.egress import check_url
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.runtime import Runtime
@@ -45,23 +46,33 @@ async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterat
             level=Level.WARNING if context.env == "live" else Level.NOTE,
             text=f"no {context.env} webhook is set: the merchant can only poll for its payments (GET /v1/events)"
             + (f"; {waiting} of its events wait for one" if waiting else ""),
-            fix=f"set it at /ops/merchants/{merchant.merchant_id}/webhook, or with PUT /v1/merchant/webhook",
+            fix=f"set it at {_form(merchant.merchant_id, context.env)}, or with PUT /v1/merchant/webhook",
         )
         return
-    host = urlsplit(str(row["url"])).hostname
+    host, form = urlsplit(str(row["url"])).hostname, _form(merchant.merchant_id, context.env)
     try:
         check_url(row["url"], allow_loopback=await endpoints.allows_loopback(context.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
-        yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an allowed address")
+        fix = f"store an allowed address at {form}, or with PUT /v1/merchant/webhook"
+        yield problem("webhooks.endpoint", text, fix)
         return
     missing = endpoints.missing_money_types(row["event_types"])
-    for result in (*_health(row, host or "", context), *_choice(row, host or "", missing), *_backlog(row)):
+    for result in (*_health(row, host or "", context), *_choice(row, host or "", missing, form), *_backlog(row)):
         yield result
 
 
+def _form(merchant_id: str, env: Env) -> str:
+    return f"/ops/merchants/{merchant_id}/webhook?env={env}"
+
+
+def _page(row: Row) -> str:
+    return f"/ops/webhooks/{row['endpoint_id']}"
+
+
 def _health(row: Row, host: str, context: CheckContext) -> Iterator[CheckResult]:
-    why = row["last_error"] or "see GET /v1/webhooks/logs"
+    why = row["last_error"] or "see /ops/webhooks/deliveries, or GET /v1/webhooks/logs"
+    send_test = f"the button Send test event at {_page(row)}, or POST /v1/merchant/webhook/test, sends a test"
     if row["closed_until"] is not None and row["closed_until"] > context.now:
         yield CheckResult(
             name="webhooks.endpoint",
@@ -73,13 +84,13 @@ def _health(row: Row, host: str, context: CheckContext) -> Iterator[CheckResult]
         yield warning(
             "webhooks.endpoint",
             f"its webhook at {host} failed {row['failures']} times in a row: {why}",
-            "ask the merchant to check its server (POST /v1/merchant/webhook/test sends a test)",
+            f"ask the merchant to check its server; {send_test}",
         )
     elif row["last_success_at"] is None:
         yield note(
             "webhooks.endpoint",
             f"its webhook at {host} has accepted nothing yet",
-            "POST /v1/merchant/webhook/test sends a test",
+            send_test,
         )
     else:
         yield ok(
@@ -88,19 +99,24 @@ def _health(row: Row, host: str, context: CheckContext) -> Iterator[CheckResult]
         )
 
 
-def _choice(row: Row, host: str, missing: Sequence[str]) -> Iterator[CheckResult]:
-    replay = 'POST /v1/webhooks/replay {"since": …, "status": "cancelled"}'
+def _resend(row: Row, status: str) -> str:
+    call = f'POST /v1/webhooks/replay {{"since": …, "status": "{status}"}}'
+    return f"resend the {status} ones with the form Resend at {_page(row)}, or with {call}"
+
+
+def _choice(row: Row, host: str, missing: Sequence[str], form: str) -> Iterator[CheckResult]:
     if missing:
         yield warning(
             "webhooks.event_types",
             f"its webhook at {host} does not take {', '.join(missing)}: the merchant does not hear of this money",
-            f'PUT /v1/merchant/webhook/event-types {{"event_types": null}}, then {replay}',
+            f"tick every event type at {form}, or PUT /v1/merchant/webhook/event-types "
+            f'{{"event_types": null}}; then {_resend(row, "cancelled")}',
         )
     if row["cancelled"]:
         yield warning(
             "webhooks.cancelled",
             f"{row['cancelled']} webhooks of the last 7 days about moved money are cancelled, and were not sent",
-            replay,
+            _resend(row, "cancelled"),
         )
 
 
@@ -109,7 +125,7 @@ def _backlog(row: Row) -> Iterator[CheckResult]:
         yield warning(
             "webhooks.dead",
             f"{row['dead']} webhooks of the last 7 days are dead: the merchant does not know of these payments",
-            'once its server works: POST /v1/webhooks/replay {"since": …, "status": "dead"}',
+            f"once its server works, {_resend(row, 'dead')}",
         )
     if row["owed"]:
         yield note("webhooks.owed", f"{row['owed']} webhooks are waiting to be sent")

@@ -355,7 +355,7 @@ ORDER BY attempt_id LIMIT 100
 """
 
 EXAMINE = """
-SELECT url, failures, closed_until, last_success_at, event_types,
+SELECT endpoint_id, url, failures, closed_until, last_success_at, event_types,
     (SELECT count(*) FROM (SELECT 1 FROM delivery
         WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'cancelled' AND event_type = ANY($5::text[])
             AND delivery.delivery_id >= $2 LIMIT 1000) AS unsent) AS cancelled,

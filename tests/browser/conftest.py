@@ -82,6 +82,19 @@ async def clipped(page: Page) -> list[str]:
     return found
 
 
+_CUT_TABLES = """
+[...document.querySelectorAll('[data-scroll]:has(> table[data-cards])')]
+    .filter(each => each.scrollWidth > each.clientWidth + 1)
+    .map(each => `a list of ${each.scrollWidth} px in a card of ${each.clientWidth} px`)
+"""
+
+
+async def cut_tables(page: Page) -> list[str]:
+    """Return the lists whose last columns are hidden."""
+    found: list[str] = await page.evaluate(_CUT_TABLES)
+    return found
+
+
 @pytest.fixture
 async def amina(harness: Harness) -> str:
     """Create an operator with every right; returns the URL of the operator pages."""

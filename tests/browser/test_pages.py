@@ -13,7 +13,7 @@ from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_ops.page_registry import PageRegistry
 from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_simulator.exchange_log import ExchangeLog
-from tests.browser.conftest import DESK, SLIM, clipped, opened, overflows, signs_in, violations
+from tests.browser.conftest import DESK, SLIM, clipped, cut_tables, opened, overflows, signs_in, violations
 from tests.conftest import Harness
 from tests.house.tree import ROOT
 
@@ -311,7 +311,7 @@ async def test_every_page_fits_the_width_of_the_screen(harness: Harness, amina: 
             await _look(page, name, width)
             if await overflows(page):
                 wide.append(f"{name}: wider than {width} px")
-            wide += [f"{name}, {width} px: {each}" for each in await clipped(page)]
+            wide += [f"{name}, {width} px: {each}" for each in [*await clipped(page), *await cut_tables(page)]]
     assert not wide, "\n".join(wide)
     lists = {f"{of}/{part}" for of in ("payments", "transactions") for part in ("export", "newer", "total")}
     assert parts == {*lists, "transactions/counter/changes", f"payments/{samples['payment_id']}/changed"}

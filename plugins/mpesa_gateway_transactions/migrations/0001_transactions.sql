@@ -70,13 +70,14 @@ CREATE INDEX transaction_returns ON transaction (subject_id) WHERE subject_kind 
 CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id IS NOT NULL;
 -- For recent unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents, transaction_id)
-    WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
+    WHERE direction = 'in' AND subject_id IS NULL;
 -- For returned money by receiver and amount.
 CREATE INDEX transaction_returned ON transaction (receiver_id, amount_cents)
     WHERE refund_reserved_cents + refunded_cents > 0 OR reversed_outside IS NOT NULL;
 CREATE INDEX transaction_newest ON transaction (merchant_id, env, transaction_id);
 CREATE INDEX transaction_out ON transaction (merchant_id, env, transaction_id) WHERE direction = 'out';
 CREATE INDEX transaction_open ON transaction (merchant_id, env, transaction_id) WHERE subject_id IS NULL;
+CREATE INDEX transaction_open_of_receiver ON transaction (receiver_id, transaction_id) WHERE subject_id IS NULL;
 CREATE INDEX transaction_of_kind ON transaction (merchant_id, env, category, transaction_id) WHERE category <> 'stk';
 CREATE INDEX transaction_of_receiver ON transaction (receiver_id, transaction_id);
 CREATE INDEX transaction_amount ON transaction (merchant_id, env, amount_cents, transaction_id);
@@ -95,16 +96,20 @@ CREATE TRIGGER transaction_is_set_once
         (NEW.transaction_id, NEW.env, NEW.receiver_id, NEW.direction, NEW.receipt, NEW.occurred_at, NEW.first_source))
     EXECUTE FUNCTION refuse_rewriting('what M-Pesa moved', 'the first report of a receipt stays');
 CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject_id, amount_cents ON transaction
-    FOR EACH ROW WHEN (OLD.subject_id IS NOT NULL AND (OLD.subject_kind, OLD.subject_id, OLD.amount_cents)
-        IS DISTINCT FROM (NEW.subject_kind, NEW.subject_id, NEW.amount_cents))
+    -- Of money that was resolved without a readable amount, a later report may state it.
+    FOR EACH ROW WHEN (OLD.subject_id IS NOT NULL AND ((OLD.subject_kind, OLD.subject_id)
+        IS DISTINCT FROM (NEW.subject_kind, NEW.subject_id) OR (OLD.amount_cents IS DISTINCT FROM NEW.amount_cents
+        AND NOT (OLD.amount_cents IS NULL AND OLD.subject_kind = 'resolved'))))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'a receipt pays for one thing');
 CREATE TRIGGER transaction_refunded_is_not_allocated AFTER UPDATE OF subject_kind, subject_id ON transaction
     FOR EACH ROW WHEN (OLD.subject_id IS NULL AND NEW.subject_id IS NOT NULL AND (NEW.refund_reserved_cents > 0
         OR ((NEW.refunded_cents > 0 OR NEW.reversed_outside IS NOT NULL) AND NEW.subject_kind <> 'resolved')))
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'refunded money pays for nothing');
--- Unallocated money is the receiver's owner's, also of a later owner.
-CREATE FUNCTION hand_over_unallocated_money() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Unallocated money is the receiver's owner's, also of a later owner. Money that is being recorded is waited for: its
+-- transaction has read the former owner.
+CREATE FUNCTION hand_over_unallocated_money() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 BEGIN
+    LOCK TABLE transaction IN SHARE ROW EXCLUSIVE MODE;
     UPDATE transaction SET merchant_id = NEW.owner_id WHERE receiver_id = NEW.receiver_id
         AND subject_id IS NULL AND conflict_id IS NULL AND merchant_id <> NEW.owner_id;
     RETURN NULL;

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import gateway_values, running_gateway, shop
+from mpesa_gateway_ops.people import People
+from mpesa_gateway_transactions.schemas import Allocate
+from mpesa_gateway_transactions.service import TransactionService
+from tests.browsing import PASSWORD
 from tests.identifiers import identifier
 from tests.kernel.cli.terminal import Host, is_refused
 from tests.loose_money import receive_loose_at
@@ -15,11 +20,16 @@ PAYER = "254700000020"
 
 
 @pytest.fixture
-def stored(host: Host, valkey_url: str) -> dict[str, Any]:
+def values(host: Host, valkey_url: str) -> dict[str, Any]:
+    """The settings of a gateway on the host's servers."""
+    values = gateway_values(host.variables["DATABASE__URL"], valkey_url) | {"worker": {"in_process": False}}
+    return values | {"security": {"master_key_file": host.variables["SECURITY__MASTER_KEY_FILE"]}}
+
+
+@pytest.fixture
+def stored(host: Host, values: dict[str, Any]) -> dict[str, Any]:
     """A pending payment of KES 500, and two transactions without a subject, of KES 500 and 700."""
     host.output_of("migrate")
-    values = gateway_values(host.variables["DATABASE__URL"], valkey_url) | {"worker": {"in_process": False}}
-    values["security"] = {"master_key_file": host.variables["SECURITY__MASTER_KEY_FILE"]}
 
     async def store() -> dict[str, Any]:
         async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
@@ -70,6 +80,47 @@ def test_transactions_show_masks_the_payer_and_keeps_to_its_env(host: Host, stor
     assert PAYER not in json.dumps(shown)
     for words in ((stored["first"], "--live"), (identifier("txn"),)):
         assert is_refused(host.run("transactions", "show", *words), 1, "there is no such transaction")
+
+
+def test_transactions_show_names_the_person_who_allocated(
+    host: Host, stored: dict[str, Any], values: dict[str, Any]
+) -> None:
+    async def allocate() -> str:
+        async with running_gateway(values) as (gateway, _):
+            zuri = await gateway.services.get(People).create(
+                "zuri@duka.example", PASSWORD, name="Zuri Wanjiku", role=Role.ADMIN, actor="test"
+            )
+            by, decided = f"person:{zuri.person_id}", Allocate(note="Paid for table 9")
+            await gateway.services.get(TransactionService).allocate(None, "sandbox", stored["first"], decided, actor=by)
+            return by
+
+    by = asyncio.run(allocate())
+    text = host.output_of("transactions", "show", stored["first"])
+    assert ("Zuri Wanjiku" in text, "per_" in text) == (True, False)
+    # A program gets the id, which never changes.
+    kept = json.loads(host.output_of("transactions", "show", stored["first"], "--json"))
+    assert kept["allocations"][-1]["by"] == by
+
+
+def test_payments_show_names_the_person_who_requested(
+    host: Host, stored: dict[str, Any], values: dict[str, Any]
+) -> None:
+    async def request() -> None:
+        async with running_gateway(values) as (gateway, _):
+            zuri = await gateway.services.get(People).create(
+                "zuri@duka.example", PASSWORD, name="Zuri Wanjiku", role=Role.ADMIN, actor="test"
+            )
+            await gateway.db.execute(
+                "UPDATE payment SET requested_by = $2 WHERE payment_id = $1",
+                stored["payment"],
+                f"person:{zuri.person_id}",
+            )
+
+    text = host.output_of("payments", "show", stored["payment"])
+    assert "requested by merchant" in text
+    asyncio.run(request())
+    text = host.output_of("payments", "show", stored["payment"])
+    assert ("requested by Zuri Wanjiku" in text, "per_" in text) == (True, False)
 
 
 def test_transactions_allocate_decides_once_and_needs_a_payment_or_a_note(host: Host, stored: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from tests.plugins.credentials.two_env_site import Account, TwoEnvSite, put, two
 @pytest.fixture
 async def both(values: dict[str, Any]) -> AsyncGenerator[TwoEnvSite]:
     """This machine is a listed source of live callbacks."""
-    values["callbacks"] = {"allowlist": ["127.0.0.1"]}
+    values["callbacks"] = {"allowlist": ["127.0.0.1"], "sandbox_per_minute": 1_000_000}
     values["c2b"] = {"max_validations": 10}
     async with two_env_site(values) as found:
         yield found

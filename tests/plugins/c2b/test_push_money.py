@@ -10,15 +10,11 @@ import pytest
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import shop
 from mpesa_gateway_c2b.accounts import AccountNumbers
-from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from mpesa_gateway_payments.evidence import Receiver
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.external_reversals import ExternalReversals
-from tests.daraja import c2b_body
 from tests.ledger import broken_invariants
 from tests.plugins.c2b.c2b_site import PHONE, C2bSite, c2b_site
-from tests.plugins.credentials.two_env_site import put as put_credentials
-from tests.plugins.credentials.two_env_site import two_env_site
 
 PATH = "/v1/account-numbers/House%207"
 PAID = (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "The service request is processed successfully."})
@@ -184,31 +180,3 @@ async def test_held_money_of_one_merchant_delays_no_other(site: C2bSite) -> None
         assert await allocate(site) == 1
         found = await other.call("GET", "/v1/account-numbers/A1?shortcode=600638")
         assert found.data["received"] == "500.00"
-
-
-@pytest.mark.parametrize(
-    ("asked", "shown"),
-    [
-        ("254708374149", "2547 ***** 149"),
-        ("254708374149", "254708374149"),
-        ("254708374149", None),
-        ("254711000001", None),
-    ],
-)
-async def test_user_of_a_receiver_takes_or_holds_no_money_of_the_owners_account(
-    values: dict[str, Any], asked: str, shown: str | None
-) -> None:
-    values["callbacks"] = {"allowlist": ["127.0.0.1"]}
-    async with two_env_site(values) as envs:
-        owner, user = await envs.account(), await envs.account()
-        assert (await put_credentials(owner.live, "live")).status == 200
-        registered = await owner.live.call("POST", "/v1/merchant/shortcodes/600001/c2b", {})
-        path: str = urlsplit(str(registered.data["addresses"]["confirmation"])).path
-        await owner.live.call("PUT", PATH, {"expected": 500})
-        assert (await put_credentials(user.live, "live")).status == 200
-        await envs.gateway.port(ReceiverOwnership).allow_use("600001", user.merchant_id, is_allowed=True, actor="test")
-        payment = (await user.live.pay(asked, key="k-1", reference="HOUSE 7", amount=500)).data
-        body = c2b_body(shortcode="600001", account="House 7", phone=shown)
-        assert (await owner.live.call("POST", path, body)).status == 200
-        assert (await owner.live.call("GET", PATH)).data["state"] == "paid"
-        assert (await user.live.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "pending"

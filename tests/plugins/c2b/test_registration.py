@@ -85,6 +85,7 @@ async def test_registration_answer_is_stored_and_explained(site: C2bSite, answer
     site.daraja.add_answers("c2bregister2", answer)
     data = (await site.register()).data
     assert (data["state"], data["registered_at"]) == (state, None)
+    assert (data["addresses"] is None) == (state == "refused")
     assert len(data["meaning"]) > 40
     assert (await site.api.call("GET", PATH)).data["state"] == state
     assert site.daraja.requests_of("c2bregister1") == []

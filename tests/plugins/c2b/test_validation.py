@@ -181,6 +181,31 @@ async def test_more_requests_than_look_ups_are_answered_at_once(values: dict[str
             assert {*codes, await first} <= {"C2B00016", "C2B00012"}
 
 
+async def test_questions_about_one_shortcode_leave_half_of_the_look_ups_to_others(
+    values: dict[str, Any], database_url: str
+) -> None:
+    async with stalling(database_url) as slow:
+        values["database"] |= {"url": slow.url}
+        values["c2b"] = {"on_doubt": "refuse", "validation_timeout": 2.5, "max_validations": 4}
+        async with c2b_site(values) as site:
+            path = await rules(site)
+            other = {"provider": "mpesa", "mpesa": SANDBOX["mpesa"] | {"shortcode": "600111"}}
+            assert (await site.api.call("PUT", "/v1/merchant/providers", other)).status == 200
+            made = await site.register(shortcode="600111", validation="rules")
+            elsewhere = path_of(made.data["addresses"]["validation"])
+            slow.stall()
+            asked = [asyncio.create_task(ask(site, path, account="House 8")) for _ in range(8)]
+            waiting = set(asked)
+            while len(waiting) > 2:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                assert {task.result() for task in done} == {"C2B00016"}
+            question = asyncio.create_task(ask(site, elsewhere, account="House 8", shortcode="600111"))
+            assert await asyncio.wait({question}, timeout=0.3) == (set(), {question})
+            slow.resume()
+            assert await question == "C2B00012"
+            assert sorted(await asyncio.gather(*asked)) == ["C2B00012"] * 2 + ["C2B00016"] * 6
+
+
 async def stored(site: C2bSite, path: str) -> bool:
     return (await site.confirm(path, account="House 7")).status == 200
 

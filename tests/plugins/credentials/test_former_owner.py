@@ -1,10 +1,13 @@
 """Money of a live receiver after its ownership was moved: unallocated money is the new owner's."""
 
+import asyncio
+import contextvars
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from mpesa_gateway_transactions.api import Allocations, ReportedTransaction
 from tests.plugins.credentials.two_env_site import PHONE, Account, TwoEnvSite, put, two_env_site
@@ -23,26 +26,49 @@ async def _moved(site: TwoEnvSite) -> tuple[Account, Account, str]:
     for shop in (former, owner):
         assert (await put(shop.live, "live")).status == 200
     assert (await former.live.pay(PHONE, key="first")).status == 201
+    async with site.gateway.db.transaction():
+        transaction_id = await _record(site, former)
+    await site.gateway.services.get(ReceiverOwnership).move_receiver("600001", owner.merchant_id, actor="test")
+    return former, owner, transaction_id
+
+
+async def _record(site: TwoEnvSite, former: Account) -> str:
     gateway = site.gateway
-    async with gateway.db.transaction():
-        (money,) = await gateway.port(Allocations).receive(
-            [
-                ReportedTransaction(
-                    source="pull",
-                    env="live",
-                    number="600001",
-                    merchant_id=former.merchant_id,
-                    direction="in",
-                    receipt="TKM0000001",
-                    occurred_at=gateway.clock.now(),
-                    amount_cents=70_000,
-                    payer="254722000002",
-                )
-            ]
+    (money,) = await gateway.port(Allocations).receive(
+        [
+            ReportedTransaction(
+                source="pull",
+                env="live",
+                number="600001",
+                merchant_id=former.merchant_id,
+                direction="in",
+                receipt="TKM0000001",
+                occurred_at=gateway.clock.now(),
+                amount_cents=70_000,
+                payer="254722000002",
+            )
+        ]
+    )
+    return money.transaction_id
+
+
+async def test_money_recorded_during_a_move_is_the_new_owners(site: TwoEnvSite) -> None:
+    former, owner = await site.account(), await site.account()
+    for shop in (former, owner):
+        assert (await put(shop.live, "live")).status == 200
+    assert (await former.live.pay(PHONE, key="first")).status == 201
+    db, ownership = site.gateway.db, site.gateway.services.get(ReceiverOwnership)
+    waiting = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'transaction'::regclass)"
+    async with db.transaction():
+        transaction_id = await _record(site, former)
+        # In a context of its own: the move is another transaction.
+        move = asyncio.create_task(
+            ownership.move_receiver("600001", owner.merchant_id, actor="test"), context=contextvars.Context()
         )
-    ownership = gateway.services.get(ReceiverOwnership)
-    await ownership.move_receiver("600001", owner.merchant_id, actor="test")
-    return former, owner, money.transaction_id
+        assert await eventually(lambda: db.fetchval(waiting))
+    await move
+    found = await db.fetchval("SELECT merchant_id FROM transaction WHERE transaction_id = $1", transaction_id)
+    assert found == owner.merchant_id
 
 
 async def test_former_owner_of_a_receiver_does_not_decide_about_its_unallocated_money(site: TwoEnvSite) -> None:

@@ -1,6 +1,7 @@
 """Protects several shortcodes of one merchant: one default, each with its own credentials, payments and retirement."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -76,6 +77,7 @@ async def test_add_stored_number_is_a_conflict_and_changes_nothing(site: TwoEnvS
     refused = await add(api, "live", "600001", passkey="another-passkey-of-the-shop")
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert "PUT /v1/merchant/shortcodes/600001" in refused.error["message"]
+    assert re.search(r"/ops/credentials/mer_\w+/shortcodes/600001\?env=live", refused.error["message"])
     assert await shown(api) == before
 
 
@@ -266,6 +268,7 @@ async def test_retire_default_is_refused_while_others_are_active(site: TwoEnvSit
     refused = await api.call("DELETE", path)
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert "POST /v1/merchant/shortcodes/600002/default" in refused.error["message"]
+    assert re.search(r"/ops/credentials/mer_\w+\?env=live", refused.error["message"])
     assert await defaults(api) == ["600001"]
     await api.call("DELETE", f"{SHORTCODES}/600002")
     assert (await api.call("DELETE", path)).status == 200

@@ -36,7 +36,7 @@ from mpesa_gateway_ops.failed_jobs import failure_reason, last_line
 from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.people import People
 from tests.asgi import AsgiAnswer, send_request
-from tests.browsing import PASSWORD, Browser, signed_in
+from tests.browsing import PASSWORD, Browser, set_up_factor, signed_in
 from tests.forking import forks
 
 PLUGINS = ["credentials", "callbacks", "transactions", "payments", "webhooks", "ops"]
@@ -562,8 +562,13 @@ async def test_pages_under_a_prefix_keep_it(settings: dict[str, Any], strips: bo
             )
             assert retried.url.startswith(base + "/ops/failed?page=1&note=")
             assert "The job is on the queue again." in retried.words
+            codes = await set_up_factor(browser)
             out = await browser.send("/logout", {"form_token": page.field("form_token")})
             assert (out.url, browser.cookies) == (base + "/ops/login", [])
+            asked = await browser.sign_in()
+            page = await browser.submit(asked, asked.url.removeprefix(base), code=codes[0])
+            assert (page.url, page.status) == (base + "/ops", 200)
+            assert [cookie.path for cookie in browser.cookies] == ["/payments/ops"]
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ async def test_payment_list_is_newest_first_and_filters_without_script(ops_site:
         assert total.words == f"3 payments, KES {amount:,} requested"
         nothing = await browser.open("/payments?search=nothing+like+it")
         assert "No payment matches these filters" in nothing.words
+        assert "Search finds the first 3 characters of a reference" in nothing.words
+        assert "its last 4 to 6 digits" in nothing.words
         assert (await browser.submit(nothing, "/payments/look", search="")).url == f"{ops_site.url}/payments"
 
 

@@ -21,7 +21,7 @@ from mpesa_gateway_ops.invitations import Invitations
 from mpesa_gateway_ops.memberships import Memberships
 from mpesa_gateway_ops.people import People, Person
 from mpesa_gateway_ops.second_factors import SecondFactors, matching_step
-from mpesa_gateway_ops.sessions import Sessions, key_of
+from mpesa_gateway_ops.sessions import Sessions
 from tests.browsing import PASSWORD
 
 ADDRESS = "203.0.113.7"
@@ -183,7 +183,7 @@ async def test_password_reset_ends_all_sessions_and_works_once(gateway: Gateway)
 
 
 async def enrolled(
-    gateway: Gateway, clock: SetClock, email: str = "amina@duka.example"
+    gateway: Gateway, clock: SetClock, email: str = "amina@duka.example", typed: str = "{}{}"
 ) -> tuple[Person, TOTP, list[str]]:
     """Create a person of the host with a second factor."""
     people, factors = gateway.port(People), gateway.port(SecondFactors)
@@ -194,9 +194,21 @@ async def enrolled(
     assert address is not None
     totp = pyotp.parse_uri(address)
     assert isinstance(totp, TOTP)
-    codes = await factors.confirm(person.person_id, totp.at(clock.now()), session=key_of(session))
+    opened = await gateway.port(Sessions).find(session, is_used=False)
+    assert opened is not None
+    code = typed.format(totp.at(clock.now())[:3], totp.at(clock.now())[3:])
+    codes = await factors.confirm(person.person_id, code, session=opened.owner)
     clock.advance(timedelta(minutes=2))
     return person, totp, codes
+
+
+@pytest.mark.parametrize("typed", ["{} {}", " {}{} ", "{}-{}", "{}\u00a0{}"])
+async def test_code_typed_as_apps_show_it_is_accepted_at_set_up_and_sign_in(
+    gateway: Gateway, clock: SetClock, typed: str
+) -> None:
+    person, totp, _ = await enrolled(gateway, clock, typed=typed)
+    code = totp.at(clock.now())
+    assert await gateway.port(SecondFactors).verify(person.person_id, typed.format(code[:3], code[3:]), ADDRESS)
 
 
 async def test_code_is_accepted_once_also_at_once(gateway: Gateway, clock: SetClock) -> None:
@@ -259,12 +271,13 @@ async def test_session_waits_for_its_second_factor(gateway: Gateway, clock: SetC
     assert await sessions.find(found.session, is_used=True) is None
     assert await sessions.find_unverified(found.session) == person.person_id
     assert await gateway.port(SecondFactors).verify(person.person_id, totp.at(clock.now()), ADDRESS)
-    await sessions.verified(key_of(found.session))
-    session = await sessions.find(found.session, is_used=True)
+    renewed = await sessions.verify_waiting(found.session)
+    assert renewed is not None
+    session = await sessions.find(renewed, is_used=True)
     assert session is not None
     assert session.is_fresh
     clock.advance(timedelta(minutes=11))
-    session = await sessions.find(found.session, is_used=True)
+    session = await sessions.find(renewed, is_used=True)
     assert session is not None
     assert not session.is_fresh
 

@@ -230,6 +230,15 @@ async def test_member_sees_numbers_by_role_and_cannot_search_by_them(town: Town)
     for text in (number, "0711000001", "254711000", "711000001"):
         found = await cashier.submit(await cashier.open("/payments"), "/payments/look", search=text)
         assert "does not show phone numbers" in found.words or town.own["payment_id"] not in found.text, text
+    missed = await cashier.open("/payments?search=nothing+like+it")
+    assert ("Search finds" in missed.words, "digits" in missed.words) == (True, False)
+
+
+async def test_refused_member_reads_the_roles_of_members_only(town: Town) -> None:
+    refused = await town.browsers[MerchantRole.CASHIER].open("/audit")
+    assert (refused.status, "takes the role owner, and yours is cashier" in refused.words) == (403, True)
+    refused = await town.browsers[f"host {Role.VIEWER}"].open(f"/credentials/{town.own['merchant_id']}/edit")
+    assert (refused.status, "takes the role admin or owner, and yours is viewer" in refused.words) == (403, True)
 
 
 async def test_owner_cannot_create_a_key_for_the_whole_gateway(town: Town) -> None:

@@ -61,18 +61,18 @@ async def test_sign_in_asks_for_a_code_and_takes_a_recovery_code_once(ops_site: 
         codes = await set_up_factor(browser)
     async with Browser(ops_site.url) as browser:
         page = await browser.sign_in("amina")
-        assert page.url == f"{ops_site.url}/login/code"
+        assert page.url == f"{ops_site.url}/login-code"
         # No page and no action is open before the code.
         for path in ("", "/payments", "/account", "/queue/api/queues"):
-            assert (await browser.open(path)).url == f"{ops_site.url}/login/code", path
-        assert (await browser.send("/account/codes", {})).url == f"{ops_site.url}/login/code"
-        wrong = await browser.submit(page, "/login/code", code="000000")
+            assert (await browser.open(path)).url == f"{ops_site.url}/login-code", path
+        assert (await browser.send("/account/codes", {})).url == f"{ops_site.url}/login-code"
+        wrong = await browser.submit(page, "/login-code", code="000000")
         assert (wrong.status, "The code is wrong" in wrong.words) == (401, True)
-        assert (await browser.submit(wrong, "/login/code", code=codes[0])).url == ops_site.url
+        assert (await browser.submit(wrong, "/login-code", code=codes[0])).url == ops_site.url
         assert "9 recovery codes left" in (await browser.open("/account")).words
     async with Browser(ops_site.url) as browser:
         page = await browser.sign_in("amina")
-        assert (await browser.submit(page, "/login/code", code=codes[0])).status == 401
+        assert (await browser.submit(page, "/login-code", code=codes[0])).status == 401
 
 
 async def test_key_needs_a_recent_code_and_the_form_is_kept(ops_site: OpsSite) -> None:
@@ -153,6 +153,7 @@ async def test_owner_invites_a_member_who_joins_by_the_link(ops_site: OpsSite) -
         link = re.search(r"http://\S+/ops/join/[0-9a-f]{64}", done.text)
         assert link is not None
         assert "zuri@town.example" in done.words
+        assert ("Only this person may see it" in done.words, "secret store" in done.words) == (True, False)
     async with Browser(ops_site.url) as browser:
         page = await browser.open(link[0])
         assert "zuri@town.example is invited to Test shop as cashier" in page.words

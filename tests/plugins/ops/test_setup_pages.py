@@ -185,8 +185,8 @@ async def test_credentials_form_shows_each_problem_at_its_field_and_no_secret(op
             assert label is not None
             assert 'aria-invalid="true"' in label[0], name
             assert message in label[0], name
-        for label in ("Shortcode", "Till number", "Passkey", "Nominated number"):
-            assert f"<p><strong>{label}</strong>: " in bad.text, label
+        for shown in ("Shortcode", "Till number", "Passkey", "Nominated number"):
+            assert f"<p><strong>{shown}</strong>: " in bad.text, shown
         assert "mpesa." not in bad.words
         assert bad.field("shortcode") == "17"
         assert KEYS["consumer_key"] not in bad.text

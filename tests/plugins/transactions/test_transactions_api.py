@@ -143,3 +143,22 @@ async def test_owner_of_a_receiver_sees_what_another_merchant_is_paid_there(shop
     assert (await shops.api.call("GET", f"{PATH}/{one.transaction_id}")).status == 200
     # The other merchant sees its payment's money alone.
     assert [each["id"] for each in (await shops.other.call("GET", PATH)).data] == [one.transaction_id]
+
+
+@pytest.mark.parametrize(
+    "reported", ["711000009", "0711000009", "254711000009", "+254711000009", "254711000009.0", " 711000009 "]
+)
+async def test_payer_in_any_spelling_of_mpesa_is_shown_as_one_and_found_by_every_spelling(
+    shops: TwoShops, reported: str
+) -> None:
+    (one,) = await shops.receive(shops.report("TKP0000001", payer=reported))
+    assert (await shops.api.call("GET", f"{PATH}/{one.transaction_id}")).data["payer"]["phone"] == "254711000009"
+    for typed in ("254711000009", "0711000009", "%2B254711000009"):
+        found = (await shops.api.call("GET", f"{PATH}?phone={typed}")).data
+        assert [each["id"] for each in found] == [one.transaction_id], typed
+
+
+@pytest.mark.parametrize("reported", ["2547*****009", "JOHN", "254711", "erased"])
+async def test_payer_that_is_no_whole_number_is_shown_as_reported(shops: TwoShops, reported: str) -> None:
+    (one,) = await shops.receive(shops.report("TKP0000002", payer=reported))
+    assert (await shops.api.call("GET", f"{PATH}/{one.transaction_id}")).data["payer"]["phone"] == reported

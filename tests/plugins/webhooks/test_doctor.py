@@ -1,10 +1,12 @@
 """Protects the doctor's results about webhook endpoints."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
 from mpesa_gateway.check_result import CheckResult
 from mpesa_gateway.testing.serving import eventually, running_gateway
+from mpesa_gateway_ops.page_registry import PageRegistry
 from mpesa_gateway_webhooks.doctor import check_endpoint, check_settings
 from tests.conftest import Harness
 from tests.identifiers import literal
@@ -14,7 +16,16 @@ from tests.looking import levels, only_merchant, results_of_check
 async def results_of(harness: Harness, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
     """The doctor's results for the only merchant's endpoint."""
     merchant = await only_merchant(harness.gateway)
-    return await results_of_check(check_endpoint, harness.gateway, merchant=merchant, env=env, **examined)
+    found = await results_of_check(check_endpoint, harness.gateway, merchant=merchant, env=env, **examined)
+    pages, _ = harness.gateway.port(PageRegistry).every()
+    paths = re.compile("|".join(re.sub(r"\{\w+\}", "[a-z]{3}_[0-9a-z]{26}", page.path) for page in pages if page.path))
+    for result in found.values():
+        if "/v1/" in (result.fix or ""):
+            # A person without the API has a page.
+            named = re.search(r"/ops/([^ ?,;]+)", result.fix or "")
+            assert named is not None, result
+            assert paths.fullmatch(named[1]), result
+    return found
 
 
 async def copy_to_live(harness: Harness) -> None:
