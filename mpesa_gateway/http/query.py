@@ -1,6 +1,7 @@
 """Filters of lists, declared as structs."""
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -47,7 +48,7 @@ def query_dependency(kind: type[Q]) -> Provide:
 
 def query_types(handler: BaseRouteHandler) -> list[type[msgspec.Struct]]:
     """Return the structs of a route's query parameters."""
-    given = (each.dependency for each in handler.resolve_dependencies().values())
+    given: Iterable[Any] = (each.dependency for each in handler.resolve_dependencies().values())
     return [each.query_type for each in given if hasattr(each, "query_type")]
 
 
