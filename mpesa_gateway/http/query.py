@@ -1,7 +1,6 @@
 """Filters of lists, declared as structs."""
 
 import re
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -48,8 +47,8 @@ def query_dependency(kind: type[Q]) -> Provide:
 
 def query_types(handler: BaseRouteHandler) -> list[type[msgspec.Struct]]:
     """Return the structs of a route's query parameters."""
-    given: Iterable[Any] = (each.dependency for each in handler.resolve_dependencies().values())
-    return [each.query_type for each in given if hasattr(each, "query_type")]
+    given = (getattr(each.dependency, "query_type", None) for each in handler.resolve_dependencies().values())
+    return [kind for kind in given if kind is not None]
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
