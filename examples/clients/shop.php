@@ -59,8 +59,8 @@ function settle(string $id, array $payment): void
 {
     ['order' => $number, 'attempt' => $attempt] = ($payment['metadata'] ?? []) + ['order' => '', 'attempt' => 0];
     if ($payment['status'] === 'completed') {
-        run('INSERT OR IGNORE INTO paid_order VALUES (?, ?, ?)', [$number, $id, $payment['receipt']]);
-        error_log("order $number is paid: {$payment['receipt']}");
+        run('INSERT OR IGNORE INTO paid_order VALUES (?, ?, ?)', [$number, $id, $payment['receipt']])->rowCount()
+            && error_log("order $number is paid: {$payment['receipt']}"); // once, by the webhook or by the page
     } elseif ($payment['status'] === 'failed') { // only now a new attempt, with a new key
         $failure = isset(TEXTS[$payment['failure_reason']]) ? $payment['failure_reason'] : 'other';
         $next = TEXTS[$failure] === UNSURE ? '' : 'attempt = attempt + 1, phone = NULL, payment_id = NULL,';

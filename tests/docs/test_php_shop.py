@@ -222,9 +222,10 @@ def test_shop_in_php_starts_no_attempt_while_the_payment_may_be_paid(php: str, r
         Gateway.posted = [] if reason in UNSURE else [accepted(2)]
         assert pay(url) == (text if reason in UNSURE else WAITING)
         Gateway.payment = payment_of(1 if reason in UNSURE else 2, "completed")
-        assert page(url) == "This order is paid."
+        assert [page(url), page(url)] == ["This order is paid."] * 2
     assert keys() == (["php-7-1"] if reason in UNSURE else ["php-7-1", "php-7-2"])
     assert len(paid_orders(tmp_path)) == 1
+    assert (tmp_path / "php.log").read_text().count("order 7 is paid") == 1
 
 
 @pytest.mark.parametrize("php", INSTALLED)
@@ -237,6 +238,7 @@ def test_shop_in_php_marks_an_order_paid_once_and_only_by_a_signed_webhook(php: 
         assert deliver(url, "evt_3", "payment.failed", FIRST) == 200
         assert pay(url) == "This order is paid."
     assert paid_orders(tmp_path) == [("7", "pay_2", "TKN4A1B2C3")]
+    assert (tmp_path / "php.log").read_text().count("order 7 is paid: TKN4A1B2C3") == 1
     assert Gateway.seen == []
 
 
