@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 from bench.sizes.site import SCHEMA
-from mpesa_gateway_payments.search import OWN_REFERENCE
+from mpesa_gateway_payments.references import OWN_REFERENCE
 
 _SPREAD = timedelta(days=365)
 """The time over which the copies are spread."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response
-from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
@@ -37,6 +36,7 @@ from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.openapi_page import render_page
 from mpesa_gateway.http.openapi_schemas import Components, name_enumerations, refine, to_markdown
+from mpesa_gateway.http.query import query_types
 from mpesa_gateway.http.validation import is_moment
 
 ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
@@ -235,9 +235,8 @@ def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, g
             parameter["schema"] = dict(_IDEMPOTENCY_KEY)
             parameter["required"] = bool(handler.opt.get(NEEDS_KEY))
             parameter["example"] = "order-1041"
-    filters = handler.resolve_dependencies().get("filters")
-    if filters is not None:
-        operation.setdefault("parameters", []).extend(_filters(filters, gateway))
+    for kind in query_types(handler):
+        operation.setdefault("parameters", []).extend(_query_parameters(kind, gateway))
     operation.setdefault("parameters", []).append(dict(_YOUR_REQUEST_ID))
 
 
@@ -283,7 +282,7 @@ def _refusals(handler: HTTPRouteHandler) -> list[type[ApiError]]:
         found += [PayloadTooLarge, RequestTimeout]
     if _body(handler) is not None:
         found += [InvalidFields]
-    if "filters" in handler.resolve_dependencies():
+    if query_types(handler):
         found += [InvalidFields]
     if any("{" in path for path in handler.paths):
         found += [NotFound]
@@ -339,8 +338,7 @@ def _example(refusal: type[ApiError]) -> dict[str, Any]:
     return {"success": False, "errors": [problem], "request_id": "req_01jdk3v8rc4x9m2q7ztbn5wgae"}
 
 
-def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
-    kind: type[msgspec.Struct] = provide.dependency.query_type  # type: ignore[attr-defined]
+def _query_parameters(kind: type[msgspec.Struct], gateway: Any) -> list[dict[str, Any]]:
     _, components = msgspec.json.schema_components([kind], ref_template="{name}")
     schema = components[kind.__name__]
     refine(schema, kind, gateway)

@@ -36,13 +36,19 @@ def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
 
 
 def query_dependency(kind: type[Q]) -> Provide:
-    """Return the dependency for a route's ``filters``."""
+    """Return the dependency for a route's query parameters."""
 
     async def provide(request: Request[Any, Any, Any]) -> Any:
         return read_params(request, kind)
 
     provide.query_type = kind  # type: ignore[attr-defined]  # the OpenAPI document reads it
     return Provide(provide)
+
+
+def query_types(handler: BaseRouteHandler) -> list[type[msgspec.Struct]]:
+    """Return the structs of a route's query parameters."""
+    given = (getattr(each.dependency, "query_type", None) for each in handler.resolve_dependencies().values())
+    return [kind for kind in given if kind is not None]
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +61,7 @@ def reads_query(handler: BaseRouteHandler) -> bool:
     A route that reads ``request.query_params`` declares ``reads_query=True``.
     """
     given = handler.resolve_dependencies()
-    if handler.opt.get("reads_query") or any(hasattr(each.dependency, "query_type") for each in given.values()):
+    if handler.opt.get("reads_query") or query_types(handler):
         return True
     paths = {name for path in handler.paths for name in _IN_PATH.findall(path)}
     return any(

@@ -145,6 +145,7 @@ def list_(session: Session, shortcode: str | None, merchant_id: str | None, *, i
         ("shortcode", "number", "state", "active", "expected", "received"),
         [(one.shortcode, one.number, one.state, one.active, one.expected, one.received) for one in rows],
         as_json=as_json,
+        absent="-",
     )
 
 

@@ -128,10 +128,13 @@ class AccountCounting:
 
     async def count_completed(self, completed: Sequence[PaymentCompleted]) -> None:
         """Count payments whose reference is an account number of their merchant at their receiver."""
+        chosen = [one for one in completed if not one.has_own_reference]
+        if not chosen:
+            return
         rows = await self._db.read_unlocked(
             account_tables.OF_PAYMENTS,
-            [one.payment_id for one in completed],
-            [normalise(one.reference) for one in completed],
+            [one.payment_id for one in chosen],
+            [normalise(one.reference) for one in chosen],
         )
         counted = await self._counted_by_money([row for row in rows if row["receipt"] is None])
         await self.add(

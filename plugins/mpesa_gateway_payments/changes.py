@@ -75,24 +75,25 @@ class PaymentChange:
             case Ignore() | Refuse():
                 pass
 
-    def mark_announced(self, receipts: set[str]) -> None:
-        """``receipts`` are of money that was announced as ``transaction.received``."""
-        self.seen = [replace(one, is_announced=True) if one.receipt in receipts else one for one in self.seen]
+    def mark_announced(self, told: Mapping[str, str]) -> None:
+        """``told``: the merchants of ``transaction.received``, by receipt."""
+        self.seen = [replace(one, is_announced=True) if one.receipt in told else one for one in self.seen]
         self.events = [
             msgspec.structs.replace(event, previously_received=True)
-            if isinstance(event, PaymentCompleted) and event.receipt in receipts
+            if isinstance(event, PaymentCompleted) and told.get(event.receipt or "") == event.merchant_id
             else event
             for event in self.events
         ]
 
-    def announced_receipts(self, decisions: Iterable[Decision]) -> list[str]:
-        """Return receipts of announced money that a paid payment has learnt."""
-        announced = {one.receipt for one in self.seen if one.is_announced}
-        return [
-            one.reported.receipt
+    def left_to_tell(self, decisions: Iterable[Decision], told: Mapping[str, str]) -> dict[str, str]:
+        """Return the merchants, by receipt, to which no ``payment.completed`` says whose the announced money is."""
+        return {
+            receipt: told[receipt]
             for one in decisions
-            if isinstance(one, LearnReceipt) and one.reported.receipt in announced
-        ]
+            if isinstance(one, Complete | LearnReceipt)
+            and (receipt := one.reported.receipt or "") in told
+            and (isinstance(one, LearnReceipt) or told[receipt] != self.row["merchant_id"])
+        }
 
     def _unless_erased(self, phone: str | None) -> str | None:
         """A late report does not restore the number of an erased payer."""

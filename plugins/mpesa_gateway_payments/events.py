@@ -9,6 +9,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.events import QueryResulted
+from mpesa_gateway_payments.references import own_reference
 from mpesa_gateway_payments.result_codes import SUCCESS_TEXT
 
 
@@ -52,6 +53,11 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
     metadata: dict[str, str]
     created_at: str
     completed_at: str | None
+
+    @property
+    def has_own_reference(self) -> bool:
+        """True if the gateway made the reference: it is no account number."""
+        return self.reference == own_reference(self.payment_id)
 
     def data(self) -> dict[str, Any]:
         return {

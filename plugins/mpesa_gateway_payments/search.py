@@ -7,9 +7,7 @@ from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
-
-OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
-"""The form of our own references; a merchant's may have it too."""
+from mpesa_gateway_payments.references import OWN_REFERENCE
 
 _RECEIPT_START = re.compile("[A-Z0-9]{4,20}", re.ASCII)
 _OWN_START = re.compile("[A-Z2-7]{4,12}")

@@ -1,7 +1,5 @@
 """Creation of payments, once for each Idempotency-Key, and their reading."""
 
-import base64
-import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any
@@ -31,6 +29,7 @@ from mpesa_gateway_payments.create_steps import OPERATION, CreateSteps, NewPayme
 from mpesa_gateway_payments.errors import ShortcodeRetired
 from mpesa_gateway_payments.listing import export_payments, find_payment, find_similar, list_payments
 from mpesa_gateway_payments.pushing import StkPushSender
+from mpesa_gateway_payments.references import own_reference
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -290,15 +289,6 @@ class PaymentService:
     def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """Raises InvalidFields."""
         return export_payments(self._db, merchant_id, env, filters, exported)
-
-
-def own_reference(payment_id: str) -> str:
-    """Return an AccountReference of 12 characters, practically unique.
-
-    Pull statements return it as ``billreference``; Daraja's push takes no id of ours.
-    """
-    digest = hashlib.sha256(payment_id.encode()).digest()
-    return base64.b32encode(digest)[:12].decode()
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:

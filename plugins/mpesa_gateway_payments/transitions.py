@@ -1,6 +1,6 @@
 """Writes payments: every status change, with its event in the same transaction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -101,12 +101,12 @@ class Transitions:
             await self._write([change])
             return decisions
         for is_last in (False, True):
-            await self._mark_announced(change)
+            told = await self._mark_announced(change)
             try:
                 async with self._db.savepoint():
                     await self._write([change])
                     if not is_noted:
-                        await self._allocations.publish_learnt(row["env"], change.announced_receipts(decisions))
+                        await self._allocations.publish_learnt(row["env"], change.left_to_tell(decisions, told))
             except asyncpg.UniqueViolationError as problem:
                 if problem.constraint_name != _RECEIPT:
                     raise
@@ -159,10 +159,12 @@ class Transitions:
             decided.append((change, decisions))
         return decided
 
-    async def _mark_announced(self, change: PaymentChange) -> None:
+    async def _mark_announced(self, change: PaymentChange) -> Mapping[str, str]:
         """``apply_batch`` does not ask: it fails for announced money, and each report is applied alone."""
-        if receipts := sorted({one.receipt for one in change.seen if one.subject is not None}):
-            change.mark_announced(await self._transactions.announced(change.row["env"], receipts))
+        receipts = sorted({one.receipt for one in change.seen if one.subject is not None})
+        told = await self._transactions.announced(change.row["env"], receipts) if receipts else {}
+        change.mark_announced(told)
+        return told
 
     async def _noted(self, rows: Sequence[Row]) -> dict[str, list[str]]:
         held = sorted({row["payment_id"] for row in rows if row["mismatch"] is not None})

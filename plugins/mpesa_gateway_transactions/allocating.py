@@ -1,6 +1,6 @@
 """Recording of incoming money, with the rules that find its subject."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -198,17 +198,17 @@ class IncomingMoneyRecorder:
         await self._rules.notify(new)
         await self._announcer.publish_allocated([one.transaction_id for one in new], note)
 
-    async def publish_learnt(self, env: Env, receipts: Sequence[str]) -> None:
-        if not receipts:
+    async def publish_learnt(self, env: Env, told: Mapping[str, str]) -> None:
+        if not told:
             return
         rows: list[dict[str, Any]] = await self._db.run(
             TransactionRow.select(TransactionRow.transaction_id).where(
                 TransactionRow.env == env,
                 TransactionRow.direction == "in",
-                TransactionRow.receipt.is_in(list(receipts)),
+                TransactionRow.receipt.is_in(list(told)),
             )
         )
-        await self._announcer.publish_allocated([row["transaction_id"] for row in rows])
+        await self._announcer.publish_allocated([row["transaction_id"] for row in rows], told=told)
 
     async def _known(self, seen: Sequence[ReportedTransaction]) -> list[Row]:
         rows = await self._db.fetch(

@@ -84,6 +84,12 @@ WHERE transaction.transaction_id = due.transaction_id AND receiver.receiver_id =
 RETURNING transaction.*, receiver.number, receiver.owner_id
 """
 
+# raw SQL: join
+ANNOUNCED = """
+SELECT receipt, COALESCE(owner_id, merchant_id) AS merchant_id FROM transaction JOIN receiver USING (receiver_id, env)
+WHERE env = $1 AND direction = 'in' AND receipt = ANY($2::text[]) AND announced_at IS NOT NULL
+"""
+
 # raw SQL: array
 NUMBERS = "SELECT receiver_id, number FROM receiver WHERE receiver_id = ANY($1::uuid[])"
 

@@ -1,6 +1,6 @@
 """Publishing of incoming money, and the sweep of money whose time has come."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -67,12 +67,15 @@ class Announcer:
         rows.sort(key=lambda row: row["transaction_id"])
         await self._outbox.publish([TransactionReceived(**event_fields(row)) for row in rows])
 
-    async def publish_allocated(self, transaction_ids: Sequence[str], note: str | None = None) -> None:
+    async def publish_allocated(
+        self, transaction_ids: Sequence[str], note: str | None = None, *, told: Mapping[str, str] | None = None
+    ) -> None:
+        """``told``: merchants by receipt, in place of the receiver's owner."""
         rows = await self._db.fetch(allocation_sql.FIND_ALL, list(transaction_ids)) if transaction_ids else []
         await self._outbox.publish(
             [
                 TransactionAllocated(
-                    **event_fields(row),
+                    **event_fields(row) | ({"merchant_id": told[row["receipt"]]} if told else {}),
                     allocated_to={"type": row["subject_kind"], "id": row["subject_id"]},
                     note=note,
                 )

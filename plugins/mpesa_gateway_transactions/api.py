@@ -1,6 +1,6 @@
 """The public API of transactions: recording money that M-Pesa reports, and what it pays for."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal, Protocol
@@ -91,8 +91,8 @@ class Transactions(Protocol):
         """
         ...
 
-    async def announced(self, env: Env, receipts: Sequence[str]) -> set[str]:
-        """Return the receipts of incoming money that was announced as ``transaction.received``."""
+    async def announced(self, env: Env, receipts: Sequence[str]) -> Mapping[str, str]:
+        """Return the receipts of incoming money that was announced, with the merchant of ``transaction.received``."""
         ...
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
@@ -340,6 +340,6 @@ class Allocations(Protocol):
         """
         ...
 
-    async def publish_learnt(self, env: Env, receipts: Sequence[str]) -> None:
-        """Publish ``transaction.allocated`` for announced money that became the receipt of a paid payment."""
+    async def publish_learnt(self, env: Env, told: Mapping[str, str]) -> None:
+        """Publish ``transaction.allocated`` of announced money to the merchants that heard of it, by receipt."""
         ...

@@ -10,9 +10,8 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import normal_phone
-from mpesa_gateway_transactions import tables
+from mpesa_gateway_transactions import allocation_sql, tables
 from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Subject
-from mpesa_gateway_transactions.tables import TransactionRow
 
 ANNOUNCED_AFTER = timedelta(seconds=110)
 """Time in which a report may give money its subject before it is announced."""
@@ -43,16 +42,9 @@ class TransactionRecorder:
             for one, columns in zip(seen, rows, strict=True)
         ]
 
-    async def announced(self, env: Env, receipts: Sequence[str]) -> set[str]:
-        rows: list[dict[str, Any]] = await self._db.run(
-            TransactionRow.select(TransactionRow.receipt).where(
-                TransactionRow.env == env,
-                TransactionRow.direction == "in",
-                TransactionRow.receipt.is_in(list(receipts)),
-                TransactionRow.announced_at.is_not_null(),
-            )
-        )
-        return {row["receipt"] for row in rows}
+    async def announced(self, env: Env, receipts: Sequence[str]) -> dict[str, str]:
+        rows = await self._db.fetch(allocation_sql.ANNOUNCED, env, list(receipts))
+        return {row["receipt"]: row["merchant_id"] for row in rows}
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
         """Raises ConcurrentUpdate for different reports of one receipt."""

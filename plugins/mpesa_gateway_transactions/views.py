@@ -62,6 +62,7 @@ _PLAIN = (
     "amount",
     "fee",
     "refunded_amount",
+    "reversed",
     "currency",
     "receipt",
     "account_number",

@@ -16,12 +16,13 @@ from mpesa_gateway.errors import NEXT_STEPS, Code
 from mpesa_gateway.http import openapi
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.openapi import document_of
+from mpesa_gateway.http.query import query_types
 from mpesa_gateway.http.templating import asset
 from mpesa_gateway_c2b.callbacks import BODY
 from mpesa_gateway_payments.callbacks import STK_BODY
 from tests.conftest import Harness
 from tests.house.tree import ROOT
-from tests.routes import document, operations_of, whole_gateway
+from tests.routes import document, operations, operations_of, whole_gateway
 
 
 async def _get(url: str) -> niquests.Response:
@@ -53,6 +54,22 @@ async def test_document_has_the_scope_of_each_call_and_the_filters_of_each_list(
         if "x-scope" in operation
     }
     assert shown == scoped
+
+
+def test_document_has_each_query_parameter_of_each_call() -> None:
+    paths, read = document()["paths"], set[tuple[str, str, str]]()
+    for one in operations():
+        for kind in query_types(one.handler):
+            read |= {(one.path, one.method.lower(), field.encode_name) for field in msgspec.structs.fields(kind)}
+    listed = {
+        (path, method, parameter["name"])
+        for path, item in paths.items()
+        for method, operation in item.items()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "query"
+    }
+    assert {one for one in read if one[0] in paths and one[1] in paths[one[0]]} - listed == set()
+    assert ("/v1/account-numbers/{number}", "put", "shortcode") in read
 
 
 @pytest.mark.parametrize("path", ["schema", "schema/"])

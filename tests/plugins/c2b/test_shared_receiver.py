@@ -1,5 +1,6 @@
 """Protects the money of a live shortcode's owner and of a merchant that uses it: each receipt is one merchant's."""
 
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +12,8 @@ from mpesa_gateway.clock import SetClock, SystemClock
 from mpesa_gateway_c2b.accounts import AccountNumbers
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from mpesa_gateway_transactions.announcing import AnnouncementSweep
+from mpesa_gateway_transactions.manual import ManualAllocation
+from mpesa_gateway_transactions.schemas import Allocate
 from tests.daraja import c2b_body, stk_callback
 from tests.ledger import broken_invariants
 from tests.plugins.c2b.c2b_site import path_of
@@ -64,6 +67,13 @@ class Shared:
             "SELECT kind FROM event WHERE merchant_id = $1 AND is_public ORDER BY event_id", account.merchant_id
         )
         return [row["kind"] for row in rows]
+
+    async def bodies(self, field: str, account: Account) -> list[Any]:
+        """Return a field of the data of each event."""
+        rows = await self.envs.gateway.db.fetch(
+            "SELECT event.body FROM event WHERE merchant_id = $1 AND is_public ORDER BY event_id", account.merchant_id
+        )
+        return [json.loads(row["body"])["data"].get(field) for row in rows]
 
 
 @pytest.fixture
@@ -134,3 +144,36 @@ async def test_money_of_a_users_push_that_a_query_completed_counts_to_no_account
     shared.wait(120)
     assert await shared.allocate() == 0
     assert (await shared.status(payment), await shared.received()) == ("completed", "0.00")
+
+
+@pytest.mark.parametrize("by", ["callback", "query, then callback", "person"])
+async def test_owner_that_heard_of_a_users_money_hears_whose_it_is(shared: Shared, by: str) -> None:
+    payment = await shared.push(reference="TABLE 4")
+    shared.wait(60)
+    await shared.confirm("TABLE 4", phone=None)
+    shared.wait(120)
+    await shared.sweep()
+    assert await shared.events(shared.owner) == ["transaction.received"]
+    if by == "query, then callback":
+        shared.envs.live.add_answers("stkquery", PAID)
+        await shared.user.live.call("POST", f"/v1/payments/{payment['id']}/query")
+    if by == "person":
+        money = await shared.envs.gateway.db.fetchval("SELECT transaction_id FROM transaction")
+        manual = shared.envs.gateway.services.get(ManualAllocation)
+        await manual.allocate(None, "live", money, Allocate(payment_id=payment["id"], note="seen"), actor="a person")
+    for _ in range(2):
+        await shared.call_back(payment)
+    assert await shared.events(shared.owner) == ["transaction.received", "transaction.allocated"]
+    assert await shared.events(shared.user) == ["payment.completed"]
+    assert await shared.bodies("previously_received", shared.user) == [False]
+    assert await shared.bodies("allocated_to", shared.owner) == [None, {"type": "payment", "id": payment["id"]}]
+
+
+async def test_owner_whose_own_payment_gets_announced_money_hears_it_once(shared: Shared) -> None:
+    payment = (await shared.owner.live.pay(PHONE, key="k-1", reference="TABLE 4", amount=500)).data
+    await shared.confirm("TABLE 4", phone="2547 ***** 140")
+    shared.wait(120)
+    await shared.sweep()
+    await shared.call_back(payment)
+    assert await shared.events(shared.owner) == ["transaction.received", "payment.completed"]
+    assert await shared.bodies("previously_received", shared.owner) == [None, True]

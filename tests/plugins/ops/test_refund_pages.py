@@ -20,6 +20,18 @@ async def completed_payment(ops_site: OpsSite, key: str = "order") -> dict[str, 
     return await ops_site.api.settled((await ops_site.api.pay("254711000001", key=key)).data["id"], "completed")
 
 
+async def test_refund_form_with_a_key_that_is_too_long_is_refused_without_a_refund(ops_site: OpsSite) -> None:
+    payment = await completed_payment(ops_site)
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        form = await browser.open(f"/payments/{payment['id']}/refund")
+        filled = {"amount": "200", "reason": "Broken jug", "confirm": payment["id"]}
+        for length, key in ((256, "k" * 256), (5000, "k" * 5000), (300, "\u00e9" * 300)):
+            answer = await browser.submit(form, "/refund", **filled, key=key)
+            assert 400 <= answer.status < 500, (length, answer.status)
+        assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM refund") == 0
+        assert "Refund requested." in (await browser.submit(form, "/refund", **filled, key="k" * 255)).words
+
+
 async def test_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite) -> None:
     payment = await completed_payment(ops_site)
     async with ops_site.browser(Role.OPERATOR) as browser:

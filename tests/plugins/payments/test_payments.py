@@ -14,7 +14,7 @@ from mpesa_gateway.db import idempotency
 from mpesa_gateway.phone import PhoneMatch, compare
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.service import own_reference
+from mpesa_gateway_payments.references import own_reference
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import TRANSITIONS, Status, is_transition_allowed
 from mpesa_gateway_refunds.settings import RefundsSettings
