@@ -72,9 +72,9 @@ def _add_parts(found: Conditions, text: str, *, sees_numbers: bool) -> None:
         found.add_way(tables.PHONE_ENDS, *_range(digits[::-1]))
     if 0 < len(text) <= _LONGEST_VALUE:
         if found.merchant_id is None:
-            found.add_way(tables.HAS_METADATA_OF_EACH, str(found.env), text)
+            found.add_way(tables.HAS_METADATA_OF_EACH, *[str(found.env), text] * 2)
         else:
-            found.add_way(tables.HAS_METADATA, found.merchant_id, str(found.env), text)
+            found.add_way(tables.HAS_METADATA, *[found.merchant_id, str(found.env), text] * 2)
 
 
 def _range(start: str) -> tuple[str, str]:

@@ -149,8 +149,13 @@ OWN_REFERENCE_STARTS = "reference_is_ours AND reference >= {} AND reference < {}
 RECEIPT_STARTS = "receipt >= {} AND receipt < {}"
 
 HAS_METADATA = """metadata <> '{{}}'
-    AND payment_metadata(merchant_id, env, metadata) @> ARRAY[key_digest({}, {}, lower({}::text))]"""
-"""A value of the metadata, in any case."""
+    AND payment_metadata(merchant_id, env, metadata) @> ARRAY[key_digest({}, {}, lower({}::text))]
+    AND payment_metadata(merchant_id, env, metadata) && ARRAY[key_digest({}, {}, lower({}::text))]"""
+"""A value of the metadata, in any case.
+
+Postgres expects 0.5 % of all rows to have any value, and would read a million payments by their ids until a page is
+full. Said twice, it expects few and uses the index.
+"""
 
 HAS_METADATA_OF_EACH = HAS_METADATA.replace("key_digest({}", "key_digest(merchant.merchant_id")
 

@@ -162,7 +162,9 @@ class Transitions:
     async def _mark_announced(self, change: PaymentChange) -> Mapping[str, str]:
         """``apply_batch`` does not ask: it fails for announced money, and each report is applied alone."""
         receipts = sorted({one.receipt for one in change.seen if one.subject is not None})
-        told = await self._transactions.announced(change.row["env"], receipts) if receipts else {}
+        told: Mapping[str, str] = {}
+        if receipts:
+            told = await self._transactions.announced(change.row["env"], receipts)
         change.mark_announced(told)
         return told
 

@@ -64,11 +64,11 @@ class AllocationRules:
         for rule in self._rules:
             if not left:
                 break
-            answers = list(zip(left, await rule.find(left), strict=True))
-            for one, answer in answers:
+            answers = await rule.find(left)
+            for one, answer in zip(left, answers, strict=True):
                 if isinstance(answer, FoundSubject):
                     found[money_key(one.env, one.receipt)] = RuleFinding(answer, rule.name)
-            left = [one for one, answer in answers if answer is None]
+            left = [one for one, answer in zip(left, answers, strict=True) if answer is None]
         return found
 
     async def expected(self, money: Sequence[IncomingMoney]) -> list[bool]:

@@ -20,10 +20,10 @@ log = structlog.get_logger(__name__)
 _BATCH = 100
 
 
-def event_fields(row: Values) -> dict[str, Any]:
-    """Return the common fields. The event is the receiver owner's."""
+def event_fields(row: Values, told: str | None = None) -> dict[str, Any]:
+    """Return the common fields. The event is the receiver owner's, or of the merchant ``told``."""
     return {
-        "merchant_id": row["owner_id"] or row["merchant_id"],
+        "merchant_id": told or row["owner_id"] or row["merchant_id"],
         "env": row["env"],
         "subject_id": row["transaction_id"],
         "transaction_id": row["transaction_id"],
@@ -75,7 +75,7 @@ class Announcer:
         await self._outbox.publish(
             [
                 TransactionAllocated(
-                    **event_fields(row) | ({"merchant_id": told[row["receipt"]]} if told else {}),
+                    **event_fields(row, None if told is None else told[row["receipt"]]),
                     allocated_to={"type": row["subject_kind"], "id": row["subject_id"]},
                     note=note,
                 )

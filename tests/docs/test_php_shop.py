@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.standalone.process import free_port
+from mpesa_gateway_payments.result_codes import FAILURE_REASONS
 from mpesa_gateway_payments.schemas import CreatePayment
 from tests.docs.blocks import blocks
 from tests.docs.claims import READERS
@@ -41,22 +42,55 @@ INSTALLED = [path for path in [shutil.which("php")] if path and _has_extensions(
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Answers each request with a pending payment and records it."""
+    """Answers each request with the next answer, and records it."""
 
     seen: list[dict[str, str]]
+    posted: list[tuple[int, dict[str, Any]]]
+    payment: dict[str, Any]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         Gateway.seen.append({name.lower(): value for name, value in self.headers.items()} | {"body": body})
-        self.send_response(201)
+        self._answer(*Gateway.posted.pop(0))
+
+    def do_GET(self) -> None:
+        assert self.path == f"/v1/payments/{Gateway.payment['id']}"
+        self._answer(200, {"success": True, "data": Gateway.payment})
+
+    def _answer(self, status: int, body: Mapping[str, Any]) -> None:
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps({"success": True, "data": {"status": "pending"}}).encode())
+        self.wfile.write(json.dumps(body).encode())
+
+
+def payment_of(attempt: int, status: str, reason: str | None = None) -> dict[str, Any]:
+    """Return a payment of order 7."""
+    metadata = {"order": "7", "attempt": str(attempt)}
+    receipt = "TKN4A1B2C3" if status == "completed" else None
+    return {
+        "id": f"pay_{attempt}",
+        "status": status,
+        "failure_reason": reason,
+        "receipt": receipt,
+        "metadata": metadata,
+    }
+
+
+def accepted(attempt: int) -> tuple[int, dict[str, Any]]:
+    """Let M-Pesa prompt the payer; return the answer."""
+    Gateway.payment = payment_of(attempt, "pending")
+    return 201, {"success": True, "data": Gateway.payment}
+
+
+def refused(status: int, code: str, payment_id: str | None = None) -> tuple[int, dict[str, Any]]:
+    """Return a refusal by the gateway."""
+    return status, {"success": False, "errors": [{"code": code, "message": f"{code}: <no>", "id": payment_id}]}
 
 
 @contextmanager
 def shop(php: str, folder: Path) -> Generator[str]:
     """Serve the example beside a stand-in for the gateway; yield its URL."""
-    Gateway.seen = []
+    Gateway.seen, Gateway.posted, Gateway.payment = [], [], {}
     server = HTTPServer(("127.0.0.1", 0), Gateway)
     threading.Thread(target=server.serve_forever).start()
     port = free_port()
@@ -82,11 +116,21 @@ def _await_listening(log: Path, running: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.02)
 
 
-def pay(url: str, order: str) -> str:
-    """Submit the form of the checkout; return the text for the customer."""
-    form = urllib.parse.urlencode({"order": order, "phone": "0712345678"}).encode()
-    with urllib.request.urlopen(f"{url}/pay", form) as answer:
+def pay(url: str, order: str = "7", phone: str = "0712345678") -> str:
+    """Submit the form of the checkout; return the page that follows."""
+    with urllib.request.urlopen(f"{url}/?order={order}", urllib.parse.urlencode({"phone": phone}).encode()) as answer:
         return str(answer.read().decode().strip())
+
+
+def page(url: str) -> str:
+    """Load the page of order 7, as the waiting page does by itself."""
+    with urllib.request.urlopen(f"{url}/?order=7") as answer:
+        return str(answer.read().decode().strip())
+
+
+def keys() -> list[str]:
+    """Return the keys of the requests, in order."""
+    return [one["idempotency-key"] for one in Gateway.seen]
 
 
 def deliver(url: str, event_id: str, kind: str, data: Mapping[str, Any], secret: str = SECRET) -> int:
@@ -107,20 +151,81 @@ def paid_orders(folder: Path) -> list[tuple[str, str, str]]:
         return db.execute("SELECT number, payment_id, receipt FROM paid_order").fetchall()
 
 
-FIRST = {"payment_id": "pay_1", "receipt": None, "metadata": {"order": "7", "attempt": "1"}}
-SECOND = {"payment_id": "pay_2", "receipt": "TKN4A1B2C3", "metadata": {"order": "7", "attempt": "2"}}
+WAITING = '<meta http-equiv="refresh" content="3">Enter your PIN on 0712345678'
+FORM = "<form method='post'>"
+UNSURE = {"expired", "other"}
+"""After these the payment may still be paid."""
+FIRST = payment_of(1, "failed", "cancelled_by_user") | {"payment_id": "pay_1"}
+SECOND = payment_of(2, "completed") | {"payment_id": "pay_2"}
 
 
 @pytest.mark.parametrize("php", INSTALLED)
 def test_shop_in_php_requests_the_stored_amount_with_one_key_for_each_attempt(php: str, tmp_path: Path) -> None:
     with shop(php, tmp_path) as url:
-        assert [pay(url, "7"), pay(url, "7")] == ["Enter your PIN on your phone."] * 2
+        assert FORM in page(url)
+        Gateway.posted = [accepted(1)]
+        assert [pay(url), pay(url, phone="0700000001"), page(url)] == [WAITING] * 3
         assert [deliver(url, "evt_1", "payment.failed", FIRST) for _ in range(2)] == [200, 200]
-        assert [pay(url, "7"), pay(url, "8")] == ["Enter your PIN on your phone.", "There is no such order."]
-    assert [one["idempotency-key"] for one in Gateway.seen] == ["php-7-1", "php-7-1", "php-7-2"]
+        assert page(url).startswith("You cancelled the payment." + FORM)
+        Gateway.posted = [accepted(2)]
+        assert [pay(url), pay(url, "8")] == [WAITING, "There is no such order."]
+    assert keys() == ["php-7-1", "php-7-2"]
     sent = json.loads(Gateway.seen[-1]["body"])
     assert sent == {"amount": 500, "phone": "0712345678", "metadata": {"order": "7", "attempt": "2"}}
     assert sent.keys() <= set(CreatePayment.__struct_fields__)
+
+
+@pytest.mark.parametrize("php", INSTALLED)
+@pytest.mark.parametrize("status", [500, 503])
+def test_shop_in_php_repeats_an_unanswered_request_unchanged(php: str, status: int, tmp_path: Path) -> None:
+    with shop(php, tmp_path) as url:
+        Gateway.posted = [refused(status, "PROVIDER_UNAVAILABLE", "pay_1"), accepted(1)]
+        assert pay(url).startswith("There is no answer yet.")
+        assert pay(url, phone="0700000001") == WAITING
+    assert keys() == ["php-7-1"] * 2
+    assert Gateway.seen[0]["body"] == Gateway.seen[1]["body"]
+
+
+@pytest.mark.parametrize("php", INSTALLED)
+def test_shop_in_php_corrects_a_phone_that_the_gateway_refuses_with_the_same_key(php: str, tmp_path: Path) -> None:
+    with shop(php, tmp_path) as url:
+        Gateway.posted = [refused(400, "VALIDATION_ERROR"), accepted(1)]
+        assert pay(url, phone="12").startswith("VALIDATION_ERROR: &lt;no&gt;" + FORM)
+        assert pay(url) == WAITING
+    assert keys() == ["php-7-1"] * 2
+    assert [json.loads(one["body"])["phone"] for one in Gateway.seen] == ["12", "0712345678"]
+
+
+@pytest.mark.parametrize("php", INSTALLED)
+def test_shop_in_php_needs_a_new_key_only_after_the_payment_of_a_rejected_request_failed(
+    php: str, tmp_path: Path
+) -> None:
+    with shop(php, tmp_path) as url:
+        Gateway.payment = payment_of(1, "failed", "rejected_by_provider")
+        Gateway.posted = [refused(502, "PROVIDER_REJECTED", "pay_1"), refused(422, "IDEMPOTENCY_MISMATCH")]
+        assert pay(url, phone="0700000001").startswith("M-Pesa refused the request. Check the number." + FORM)
+        assert pay(url).startswith("There is no answer yet.")
+        Gateway.posted = [accepted(2)]
+        assert pay(url) == WAITING
+    assert keys() == ["php-7-1", "php-7-2", "php-7-2"]
+
+
+@pytest.mark.parametrize("php", INSTALLED)
+@pytest.mark.parametrize("reason", FAILURE_REASONS)
+def test_shop_in_php_starts_no_attempt_while_the_payment_may_be_paid(php: str, reason: str, tmp_path: Path) -> None:
+    with shop(php, tmp_path) as url:
+        Gateway.posted = [accepted(1)]
+        assert pay(url) == WAITING
+        Gateway.payment = payment_of(1, "failed", reason)
+        text = page(url)
+        assert (FORM in text, "Do not pay again" in text) == (reason not in UNSURE, reason in UNSURE)
+        Gateway.posted = [] if reason in UNSURE else [accepted(2)]
+        assert pay(url) == (text if reason in UNSURE else WAITING)
+        Gateway.payment = payment_of(1 if reason in UNSURE else 2, "completed")
+        assert [page(url), page(url)] == ["This order is paid."] * 2
+    assert keys() == (["php-7-1"] if reason in UNSURE else ["php-7-1", "php-7-2"])
+    assert len(paid_orders(tmp_path)) == 1
+    assert (tmp_path / "php.log").read_text().count("order 7 is paid") == 1
 
 
 @pytest.mark.parametrize("php", INSTALLED)
@@ -131,8 +236,9 @@ def test_shop_in_php_marks_an_order_paid_once_and_only_by_a_signed_webhook(php: 
         assert [deliver(url, "evt_1", "payment.completed", SECOND) for _ in range(2)] == [200, 200]
         assert deliver(url, "evt_2", "webhook.test", {}) == 200
         assert deliver(url, "evt_3", "payment.failed", FIRST) == 200
-        assert pay(url, "7") == "This order is paid."
+        assert pay(url) == "This order is paid."
     assert paid_orders(tmp_path) == [("7", "pay_2", "TKN4A1B2C3")]
+    assert (tmp_path / "php.log").read_text().count("order 7 is paid: TKN4A1B2C3") == 1
     assert Gateway.seen == []
 
 
@@ -149,4 +255,13 @@ def _sources() -> list[str]:
 def test_shop_in_php_is_shown_whole_in_the_tutorial() -> None:
     (shown,) = [block.text for block in blocks("docs/tutorial.md") if block.language == "php"]
     READERS["php"](shown)
-    assert re.findall(r"^function (\w+)", shown, re.MULTILINE) == ["run", "pay", "is_ours", "receive"]
+    assert re.findall(r"^function (\w+)", shown, re.MULTILINE) == [
+        "run",
+        "find",
+        "call",
+        "pay",
+        "settle",
+        "page",
+        "is_ours",
+        "receive",
+    ]

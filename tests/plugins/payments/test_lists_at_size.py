@@ -14,6 +14,7 @@ from mpesa_gateway.http.validation import read_query
 from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import PaymentFilters
 from mpesa_gateway_payments.states import Status
+from mpesa_gateway_payments.tables import READ_BY_CHECKOUT
 from tests.identifiers import expression, identifier, literal
 
 pytestmark = pytest.mark.as_owner
@@ -227,6 +228,9 @@ async def test_list_page_reads_and_sorts_a_bounded_number_of_rows(values: dict[s
                 sql, *more = PAYMENTS.select_total(conditions(None, "sandbox", filters))
                 (row,) = await db.fetch("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql, *more)
                 found[f"{name}, total"] = complaints(json.loads(row[0])[0]["Plan"])
+        handles = [f"ws_CO_{number:020}" for number in range(1, 33)]
+        (row,) = await db.fetch_planned("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + READ_BY_CHECKOUT, handles)
+        found["a batch of callbacks"] = complaints(json.loads(row[0])[0]["Plan"], len(handles))
         assert {name: wrong for name, wrong in found.items() if wrong} == {}
         assert deep_pages > len(FILTERS) / 2
         # Counter-test: the check reports a query that no index serves.
