@@ -239,9 +239,7 @@ async def _read_body(
             if len(body) > most and not has_asked:
                 most, has_asked = most_here() or most, True
             if len(body) > most:
-                return bytes(body[: min(KEPT_OF_LARGER, most)]), TruncatedBody.of(
-                    bytes(body), max(announced, len(body))
-                )
+                return bytes(body[:KEPT_OF_LARGER]), TruncatedBody.of(bytes(body), max(announced, len(body)))
     return bytes(body), None
 
 
