@@ -120,6 +120,11 @@ BEYOND: tuple[Beyond, ...] = (
         "PROVIDER_NOT_CONFIGURED",
     ),
     Beyond(
+        "a status check of a known receipt is at the shortcode of its payment",
+        frozenset({"POST /v1/payments/mpesa/check-status/{receipt}"}),
+        frozenset({"shortcode"}),
+    ),
+    Beyond(
         "a refund is of a payment or of a transaction: generators of clients cannot read a choice between fields",
         frozenset({"POST /v1/refunds"}),
         frozenset({"payment_id", "transaction_id"}),
