@@ -83,7 +83,7 @@ KERNEL_TABLES = (
 
 
 class Gateway:
-    """One gateway with its ASGI application. The constructor does no I/O."""
+    """Its constructor does no I/O."""
 
     def __init__(
         self,

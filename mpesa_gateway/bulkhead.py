@@ -45,7 +45,6 @@ class Bulkhead:
         return account in self._silent
 
     def is_free(self, account: str) -> bool:
-        """True if the account can have a slot."""
         if self._taken.total() >= self._at_once or self._taken[account] >= self._each:
             return False
         if account not in self._silent:

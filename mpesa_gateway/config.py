@@ -56,11 +56,7 @@ class ConfigError(Exception):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Connections to Postgres.
-
-    ``direct_url`` is needed if ``url`` leads through a pooler in transaction mode. ``owner_url``, for ``mpesa-gateway
-    migrate`` only, bypasses poolers; without it, the role of ``url`` owns the tables.
-    """
+    """Connections to Postgres."""
 
     url: Secret | None = None
     direct_url: Secret | None = None
@@ -74,10 +70,7 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Valkey: queues, limits and caches, all of which may be lost.
-
-    With ``sentinels``, host and port of ``url`` are ignored.
-    """
+    """Valkey: queues, limits and caches, all of which may be lost."""
 
     url: Secret | None = None
     sentinels: tuple[str, ...] = ()
@@ -116,12 +109,7 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Listening address, limits and timeouts of ``mpesa-gateway serve``.
-
-    ``max_unanswered`` includes calls that wait for other servers, ``max_concurrent`` does not; ``queue`` more wait up
-    to ``wait`` seconds. Callbacks and health checks never queue. ``anonymous_*`` limit requests without a known key,
-    per address. ``stall_timeout`` ends connections that read nothing. During ``drain``, only /health/ready fails.
-    """
+    """Listening address, limits and timeouts of ``mpesa-gateway serve``."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -180,10 +168,7 @@ class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Days that rows are kept; plugins add their own.
-
-    Batches are ``pause`` seconds apart.
-    """
+    """Days that rows are kept; plugins add their own."""
 
     idempotency_days: Days = 90
     tasks_days: Days = 30
@@ -201,7 +186,10 @@ class HasSettings(Protocol):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings. ``sections`` are the plugins' tables, checked when plugins are loaded."""
+    """All settings, described in config/gateway.toml.
+
+    ``sections`` are the plugins', checked when plugins are loaded.
+    """
 
     public_url: str = "http://127.0.0.1:8000"
     plugins: tuple[str, ...] = (

@@ -148,7 +148,7 @@ class NotFound(ApiError):
 
 
 def require_found(found: T | None, message: str) -> T:
-    """Return an object that was looked up. Raises NotFound for None."""
+    """Raises NotFound for None."""
     if found is None:
         raise NotFound(message)
     return found

@@ -136,7 +136,6 @@ GRANTS: Mapping[Permission, Grant] = {
         is_stepped=True,
     ),
 }
-"""The role table."""
 
 ALWAYS_STRONG: frozenset[Role | MerchantRole] = frozenset({Role.ADMIN, MerchantRole.OWNER, MerchantRole.APPROVER})
 """Roles that need a second factor for every page except the account's."""

@@ -48,7 +48,6 @@ _HEADINGS = {
     "metrics": "metric",
     "invariants": "invariant",
 }
-"""Heading of each line, by what a plugin provides."""
 
 
 @click.command()

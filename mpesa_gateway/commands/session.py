@@ -68,14 +68,13 @@ DEFAULT_CONFIG = Path("config/gateway.toml")
 """Read if it exists and no other file is named."""
 
 DEFAULT_DATA = Path("data")
-"""Default data folder of ``up``."""
 
 RUNNING_CONFIG = Path("run/gateway.toml")
 """In the data folder: the configuration of the running ``up`` (mode 0600)."""
 
 
 class CommandFailed(Exception):
-    """A command failed. The text has the reason and a fix."""
+    """The text has the reason and a fix."""
 
 
 class Session:

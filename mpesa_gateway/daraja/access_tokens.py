@@ -71,9 +71,9 @@ class AccessTokens:
 
     @staticmethod
     def owner(base_url: str, consumer_key: str, consumer_secret: str) -> str:
-        """Return a hash that identifies the account.
+        """Return a hash of the account.
 
-        Daraja checks the secret only when it issues a token: a token is for those who have the whole pair.
+        It covers the secret, because Daraja does not check the secret of a call with a token.
         """
         return hashlib.sha256(f"{base_url}\0{consumer_key}\0{consumer_secret}".encode()).hexdigest()[:32]
 
@@ -111,7 +111,6 @@ class AccessTokens:
             return token.text
 
     async def expiry(self, owner: str) -> datetime | None:
-        """Return when the current token expires, or None."""
         token = self._tokens.get(owner) or self._unseal(owner, await self._read_sealed(owner))
         return token.until if token is not None and token.until > self._clock.now() else None
 

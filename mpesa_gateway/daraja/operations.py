@@ -94,7 +94,7 @@ def response_text(answer: Any) -> str:
 
 
 def read_ack(answer: Any) -> Ack:
-    """Return the acknowledgement. Raises OutcomeUnknown."""
+    """Raises OutcomeUnknown."""
     code = read_code(answer, "ResponseCode")
     originator = read_text(answer, "OriginatorConversationID")
     conversation = read_text(answer, "ConversationID")

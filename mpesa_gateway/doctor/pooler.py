@@ -16,14 +16,12 @@ _CONNECT_ERRORS: tuple[type[BaseException], ...] = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-"""Errors of connecting to Postgres itself."""
 
 _CLOSE_TIMEOUT = 5.0
-"""Seconds that closing a connection may take."""
+"""Seconds."""
 
 # raw SQL: catalog - the server and its settings.
 _IDENTITY = "SELECT pg_postmaster_start_time() AS started, current_database() AS name, current_user AS role"
-"""Identifies the server and the database of a connection."""
 
 
 def pooler_result(refusal: PoolerDetected | SearchPathLost) -> CheckResult:

@@ -72,7 +72,6 @@ class Printer:
         self._line(f"The ledger: {count} invariants, each checked in one snapshot")
 
     def print_invariant(self, proof: InvariantResult) -> None:
-        """Print one invariant and the ids that violate it."""
         level = {True: "ok", False: "broken", None: "unknown"}[proof.holds]
         if self._quiet and proof.holds:
             return

@@ -13,7 +13,7 @@ PATIENCE = 10.0
 """Seconds for connecting, and for each read."""
 
 _READ = 65_536
-"""Bytes of the answer that are read."""
+"""Bytes."""
 
 
 class ProbeFailed(Exception):

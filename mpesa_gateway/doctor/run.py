@@ -38,7 +38,6 @@ WITHOUT_DATABASE = (
     Check("Valkey", check_valkey),
     Check("Safaricom's certificates", check_certificates),
 )
-"""Checks that need no Postgres."""
 
 KERNEL = (
     Check("Settings", check_settings),
@@ -55,7 +54,7 @@ _NEEDED = {"postgres.reachable", "postgres.pooler", "postgres.writable", "postgr
 """Problems with which the gateway cannot start."""
 
 _PATIENCE = 60.0
-"""Seconds that one check may take."""
+"""Seconds for one check."""
 
 _AT_ONCE = 4
 """Merchants checked concurrently; more would trigger Daraja's spike arrest."""

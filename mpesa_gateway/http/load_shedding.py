@@ -156,7 +156,6 @@ class LoadShedder:
         self._admit_next()
 
     def release(self) -> None:
-        """Release the slot while the call waits."""
         self.working -= 1
         self._admit_next()
 

@@ -195,7 +195,6 @@ def name_enumerations(document: dict[str, Any]) -> None:
 
 
 def iter_objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object in a JSON value."""
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
         yield pairs

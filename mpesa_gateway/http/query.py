@@ -36,8 +36,6 @@ def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
 
 
 def query_dependency(kind: type[Q]) -> Provide:
-    """Return the dependency for a route's query parameters."""
-
     async def provide(request: Request[Any, Any, Any]) -> Any:
         return read_params(request, kind)
 
@@ -46,7 +44,6 @@ def query_dependency(kind: type[Q]) -> Provide:
 
 
 def query_types(handler: BaseRouteHandler) -> list[type[msgspec.Struct]]:
-    """Return the structs of a route's query parameters."""
     given = (getattr(each.dependency, "query_type", None) for each in handler.resolve_dependencies().values())
     return [kind for kind in given if kind is not None]
 

@@ -208,7 +208,6 @@ async def serve_asset(digest: FromPath[str], name: FromPath[str]) -> Response[by
 
 
 def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'") -> dict[str, str]:
-    """Return the headers of every page."""
     return {
         "Content-Security-Policy": policy,
         "X-Frame-Options": "DENY",

@@ -135,7 +135,7 @@ def _first(parts: Iterable[tuple[str, Any]]) -> PartError | None:
 
 
 def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
-    """Decode a query string. Raises InvalidFields."""
+    """Raises InvalidFields."""
     checks = FieldChecks()
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}

@@ -127,7 +127,7 @@ class EmbeddedPostgres:
             return next((name for name in _UNPRIVILEGED if name in known), _UNPRIVILEGED[-1])
 
     def start(self) -> str:
-        """Start the server and return its URL. Raises StartFailed."""
+        """Return the server's URL. Raises StartFailed."""
         binaries = self.binaries()
         home = self.home
         home.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
-"""Path of the simulated Daraja."""
 
 OPS = "ops"
 

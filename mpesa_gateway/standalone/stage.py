@@ -12,7 +12,7 @@ _PATIENCE = 10.0
 
 
 class UnexpectedAnswer(Exception):
-    """An unexpected answer. The text states what was expected and received."""
+    """The text states what was expected and received."""
 
 
 class Api:

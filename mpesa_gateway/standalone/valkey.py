@@ -47,7 +47,7 @@ class EmbeddedValkey:
         return f"valkey://:{self._password()}@127.0.0.1:{self._port}/0"
 
     def start(self) -> str:
-        """Start the server; return its URL. Raises StartFailed."""
+        """Return the server's URL. Raises StartFailed."""
         binary = valkey_binary()
         self._home.mkdir(parents=True, exist_ok=True)
         # The AOF holds the queue. An older release left its files readable.

@@ -203,7 +203,6 @@ def database_settings(url: str) -> dict[str, Any]:
 
 
 _made: dict[str, Databases] = {}
-"""The maker of each existing test database, by URL."""
 
 
 async def fill(gateway: "Gateway") -> None:

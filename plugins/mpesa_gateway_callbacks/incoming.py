@@ -69,9 +69,7 @@ class VerifiedCallback:
     is_signed: bool
     is_listed: bool
     origin: RequestContext | None
-    """The request that delivered it."""
     text: str
-    """The body as text."""
     raw: bytes | None
     """The body's bytes if ``text`` cannot restore them."""
 
@@ -93,7 +91,6 @@ class VerifiedCallback:
         }
 
     def body(self, kinds: CallbackKinds) -> Body:
-        """Return the body to store."""
         kind = kinds.get(self.incoming.kind)
         return Body(self.text, frozenset() if kind is None else kind.constants, (self.parsed.handle,))
 

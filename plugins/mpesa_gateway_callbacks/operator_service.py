@@ -145,7 +145,7 @@ class CallbackOperatorService:
         return str(accepted["callback_id"])
 
     async def find(self, callback_id: str) -> Found:
-        """Return one accepted callback. Raises NotFound."""
+        """Raises NotFound."""
         row: Found = require_found(
             await self._db.run(
                 CallbackRow.select(*CallbackRow.all_columns(), tables.BODY)
@@ -164,11 +164,11 @@ class CallbackOperatorService:
         return row
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
-        """Return accepted callbacks of ``env``, or of no env, newest first. Raises InvalidFields for a bad filter."""
+        """Callbacks without an env are included. Raises InvalidFields for a bad filter."""
         return page_of((await self._accepted(env, filters)).map(callback_view))
 
     async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
-        """Return refused callbacks of ``env``, or of no env, newest first. Raises InvalidFields for a bad filter."""
+        """Callbacks without an env are included. Raises InvalidFields for a bad filter."""
         return page_of((await self._refused(env, filters)).map(refused_view))
 
     async def rows(self, env: Env, filters: CallbackQuery) -> tuple[Sequence[Row], Sequence[Row]]:

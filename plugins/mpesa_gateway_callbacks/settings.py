@@ -27,17 +27,7 @@ SAFARICOM = (
 
 
 class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[callbacks]``.
-
-    ``enforce_allowlist``: check the source of live payments and of callbacks without a token, of all, or never (results
-    without a token need a listed source in any case). ``signature``: required, checked if present, or ignored;
-    ``signature_header`` names the header. ``keep_refused`` limits refused callbacks of untrusted senders; those with a
-    valid token or from a listed source are all kept for ``keep_refused_days``.
-    ``max_body_bytes`` limits a body with a valid token or from a listed source; its beginning is always stored.
-    ``sandbox_per_minute`` limits the posts of each kind to one shortcode's standing address of the sandbox, whose
-    sender is unknown; further ones are answered 429 and not stored.
-    ``keep_days`` and ``keep_refused_days`` delete old callbacks, except waiting ones; 0 keeps all.
-    """
+    """``[callbacks]``."""
 
     allowlist: tuple[str, ...] = SAFARICOM
     enforce_allowlist: Literal["live", "always", "never"] = "live"

@@ -58,7 +58,6 @@ class MpesaCredentials:
 
     @property
     def is_owner(self) -> bool:
-        """True unless another merchant owns the receiver."""
         return self.owner_id in {None, self.merchant_id}
 
     @property
@@ -105,7 +104,7 @@ class MpesaCredentials:
             )
 
     def check_owner(self, purpose: str) -> None:
-        """Raise ReceiverOwned if another merchant owns the receiver."""
+        """Raises ReceiverOwned."""
         if not self.is_owner:
             raise ReceiverOwned(
                 f"{self.env} shortcode {self.shortcode} belongs to another merchant of this gateway, and {purpose} is "

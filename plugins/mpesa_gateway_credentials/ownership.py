@@ -51,7 +51,7 @@ class ReceiverOwnership:
         self._merchants = merchants
 
     async def move_receiver(self, number: str, merchant_id: str, *, actor: str) -> None:
-        """Make a merchant the owner of a live receiver. Raises NotFound and Conflict."""
+        """Raises NotFound and Conflict."""
         await self._merchants.require(merchant_id)
         async with self._db.transaction():
             receiver = await self._live_receiver(number)

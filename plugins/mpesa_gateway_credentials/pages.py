@@ -50,7 +50,6 @@ class CertificateHealth(msgspec.Struct, frozen=True):
 
 
 def certificates(gateway: Runtime) -> list[CertificateHealth]:
-    """Return the configured certificates with their states."""
     return [_certificate(gateway, env) for env in _ENVS]
 
 

@@ -10,10 +10,7 @@ SHORTEST_TOKEN = 16
 
 
 class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[metrics]``. A reader needs the ``token`` and an address in ``networks``, as far as these are set.
-
-    Collected gauges are cached for ``keep`` seconds.
-    """
+    """``[metrics]``. A reader needs the ``token`` and an address in ``networks``, as far as these are set."""
 
     token: Secret | None = None
     networks: tuple[str, ...] = ()

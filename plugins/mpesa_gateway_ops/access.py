@@ -159,7 +159,7 @@ def require_permission(connection: Connection, session: Session, needs: Permissi
         raise SecondFactorMissing("set up a second factor under /ops/account first: your role requires one for this")
     if not GRANTS[needs].members and not session.host_role:
         raise NotAllowed("this page is for the people who run the gateway: ask an admin of the host")
-    # The names of some roles are the host's and the merchant's: each person reads those that it can have.
+    # Some role names belong to the host and to merchants: the message names only roles that the person can have.
     hosts = [role for role in Role if needs in host_permissions(role)][:1] if session.host_role else []
     wanted = " or ".join(dict.fromkeys([*hosts, *sorted(GRANTS[needs].members)])) or "another role"
     raise NotAllowed(f"this takes the role {wanted}, and yours is {visitor.role}: ask an admin or an owner")

@@ -60,7 +60,6 @@ def _text(value: object) -> str:
 
 
 async def verify(visit: PageRequest) -> Redirect:
-    """Check the whole chain of entries."""
     try:
         count = await visit.gateway.audit.verify()
     except BrokenChain as problem:

@@ -8,7 +8,6 @@ from mpesa_gateway_ops.tables import PersonRow
 
 
 async def check_operators(gateway: Runtime, _: CheckContext) -> AsyncIterator[CheckResult]:
-    """Report the number of active persons of the host."""
     count = await gateway.db.run(
         PersonRow.count().where(PersonRow.is_active.eq(value=True), PersonRow.host_role.is_not_null())
     )

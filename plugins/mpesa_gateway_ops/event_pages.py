@@ -53,7 +53,6 @@ async def event(visit: PageRequest) -> Rendered:
 
 
 async def wake(visit: PageRequest) -> Redirect:
-    """Let a subscriber retry an event now."""
     event_id, subscriber = visit.values["event_id"], visit.text("subscriber")
     if not await _log(visit.gateway).wake(event_id, subscriber):
         raise Conflict("this subscriber has already handled the event")

@@ -108,7 +108,6 @@ class Invitations:
         return token
 
     async def of_merchant(self, merchant_id: str) -> list[Invitation]:
-        """Return the open invitations of a merchant, by address."""
         rows = await self._db.run(
             InvitationRow.select(*_SHOWN)
             .where(InvitationRow.merchant_id == merchant_id, InvitationRow.expires_at > self._clock.now())

@@ -113,7 +113,6 @@ class Layout:
         status: int = 200,
         more: Mapping[str, str] | None = None,
     ) -> Response[str]:
-        """Render a page without a session."""
         own = {"root": templating.root(connection), "asset": templating.asset}
         return templating.answer(
             self._templates.get_template(template).render(own | dict(values)), status=status, more=more

@@ -67,7 +67,6 @@ def _grantable(visit: PageRequest) -> Sequence[Scope]:
 
 
 async def create_key(visit: PageRequest) -> Redirect:
-    """Create an API key, which is shown once."""
     found = await visit.gateway.merchants.require_active(visit.values["merchant_id"])
     with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
@@ -115,7 +114,6 @@ async def revoke_key(visit: PageRequest) -> Redirect:
 
 
 async def deactivate(visit: PageRequest) -> Redirect:
-    """Deactivate a merchant and all its keys."""
     merchant_id = visit.values["merchant_id"]
     _confirmed(visit, merchant_id)
     found = await visit.gateway.merchants.deactivate(merchant_id, actor=visit.visitor.actor)

@@ -53,7 +53,6 @@ def _counts(info: dict[str, Any], failed: int) -> dict[str, int]:
 
 
 async def failing_parts(visit: PageRequest) -> list[AttentionItem]:
-    """Report failing parts of the gateway and failed jobs."""
     gateway = visit.gateway
     found = [
         AttentionItem(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")

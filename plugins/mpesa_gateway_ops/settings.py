@@ -6,12 +6,7 @@ import msgspec
 
 
 class OpsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[ops]``. ``session_hours`` limits a session, ``idle_minutes`` the time between two pages.
-
-    ``login`` names the host's login function as ``package.module:name``; ``login_url`` is the host's sign-in page.
-    ``second_factor``: ``live`` requires one as soon as a merchant is live. A code counts as recent for
-    ``step_up_minutes``. ``invitation_hours`` is the lifetime of invitations and password resets.
-    """
+    """``[ops]``."""
 
     session_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 12
     idle_minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 60

@@ -125,7 +125,6 @@ class Requested:
 
 
 Finding = Literal["already_known", "recovered", "not_found", "mismatched", "ambiguous"]
-"""The result of a report of money."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class ExternalReversals:
         """Record that M-Pesa reversed a payment; return False if nothing changes.
 
         Needs an open transaction in which ``row`` is locked. A payment with a refund, finished or pending, is
-        unchanged: M-Pesa does not state whose reversal it means. M-Pesa states no amount of a partial reversal: the
-        payment stays completed, rejects refunds and needs review.
+        unchanged: M-Pesa does not state whether it means that refund. M-Pesa states no amount of a partial
+        reversal: the payment stays completed, rejects refunds and needs review.
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
         now = self._clock.now()

@@ -49,9 +49,9 @@ class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
 
 
 class PaymentOperatorService:
-    """Lists payments for operators and performs their actions.
+    """Lists payments and performs operators' actions.
 
-    ``within`` limits a list to a member's merchant, whatever the filters; the host's people have None.
+    ``within`` limits every list to a member's merchant; None for the host's people.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ def audited(filters: OperatorPaymentFilters) -> dict[str, str]:
 
 
 def needs_review(row: Row) -> bool:
-    """True if reported money is not accounted for and no operator has reviewed it."""
+    """True if reported money is unexplained and unreviewed."""
     if row["reviewed_at"] is None and row["reversed_outside"] is not None:
         return True
     is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}

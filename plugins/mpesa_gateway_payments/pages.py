@@ -102,7 +102,6 @@ async def total(visit: PageRequest) -> Rendered:
 
 
 async def newer(visit: PageRequest) -> Rendered:
-    """Count the payments created since the list was drawn."""
     filters = read_filters(visit)
     service, sees_numbers = visit.gateway.port(PaymentOperatorService), sees_numbers_of(visit)
     count = await service.count_newer(visit.env, filters, within=visit.merchant_id, sees_numbers=sees_numbers)

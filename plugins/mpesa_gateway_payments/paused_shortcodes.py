@@ -17,13 +17,11 @@ class PausedShortcodes:
         self._until: dict[str, datetime] = {}
 
     def pause(self, shortcode_id: str, fault: NotSent) -> datetime:
-        """Return the end of the pause."""
         until = self._clock.now() + timedelta(seconds=fault.retry_after or _REST)
         self._until[shortcode_id] = until
         return until
 
     def paused_until(self, shortcode_id: str) -> datetime | None:
-        """Return the end of the pause, None if there is none."""
         until = self._until.get(shortcode_id)
         if until is not None and until <= self._clock.now():
             self.resume(shortcode_id)

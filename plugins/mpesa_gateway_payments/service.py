@@ -88,7 +88,7 @@ class PaymentService:
         self._unacknowledged = unacknowledged
 
     def read(self, body: CreatePayment) -> PaymentRequest:
-        """Return the request in a valid body. Raises InvalidFields for its callback_url."""
+        """Raises InvalidFields for the body's callback_url."""
         if body.callback_url is not None:
             with check_fields() as checks:
                 self._check_callback_url(checks, body.callback_url)

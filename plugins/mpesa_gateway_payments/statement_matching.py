@@ -58,8 +58,6 @@ _Receipt = tuple[str, str, str]
 
 @dataclass
 class _Facts:
-    """Rows fetched for several reports."""
-
     named: dict[str, Payment] = field(default_factory=dict[str, Payment])
     candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
     unallocated: dict[_Group, list[Transaction]] = field(default_factory=dict[_Group, list[Transaction]])

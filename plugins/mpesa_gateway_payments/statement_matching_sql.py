@@ -71,7 +71,7 @@ SELECT found.* FROM (
     ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
 ) AS found
 """
-"""Payments of all merchants of these receivers without a receipt; candidates of the rule come first."""
+"""Payments without a receipt at these receivers, of all merchants; candidates of the rule come first."""
 
 # raw SQL: array
 RECEIPTS_KNOWN = """
@@ -96,7 +96,7 @@ SELECT receipt, number, refund_reserved_cents + refunded_cents > 0 OR reversed_o
 FROM transaction JOIN receiver USING (receiver_id)
 WHERE transaction.env = $1 AND direction = 'in' AND receipt = ANY($2::text[])
 """
-"""What is known of receipts at their receivers.
+"""Facts about receipts at their receivers.
 
-``pays_nothing``: reversed as a whole, of our refunds, or refunded without a payment.
+``pays_nothing``: the money was reversed in full, returned by our refund, or refunded without a payment.
 """

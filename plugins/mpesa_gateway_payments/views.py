@@ -57,7 +57,6 @@ def exported(row: Row) -> tuple[Any, ...]:
 
 
 def event_fields(row: Row | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields common to all payment events."""
     fields: dict[str, Any] = {name: row[name] for name in _SHARED}
     completed_at = row["completed_at"]
     return fields | {

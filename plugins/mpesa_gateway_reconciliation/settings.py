@@ -10,16 +10,7 @@ _LEAST_DAYS = 3
 
 
 class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[reconciliation]``.
-
-    Times are in seconds unless their name states another unit. ``window_hours``: window of a regular run; after missed
-    runs it starts at the end of the last one, at most 48 hours back, the limit of Pull. ``max_concurrent``: merchants
-    that a worker reconciles at a time; others are woken when a run ends. ``tries`` and ``pause``: attempts for one page
-    and the pause between them. ``page_pause``: pause between pages, for Daraja's spike arrest. ``wait``: time until a
-    manual run is returned as running. ``keep_days``: days for which runs and lines are stored, 0 for no limit, at least
-    3: M-Pesa's statements reach back 48 hours and must not show a deleted line. A line that needs review is never
-    deleted.
-    """
+    """``[reconciliation]``. Times are in seconds unless their name states another unit."""
 
     window_hours: Annotated[float, msgspec.Meta(gt=0, le=48)] = 2.0
     max_concurrent: Count = 3

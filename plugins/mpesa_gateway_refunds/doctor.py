@@ -8,7 +8,6 @@ from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def check_refunds(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    """Count the pending refunds that need review."""
     count = await gateway.db.run(
         RefundRow.count().where(
             RefundRow.merchant_id == context.require_merchant.merchant_id,

@@ -5,7 +5,6 @@ from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 
 
 async def query(gateway: Runtime, *, refund_id: str, merchant_id: str) -> None:
-    """Send a status query about a reversal whose result is overdue."""
     await gateway.port(RefundStatusQueries).ask_if_slot_free(refund_id, merchant_id)
 
 

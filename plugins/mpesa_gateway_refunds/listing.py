@@ -17,7 +17,7 @@ REFUNDS = KeysetList(table="refund", key="refund_id", prefix="rfd")
 
 
 async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) -> Found:
-    """Return a merchant's refund in ``env``. Raises NotFound."""
+    """Raises NotFound."""
     row: Found = require_found(
         await db.run(
             RefundRow.select()
@@ -30,7 +30,7 @@ async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) 
 
 
 async def list_refunds(db: Database, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
-    """Return one page, newest first. Raises InvalidFields for a bad cursor."""
+    """Raises InvalidFields for a bad cursor."""
     found = _conditions(merchant_id, env, filters)
     page = await REFUNDS.page(db, found, filters.cursor, filters.limit, count=filters.count)
     return page_of(page.map(view))
@@ -39,7 +39,6 @@ async def list_refunds(db: Database, merchant_id: str, env: Env, filters: Refund
 def export_refunds(
     db: Database, merchant_id: str, env: Env, filters: RefundFilters
 ) -> AsyncGenerator[list[Sequence[Any]]]:
-    """Return all matching refunds, newest first, in pages."""
     return REFUNDS.export(db, _conditions(merchant_id, env, filters), exported)
 
 

@@ -84,15 +84,14 @@ class RefundOperatorService:
         self._refunds = refunds
 
     async def page(self, env: Env, query: RefundsQuery, limit: int) -> KeysetPage[Row]:
-        """Return a page of refunds of ``env``. Raises InvalidFields for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         return await REFUNDS.page(self._db, _conditions(env, query), query.cursor, limit)
 
     async def total(self, env: Env, query: RefundsQuery) -> Total:
-        """Return the number and the amount of the matching refunds."""
         return await REFUNDS.total(self._db, _conditions(env, query))
 
     async def get(self, refund_id: str) -> Found:
-        """Return a refund of any merchant. Raises NotFound."""
+        """Raises NotFound."""
         row: Found = require_found(
             await self._db.run(RefundRow.select().where(RefundRow.refund_id == refund_id).first()),
             "there is no such refund",
@@ -100,11 +99,9 @@ class RefundOperatorService:
         return row
 
     async def of_payment(self, payment_id: str) -> list[Found]:
-        """Return a payment's refunds, newest first."""
         return await self._of(RefundSource(payment_id, None))
 
     async def of_transaction(self, transaction_id: str) -> list[Found]:
-        """Return a transaction's refunds, newest first."""
         return await self._of(RefundSource(None, transaction_id))
 
     async def _of(self, source: RefundSource) -> list[Found]:
@@ -118,7 +115,7 @@ class RefundOperatorService:
         return count
 
     async def payment(self, payment_id: str) -> PaymentView:
-        """Return a refund's payment. Raises NotFound."""
+        """Raises NotFound."""
         return require_found(await self._payments.find(payment_id), "there is no such payment")
 
     async def money(self, visit: PageRequest) -> MoneyToRefund:

@@ -168,7 +168,7 @@ class RefundService:
     async def _insert(
         self, caller: Caller, body: CreateRefund, source: RefundSource, key: str | None, refund_id: str
     ) -> tuple[Found, MpesaCredentials]:
-        """Reserve the money and insert the refund. Raises _WholeRefundExists if a whole refund exists."""
+        """Raises _WholeRefundExists if a whole refund exists."""
         now, amount = self._clock.now(), read_amount(body.amount)
         try:
             async with self._db.savepoint():
@@ -253,11 +253,10 @@ class RefundService:
         return self._public_url(f"/v1/refunds/{refund_id}")
 
     async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
-        """Return one page of the merchant's refunds, newest first. Raises InvalidFields for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         return await list_refunds(self._db, merchant_id, env, filters)
 
     def export(self, merchant_id: str, env: Env, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """Return all matching refunds of the merchant, newest first, in pages."""
         return export_refunds(self._db, merchant_id, env, filters)
 
 

@@ -168,7 +168,7 @@ class Phones:
         self._api = api
 
     async def prompt(self, checkout_request_id: str) -> dict[str, Any]:
-        """Return the prompt of a push. Raises UnexpectedAnswer."""
+        """Raises UnexpectedAnswer."""
         return cast("dict[str, Any]", await self._api.data("GET", f"/control/pushes/{checkout_request_id}"))
 
     async def answer(self, checkout_request_id: str, answer: str) -> None:

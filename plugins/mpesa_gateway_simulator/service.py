@@ -154,19 +154,19 @@ class SimulatedDaraja:
         }
 
     async def transaction_status(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
-        """Accept a status query. Raises Fault and AckLost."""
+        """Raises Fault and AckLost."""
         await self._check_token(authorization)
         await self._controls.play_fault("transactionstatus")
         return await self._acknowledge(self._results.status(body))
 
     async def reversal(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
-        """Accept a reversal. Raises Fault and AckLost."""
+        """Raises Fault and AckLost."""
         await self._check_token(authorization)
         await self._controls.play_fault("reversal")
         return await self._acknowledge(self._results.reverse(body))
 
     async def pull_register(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
-        """Enable Pull. Raises Fault."""
+        """Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("pullregister")
         return await self._statements.register(body)
@@ -178,19 +178,19 @@ class SimulatedDaraja:
         return await self._statements.pull(body)
 
     async def c2b_register(self, version: Version, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
-        """Register C2B addresses. Raises Fault and AckLost."""
+        """Raises Fault and AckLost."""
         await self._check_token(authorization)
         await self._controls.play_fault("c2bregister")
         return await self._registrations.register(version, body)
 
     async def c2b_simulate(self, version: Version, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
-        """Accept a payment without a prompt. Raises Fault."""
+        """Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("c2bsimulate")
         return await self._c2b.simulate(version, body)
 
     async def qr_code(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
-        """Draw a QR code. Raises Fault."""
+        """Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("qrcode")
         return await self._qr_codes.generate(body)

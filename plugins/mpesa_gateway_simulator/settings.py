@@ -8,21 +8,7 @@ from mpesa_gateway.config import Count, Pause, WholeSeconds
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[simulator]``. Times are in seconds. The control API can change delays at run time.
-
-    ``callback_jitter`` is the largest random delay of a callback, so that callbacks overtake each other. ``strict``
-    refuses what the documentation forbids and Daraja acknowledges: a TransactionDesc over 13 characters, an
-    AccountReference over 12, blanks around TransactionType. ``one_token_per_key`` ends a consumer key's token when the
-    next one is issued, as documented; otherwise tokens stay valid until they expire. ``lock_subscriber`` refuses a
-    second push to a phone whose prompt is open, as Daraja does; ``https_callbacks`` refuses callback addresses without
-    TLS, as Daraja does for live shortcodes. ``c2b_live`` registers C2B addresses as Daraja does for live shortcodes:
-    once, with TLS, a public host and no tunnel; and it has no ``simulate``. ``external_validation`` asks the validation
-    address before a C2B payment, and waits ``validation_timeout`` for its answer. ``chaos`` is the share (0 to 1) of
-    pushes to unlisted numbers that fail at random; ``seed`` makes randomness, receipts and ids repeatable.
-    ``strangers`` is the mean number of unrelated payments, payouts, charges and portal reversals for each push.
-    ``hosts`` are further names for its pages and control API, in addition to loopback and the hosts of ``public_url``
-    and ``daraja.sandbox_url``.
-    """
+    """``[simulator]``. Times are in seconds. The control API can change delays at run time."""
 
     callback_delay: Pause = 0.3
     late_delay: Pause = 20.0

@@ -38,7 +38,7 @@ class Statements:
         self._chance = chance
 
     async def register(self, body: dict[str, Any]) -> dict[str, str]:
-        """Enable Pull for a shortcode. Raises Fault."""
+        """Raises Fault."""
         shortcode = read_registration(body, https_callbacks=self._settings.https_callbacks)
         is_new = await self._db.run(
             RegistrationRow.insert(RegistrationRow(shortcode=shortcode, registered_at=self._clock.now())).on_conflict(

@@ -56,7 +56,6 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prompt(self) -> str:
-        """The text on the phone."""
         question = f"Do you want to pay Ksh {self.amount:,}.00 to {self.receiver}, account no. {self.reference}?"
         return f"{question} {self.description}".rstrip()
 

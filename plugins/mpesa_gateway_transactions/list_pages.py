@@ -126,7 +126,6 @@ async def total(visit: PageRequest) -> Rendered:
 
 
 async def newer(visit: PageRequest) -> Rendered:
-    """Count the transactions recorded since the list was drawn."""
     filters = read_filters(visit)
     count = await visit.gateway.port(TransactionOperatorService).count_newer(
         visit.env, filters, within=visit.merchant_id

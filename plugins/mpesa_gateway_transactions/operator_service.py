@@ -49,9 +49,9 @@ class OperatorTransactionFilters(TransactionFilters, frozen=True, kw_only=True):
 
 
 class TransactionOperatorService:
-    """Lists and finds transactions. A chosen merchant limits a list to what the merchant sees.
+    """A chosen merchant limits a list to what the merchant sees.
 
-    ``within`` limits a list to a member's merchant, whatever the filters; the host's people have None.
+    ``within`` limits every list to a member's merchant; None for the host's people.
     """
 
     def __init__(self, *, db: Database, sealer: Sealer) -> None:
@@ -68,7 +68,7 @@ class TransactionOperatorService:
         return await listing.page(self._db, found, wanted.cursor, wanted.limit)
 
     async def numbers(self, rows: Sequence[Row]) -> dict[str, str]:
-        """Return the receivers' shortcodes by their id."""
+        """Return shortcodes by the receiver's id."""
         return dict(await numbers_of(self._db, rows))
 
     async def total(self, env: Env, filters: OperatorTransactionFilters, *, within: str | None) -> Total:
@@ -132,7 +132,6 @@ class TransactionOperatorService:
 
 
 def is_open(row: Row) -> bool:
-    """Return True for money in that still needs a decision."""
     is_untouched = not (row["refunded_cents"] or row["refund_reserved_cents"] or row["reversed_outside"])
     return row["direction"] == "in" and row["subject_id"] is None and is_untouched
 

@@ -44,7 +44,7 @@ ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail, see
 
 @dataclass(frozen=True)
 class Change:
-    """What a report changes: cents returned now (None if unknown), and what is known of the money afterwards."""
+    """The state of money after a report. ``returned_cents`` were returned by this report, None if unknown."""
 
     of: Literal["whole", "part"]
     returned_cents: int | None
@@ -53,7 +53,7 @@ class Change:
 def decide(row: Values, seen: ReportedReversal) -> Change | None:
     """Return the change, or None if the report adds nothing.
 
-    Money with a refund, finished or pending, is unchanged: M-Pesa does not state whose reversal it means.
+    Money with a refund, finished or pending, is unchanged: M-Pesa does not state whether it means that refund.
     """
     known, amount, gone = row["reversed_outside"], row["amount_cents"], row["refunded_cents"]
     if known == "whole" or row["refund_reserved_cents"] or (known is None and gone):
@@ -87,7 +87,7 @@ class TransactionReversals:
         await lock()
         returned = await self._unlinked_money_out(seen)
         if seen.reversal_receipt is not None and returned is None:
-            # A refund of ours, or a reversal that has been applied.
+            # Our own refund, or a reversal that was applied before.
             return "known"
         change = decide(row, seen)
         if change is not None:
@@ -110,7 +110,7 @@ class TransactionReversals:
         return row["transaction_id"] if row is not None and row["subject_id"] is None else None
 
     async def _is_first_line(self, row: Row) -> bool:
-        """The line of a reversal that a status answer has reported."""
+        """True if a status answer reported the reversal before, without its own receipt."""
         if row["reversed_outside"] is None:
             return False
         return not await self._db.run(
@@ -135,7 +135,7 @@ class TransactionReversals:
         values: dict[Any, Any] = {
             TransactionRow.reversed_outside: change.of,
             TransactionRow.refunded_cents: refunded,
-            # ``transaction.reversed`` tells of the money.
+            # ``transaction.reversed`` announces the money.
             TransactionRow.announce_at: None,
         }
         await self._db.run(TransactionRow.update(values).where(TransactionRow.transaction_id == transaction_id))

@@ -136,7 +136,7 @@ class DeliveryService:
         return await self._sender.begin(delivery_ids)
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
-        """Return deliveries, newest first. Raises InvalidFields for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(status=filters.status, event_type=filters.event_type)
         if filters.payment_id is not None:
@@ -172,7 +172,7 @@ class DeliveryService:
         )
 
     async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
-        """Return an event. Raises NotFound."""
+        """Raises NotFound."""
         row = require_found(
             await self._db.run(
                 EventRow.select(EVENT_BODY)

@@ -57,7 +57,7 @@ class WebhookOperatorService:
         return page.map(lambda row: rows[row["endpoint_id"]])
 
     async def endpoint(self, endpoint_id: str) -> Row:
-        """Return one endpoint. Raises NotFound."""
+        """Raises NotFound."""
         rows = await self._health([endpoint_id])
         if not rows:
             raise NotFound("there is no such endpoint")
@@ -83,14 +83,13 @@ class WebhookOperatorService:
         return await tables.DELIVERIES.page(self._db, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
-        """Return a delivery with its endpoint and event. Raises NotFound."""
+        """Raises NotFound."""
         return require_found(await self._db.fetchrow(tables.FIND_ANY, delivery_id), "there is no such delivery")
 
     async def attempts(self, delivery_id: str) -> list[AttemptView]:
         return [AttemptView(**row) for row in await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)]
 
     async def of_payment(self, payment_id: str) -> list[Row]:
-        """Return the deliveries about a payment, newest first."""
         return await self._db.fetch(tables.OF_PAYMENT, payment_id)
 
     async def of_event(self, event_id: str) -> list[Row]:
@@ -108,7 +107,6 @@ class WebhookOperatorService:
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
     async def count_failing(self, env: Env, merchant_id: str | None) -> int:
-        """Count the failing and paused endpoints."""
         failing = EndpointRow.count().where(
             EndpointRow.is_active.eq(value=True),
             EndpointRow.env == env,

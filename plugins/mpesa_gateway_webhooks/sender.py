@@ -55,8 +55,6 @@ class _Lease:
 
 @dataclass(frozen=True)
 class _RequestedDelivery:
-    """The deliveries and the log context of one job."""
-
     delivery_ids: Sequence[str]
     context: Context
 
