@@ -375,6 +375,12 @@ class Database:
     def in_transaction(self) -> bool:
         return self._open.get() is not None
 
+    @property
+    def is_deferring(self) -> bool:
+        """True in a transaction that has sent no statement yet: all its writes are deferred."""
+        current = self._open.get()
+        return current is not None and current.connection is None
+
     def refuse_transaction(self, what: str) -> None:
         if self.in_transaction:
             raise ExternalCallInTransaction(

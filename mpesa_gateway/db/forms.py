@@ -7,7 +7,7 @@ text together again, byte for byte: SQL reads ``event.body``. `whole` does the s
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +29,12 @@ _REMEMBERED = 4096
 
 _TOKEN = re.compile(r'"([^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"(\s*:)?|(-?\d[\d.eE+-]*)|"')
 """A string, with the colon if it is a name; a number; or a quote that begins no string."""
+
+_TEXT = r"([^\"\\\x00-\x1f]*)"
+_NUMBER = r"(-?[0-9][0-9.eE+-]*)"
+"""Values in the pattern of a form. Texts with escapes are left to `split`."""
+
+_MOST_RECENT = 4
 
 _PLACE = re.compile(r"([^%]*)(?:%(?:([0-9]+)[$]s|(%))|$)")
 """The text before a place or percent sign, the place's number, the percent sign."""
@@ -125,6 +131,40 @@ def number_of(template: str) -> int:
     return int.from_bytes(hashlib.sha256(template.encode()).digest()[:4], "big", signed=True)
 
 
+@dataclass(frozen=True)
+class _KnownForm:
+    """A stored form. ``places`` are the arguments in the order of the text."""
+
+    number: int
+    pattern: re.Pattern[str]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, template: str, number: int) -> "_KnownForm":
+        pattern, places, pieces = "", list[int](), _pieces(template)
+        for before, piece, after in zip(("", *pieces), pieces, (*pieces[1:], ""), strict=False):
+            if isinstance(piece, str):
+                pattern += re.escape(piece)
+            else:
+                places.append(piece)
+                is_text = str(before).endswith('"') and str(after).startswith('"')
+                pattern += _TEXT if is_text else _NUMBER
+        return cls(number, re.compile(pattern), tuple(places))
+
+    def values_of(self, body: Body) -> str | None:
+        """Return the values of a body of this form, as `split` does but in one match; None for another."""
+        match = self.pattern.fullmatch(body.text)
+        if match is None:
+            return None
+        values: list[str] = []
+        for place, value in zip(self.places, match.groups(), strict=True):
+            if place >= len(body.columns):
+                values.append(value)
+            elif value != body.columns[place]:
+                return None
+        return SEPARATOR.join(values)
+
+
 class BodyForms:
     """The forms that this process knows.
 
@@ -134,25 +174,43 @@ class BodyForms:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._numbers: dict[str, int] = {}
+        self._known: dict[str, _KnownForm] = {}
+        self._recent = deque[tuple[int, _KnownForm]](maxlen=_MOST_RECENT)
+        """Each with the number of its columns."""
         self._seen: Counter[str] = Counter()
 
     async def shorten(self, bodies: Sequence[Body | None]) -> list[StoredBody]:
         """Return what to store of these bodies. A new form is stored after the commit, for later bodies."""
         found: list[StoredBody] = []
         for body in bodies:
-            parts = None if body is None else split(body)
-            text = None if body is None else body.text
-            if parts is None:
-                found.append(StoredBody(text))
+            if body is None:
+                found.append(StoredBody(None))
                 continue
-            template, values = parts
-            number = self._numbers.get(template)
-            if number is None:
-                await self._notice(template)
-                found.append(StoredBody(text))
-            else:
-                found.append(StoredBody(text, number, values))
+            stored, parts = self._by_recent_form(body), None
+            if stored is None:
+                parts = split(body)
+            if parts is not None:
+                template, values = parts
+                number = self._numbers.get(template)
+                if number is None:
+                    await self._notice(template)
+                else:
+                    if template not in self._known:
+                        self._known[template] = _KnownForm.of(template, number)
+                    form = (len(body.columns), self._known[template])
+                    if form not in self._recent:
+                        self._recent.appendleft(form)
+                    stored = StoredBody(body.text, number, values)
+            found.append(stored or StoredBody(body.text))
         return found
+
+    def _by_recent_form(self, body: Body) -> StoredBody | None:
+        for columns, form in self._recent:
+            if columns == len(body.columns):
+                values = form.values_of(body)
+                if values is not None:
+                    return StoredBody(body.text, form.number, values)
+        return None
 
     async def _notice(self, template: str) -> None:
         if not is_form(template):

@@ -123,6 +123,18 @@ WHERE account.is_active
 """
 """The account numbers that completed payments have as reference."""
 
+# raw SQL: hot path - each callback that completes a payment.
+OF_REFERENCES = """
+SELECT account_id FROM (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS t(merchant_id, env, shortcode, number)
+    LIMIT cardinality($1)
+) AS t
+    JOIN receiver ON receiver.env = t.env AND receiver.number = t.shortcode
+    JOIN account_number AS account ON account.receiver_id = receiver.receiver_id
+        AND account.merchant_id = t.merchant_id AND account.number = t.number
+WHERE account.is_active
+"""
+
 ALREADY_COUNTED = """
 SELECT source_id, place, payer, payer_digest
 FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[])

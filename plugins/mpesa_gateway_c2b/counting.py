@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.deferred import ConcurrentUpdate
+from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.ids import Ids
@@ -59,6 +59,8 @@ class AccountCounting:
         self._db = db
         self._clock = clock
         self._outbox = outbox
+        self._users = set[str]()
+        """Merchants that requested payments with account numbers."""
 
     async def find(self, money: Sequence[IncomingMoney]) -> list[FoundSubject | LeftToReport | None]:
         """Return the active account numbers that payers typed. No locks."""
@@ -127,8 +129,15 @@ class AccountCounting:
         )
 
     async def count_completed(self, completed: Sequence[PaymentCompleted]) -> None:
-        """Count payments whose reference is an account number of their merchant at their receiver."""
+        """Count payments whose reference is an account number of their merchant at their receiver.
+
+        A batch of callbacks costs no look-up: its write finds that no payment has an account number. Otherwise the
+        transaction raises ConcurrentUpdate, and each callback is applied alone.
+        """
         chosen = [one for one in completed if not one.has_own_reference]
+        if self._db.is_deferring:
+            await self._expect_none([one for one in chosen if one.merchant_id not in self._users])
+            chosen = [one for one in chosen if one.merchant_id in self._users]
         if not chosen:
             return
         rows = await self._db.read_unlocked(
@@ -136,6 +145,8 @@ class AccountCounting:
             [one.payment_id for one in chosen],
             [normalise(one.reference) for one in chosen],
         )
+        found = {row["payment_id"] for row in rows}
+        self._users |= {one.merchant_id for one in chosen if one.payment_id in found}
         counted = await self._counted_by_money([row for row in rows if row["receipt"] is None])
         await self.add(
             [
@@ -144,6 +155,16 @@ class AccountCounting:
                 if row["payment_id"] not in counted
             ]
         )
+
+    async def _expect_none(self, completed: Sequence[PaymentCompleted]) -> None:
+        if completed:
+            args = (
+                [one.merchant_id for one in completed],
+                [one.env for one in completed],
+                [one.shortcode for one in completed],
+                [normalise(one.reference) for one in completed],
+            )
+            await self._db.defer(DeferredWrite(account_tables.OF_REFERENCES, args, expects=0))
 
     async def _counted_by_money(self, payments: Sequence[Row]) -> set[str]:
         """Return payments without receipt whose money counts already, by its transaction.

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mpesa_gateway.security.scopes import Env
 
@@ -33,6 +34,12 @@ def make_token(key: bytes, kind: str, subject: Subject) -> str:
 
 
 def read_token(key: bytes, kind: str, token: str) -> Subject | None:
+    return _read(key, kind, token) if _TOKEN.match(token) else None
+
+
+@lru_cache(maxsize=1024)
+def _read(key: bytes, kind: str, token: str) -> Subject | None:
+    """Cached, as each callback's token is read several times."""
     found = _TOKEN.match(token)
     if found is None:
         return None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import structlog
 
@@ -62,6 +63,7 @@ class CallbackVerifier:
         self._standing = standing
         self._look_ups = (0, 0)
         self._allowlist = read_networks(settings.allowlist, "callbacks.allowlist")
+        self._listed = lru_cache(maxsize=4096)(self._is_within_allowlist)
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
 
@@ -107,6 +109,9 @@ class CallbackVerifier:
         return self.open_token(kind, token) is not None or self.is_listed(source)
 
     def is_listed(self, source: str) -> bool:
+        return self._listed(source)
+
+    def _is_within_allowlist(self, source: str) -> bool:
         address = read_address(source)
         return address is not None and is_within(address, self._allowlist)
 

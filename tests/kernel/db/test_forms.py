@@ -1,6 +1,7 @@
 """Bodies as forms and values: every text comes back byte for byte, and a lost form loses nothing."""
 
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -114,6 +115,40 @@ async def test_form_is_used_after_some_bodies_only(harness: Harness) -> None:
     assert before == [None] * AFTER
     assert (after.form_id, after.values) == (number_of('{"a":"%1$s","b":%2$s}'), "x\x1f5")
     assert after.text == '{"a":"x","b":5}'
+
+
+TEXTS = ("", "x", "7", "100%", "%1$s", "%", "{}", "Wanjirũ 🙂", 'a"b', "a\\b", "\x1f", "\n", "columns", "other")
+
+
+async def test_values_found_by_a_known_form_come_back_unchanged(harness: Harness) -> None:
+    bodies = BodyForms(harness.gateway.db)
+    templates = ('{{"a":{0},"b":{1},"c":{2}}}', '{{"a":{0},"b":{1}}}', '{{"%":{0}, "100%s":[{1},{2}]}}')
+    numbers = ("0", "-1.5e+3", "254712345678")
+    known = 0
+    for _ in range(2):
+        for first, second, number in itertools.product(TEXTS, TEXTS, numbers):
+            for template in templates:
+                text = template.format(json.dumps(first, ensure_ascii=False), json.dumps(second), number)
+                body = Body(text, constants=frozenset({"0"}), columns=("columns", "7"))
+                (stored,) = await bodies.shorten([body])
+                assert stored.text == text
+                if stored.form_id is None or stored.values is None:
+                    continue
+                known += 1
+                sql = "SELECT body_text($1, $2, $3::text[])"
+                found = await harness.gateway.db.fetchval(sql, stored.form_id, stored.values, list(body.columns))
+                assert found == text
+    assert known > 1000
+
+
+async def test_equal_value_of_another_column_is_stored(harness: Harness) -> None:
+    bodies = BodyForms(harness.gateway.db)
+    for number in range(AFTER * 2):
+        await bodies.shorten([Body(f'{{"v":"row{number}","w":"x","y":1}}', columns=(f"row{number}",))])
+    (same,) = await bodies.shorten([Body('{"v":"row","w":"x","y":1}', columns=("row",))])
+    (another,) = await bodies.shorten([Body('{"v":"ro","w":"x","y":1}', columns=("row",))])
+    assert (same.form_id, same.values) == (number_of('{"v":"%1$s","w":"%2$s","y":%3$s}'), "x\x1f1")
+    assert another.form_id is None
 
 
 async def test_names_that_never_repeat_store_no_form(harness: Harness) -> None:
