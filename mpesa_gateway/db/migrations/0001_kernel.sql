@@ -26,14 +26,17 @@ BEGIN
     RETURN found;
 END
 $$;
--- For constraints: any id of ours, and in a primary key one with the table's prefix.
-CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT get_byte(uuid_send(id), 6) BETWEEN 1 AND 127
-$$;
-CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT (get_byte(uuid_send(id), 6) << 8) + get_byte(uuid_send(id), 7) = (
-        ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31))
-$$;
+-- For constraints: any id of ours, and in a primary key one with the table's prefix. In PL/pgSQL, as Postgres would parse
+-- functions in SQL again for each statement that writes to the table.
+CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+BEGIN
+    RETURN get_byte(uuid_send(id), 6) BETWEEN 1 AND 127;
+END $$;
+CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+BEGIN
+    RETURN (get_byte(uuid_send(id), 6) << 8) + get_byte(uuid_send(id), 7) = (
+        ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31));
+END $$;
 -- Returns the least id of a prefix and a millisecond: all ids of earlier milliseconds are less.
 CREATE FUNCTION id_least(prefix text, moment timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0') || lpad(to_hex(

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import INITIATED, Answer, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from tests.conftest import Harness
-from tests.daraja import Daraja, ack, fault, result, stk_callback
+from tests.daraja import Daraja, ack, fault, list_loopback, result, stk_callback
 from tests.stored import change_credentials
 
 CHECK = "/v1/payments/mpesa/check-status/"
@@ -491,8 +489,7 @@ async def test_status_result_before_the_acknowledgement_counts_with_and_without_
     # Without a token: the address of the specification, where only Daraja's ids identify the query.
     url = f"{harness.base}/v1/webhooks/mpesa/transactionstatus/result"
     await change_credentials(harness.gateway, result_url=url)
-    verifier: Any = harness.gateway.services.get(CallbackVerifier)
-    verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    list_loopback(harness.gateway)
     other = await create_payment(harness, key="other")
     daraja.add_answers("transactionstatus", ack(77))
     go = daraja.hold("transactionstatus")
@@ -509,8 +506,7 @@ async def test_status_result_before_the_acknowledgement_counts_with_and_without_
 
 
 async def test_status_result_counts_at_every_result_address(harness: Harness, daraja: Daraja) -> None:
-    verifier: Any = harness.gateway.services.get(CallbackVerifier)
-    verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    list_loopback(harness.gateway)
     specified = "/v1/webhooks/mpesa/reversal/"
     for number, path in enumerate(("{specified}result", "/v1/cb/reversal/{token}", "{specified}result/{token}")):
         payment = await create_payment(harness, key=f"k{number}")
@@ -536,8 +532,7 @@ async def test_status_result_without_token_and_ids_changes_nothing(harness: Harn
     payment = await create_payment(harness)
     daraja.add_answers("transactionstatus", (200, {"ConversationID": "AG_1", "ResponseCode": "0"}))
     await query_status(harness, payment["id"])
-    verifier: Any = harness.gateway.services.get(CallbackVerifier)
-    verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    list_loopback(harness.gateway)
     path = "/v1/webhooks/mpesa/transactionstatus/result"
     assert (await harness.api.call("POST", path, status_result("Completed"))).status == 200
     assert (await get_payment(harness, payment))["status"] == "pending"

@@ -17,13 +17,12 @@ from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, ru
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.conftest import Harness
-from tests.daraja import Daraja, ack, fault, result, stk_callback
+from tests.daraja import Daraja, ack, fault, list_loopback, result, stk_callback
 from tests.stored import WIPE_SHORTCODES, change_credentials, move_to
 
 RECEIPT = "TKN4A1B2C3"
@@ -532,8 +531,7 @@ async def test_reversal_result_without_a_token_waits_for_its_ack(refunds: Refund
     payment_id = await refunds.complete_payment()
     url = f"{refunds.harness.base}/v1/webhooks/mpesa/reversal/result"
     await change_credentials(refunds.harness.gateway, result_url=url)
-    verifier: Any = refunds.harness.gateway.services.get(CallbackVerifier)
-    verifier._allowlist = (*verifier._allowlist, *_loopback())
+    list_loopback(refunds.harness.gateway)
     refunds.daraja.add_answers("reversal", ack(77))
     go = refunds.daraja.hold("reversal")
     asking = asyncio.create_task(refunds.ask(payment_id))
@@ -553,8 +551,7 @@ SPECIFIED = "/v1/webhooks/mpesa/"
 
 async def test_reversal_result_without_a_token_counts_at_every_result_address(refunds: RefundClient) -> None:
     """The specification has one result_url, that of status queries, and Daraja posts reversals' results to it too."""
-    verifier: Any = refunds.harness.gateway.services.get(CallbackVerifier)
-    verifier._allowlist = (*verifier._allowlist, *_loopback())
+    list_loopback(refunds.harness.gateway)
     url = f"{refunds.harness.base}{SPECIFIED}transactionstatus/result"
     await change_credentials(refunds.harness.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
     for number, address in enumerate(("transactionstatus/result", "reversal/result", "")):
@@ -615,12 +612,6 @@ async def test_reversal_result_with_a_token_counts_at_every_result_address(refun
         done = result(0, transaction_id=f"REV000000{number}", says={"OriginalTransactionID": receipt})
         assert (await refunds.harness.api.call("POST", path + token, done)).status == 200
         assert await refunds.amounts(payment_id) == ("reversed", 500, 0), path
-
-
-def _loopback() -> tuple[Any, ...]:
-    from mpesa_gateway.client_ip import read_networks  # noqa: PLC0415
-
-    return read_networks(("127.0.0.0/8",), "test")
 
 
 @asynccontextmanager
