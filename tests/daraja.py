@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import msgspec
 
+from mpesa_gateway.app import Gateway
 from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from tests.kernel.scripted import ScriptedRequest, scripted, write
@@ -219,7 +219,7 @@ async def scripted_daraja() -> AsyncGenerator[Daraja]:
         yield daraja
 
 
-def list_loopback(gateway: Runtime) -> None:
+def list_loopback(gateway: Gateway) -> None:
     """Put this machine's addresses on the allowlist of callbacks."""
     verifier: Any = gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
