@@ -247,7 +247,9 @@ def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, compone
         if reference is None:
             return
         taken = {"schema": reference}
-    operation["requestBody"] = {"required": True, "content": {"application/json": taken}}
+    data = handler.parsed_fn_signature.parameters.get("data")
+    is_required = data is None or not data.has_default
+    operation["requestBody"] = {"required": is_required, "content": {"application/json": taken}}
 
 
 def _option(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:

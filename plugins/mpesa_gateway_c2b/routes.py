@@ -26,9 +26,9 @@ _SHORTCODE = {"shortcode": {"pattern": "^[0-9]{5,7}$", "examples": ["174379"]}}
 )
 async def register_c2b(
     shortcode: FromPath[str],
-    data: JSONBody[C2bRequest],
     caller: MerchantWrite,
     services: NamedDependency[Services],
+    data: JSONBody[C2bRequest] = C2bRequest(),  # noqa: B008 - frozen; the body may be absent
 ) -> Success[C2bRegistered]:
     """Register this gateway's addresses for payer-initiated payments. `state` is Safaricom's answer."""
     return Success(data=await services.get(C2bRegistrations).register(caller, shortcode, data))

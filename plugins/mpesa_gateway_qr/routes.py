@@ -27,7 +27,7 @@ async def draw_payment(
     payment_id: FromPath[str],
     caller: PaymentsWrite,
     services: NamedDependency[Services],
-    data: JSONBody[PaymentQrOrder],
+    data: JSONBody[PaymentQrOrder] = PaymentQrOrder(),  # noqa: B008 - frozen; the body may be absent
 ) -> Success[QrView]:
     """Return M-Pesa's QR code of a pending payment. A scan proves nothing: wait for the webhook."""
     return Success(data=await services.get(QrCodes).of_payment(caller, payment_id, data.size))

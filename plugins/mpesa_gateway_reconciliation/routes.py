@@ -52,7 +52,9 @@ async def register_pull(
     refuses=(RunInProgress, ProviderNotConfigured, ReceiverOwned),
 )
 async def reconcile(
-    caller: PaymentsWrite, services: NamedDependency[Services], data: JSONBody[Window]
+    caller: PaymentsWrite,
+    services: NamedDependency[Services],
+    data: JSONBody[Window] = Window(),  # noqa: B008 - frozen; the body may be absent
 ) -> Response[Success[RunView]]:
     """Read M-Pesa's statement now and complete the payments that it proves; 202 while the run continues."""
     run = await services.get(ReconciliationService).run_now(caller, data)

@@ -6,6 +6,7 @@ from base64 import urlsafe_b64encode
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from litestar import get
 
 from mpesa_gateway.plugin import Plugin
@@ -144,6 +145,22 @@ async def test_request_without_a_body_is_refused(harness: Harness) -> None:
     answer = await harness.api.call("POST", "/v1/payments", headers={"Idempotency-Key": "a"})
     enveloped(answer, 422, "VALIDATION_ERROR")
     assert "JSON object" in answer.error["message"]
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"{}"], ids=["absent", "empty", "object"])
+async def test_body_whose_fields_are_all_optional_may_be_absent(harness: Harness, raw: bytes | None) -> None:
+    payment = (await harness.api.pay("254700000020", key="order")).data
+    described = (await harness.api.call("GET", "/schema/openapi.json")).body["paths"]
+    for path, template in (
+        (f"/v1/payments/{payment['id']}/qr", "/v1/payments/{payment_id}/qr"),
+        ("/v1/merchant/shortcodes/174379/c2b", "/v1/merchant/shortcodes/{shortcode}/c2b"),
+        ("/v1/payments/mpesa/reconcile", "/v1/payments/mpesa/reconcile"),
+    ):
+        answer = await harness.api.call("POST", path, raw=raw)
+        # This merchant has no number for Pull.
+        assert answer.status == 200 or answer.error["code"] == "PROVIDER_NOT_CONFIGURED", answer.body
+        assert described[template]["post"]["requestBody"]["required"] is False
+    assert described["/v1/payments"]["post"]["requestBody"]["required"] is True
 
 
 async def test_request_with_an_unknown_field_names_it_with_its_path(harness: Harness) -> None:
